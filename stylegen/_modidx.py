@@ -44,6 +44,25 @@ d = {
             "stylegen.job.get_resolution": ("job.html#get_resolution", "stylegen/job.py"),
             "stylegen.job.parse_job": ("job.html#parse_job", "stylegen/job.py"),
             "stylegen.job.read_message": ("job.html#read_message", "stylegen/job.py"),
-        }
+        },
+        "stylegen.settings": {
+            "stylegen.settings.Settings": ("settings.html#settings", "stylegen/settings.py"),
+            "stylegen.settings.Settings._split": (
+                "settings.html#settings._split",
+                "stylegen/settings.py",
+            ),
+            "stylegen.settings.SettingsError": (
+                "settings.html#settingserror",
+                "stylegen/settings.py",
+            ),
+            "stylegen.settings.load_settings": (
+                "settings.html#load_settings",
+                "stylegen/settings.py",
+            ),
+            "stylegen.settings.settings_table": (
+                "settings.html#settings_table",
+                "stylegen/settings.py",
+            ),
+        },
     },
 }
