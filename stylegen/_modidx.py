@@ -45,6 +45,18 @@ d = {
             "stylegen.job.parse_job": ("job.html#parse_job", "stylegen/job.py"),
             "stylegen.job.read_message": ("job.html#read_message", "stylegen/job.py"),
         },
+        "stylegen.pocket": {
+            "stylegen.pocket._merge": ("pocket.html#_merge", "stylegen/pocket.py"),
+            "stylegen.pocket._scheduler": ("pocket.html#_scheduler", "stylegen/pocket.py"),
+            "stylegen.pocket._text_encoder": ("pocket.html#_text_encoder", "stylegen/pocket.py"),
+            "stylegen.pocket._unet": ("pocket.html#_unet", "stylegen/pocket.py"),
+            "stylegen.pocket._vae": ("pocket.html#_vae", "stylegen/pocket.py"),
+            "stylegen.pocket._vocabulary": ("pocket.html#_vocabulary", "stylegen/pocket.py"),
+            "stylegen.pocket.build_lora": ("pocket.html#build_lora", "stylegen/pocket.py"),
+            "stylegen.pocket.build_pocket": ("pocket.html#build_pocket", "stylegen/pocket.py"),
+            "stylegen.pocket.main": ("pocket.html#main", "stylegen/pocket.py"),
+            "stylegen.pocket.make_tokenizer": ("pocket.html#make_tokenizer", "stylegen/pocket.py"),
+        },
         "stylegen.settings": {
             "stylegen.settings.Settings": ("settings.html#settings", "stylegen/settings.py"),
             "stylegen.settings.Settings._split": (

@@ -17,7 +17,7 @@ _NOT_RUN = re.compile(r"^#\s?\|\s*(eval:\s*false|slow|gpu)\b", re.MULTILINE)
 def refresh(path: Path) -> None:
     """Run one notebook in its own folder and write it back; stop at the first error."""
     notebook = read_nb(path)
-    shell = CaptureShell(path)
+    shell = CaptureShell(path, mpl_format=None)
     kept = {cell.id: cell.outputs for cell in notebook.cells if _is_kept(cell)}
     shell.run_all(notebook, exc_stop=True, preproc=lambda cell: not _runs(cell))
     for cell in notebook.cells:
