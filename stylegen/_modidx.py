@@ -45,6 +45,45 @@ d = {
             "stylegen.job.parse_job": ("job.html#parse_job", "stylegen/job.py"),
             "stylegen.job.read_message": ("job.html#read_message", "stylegen/job.py"),
         },
+        "stylegen.lora": {
+            "stylegen.lora._applied_layers": ("lora.html#_applied_layers", "stylegen/lora.py"),
+            "stylegen.lora._check_tensor": ("lora.html#_check_tensor", "stylegen/lora.py"),
+            "stylegen.lora._load": ("lora.html#_load", "stylegen/lora.py"),
+            "stylegen.lora.applied_lora": ("lora.html#applied_lora", "stylegen/lora.py"),
+            "stylegen.lora.check_lora_file": ("lora.html#check_lora_file", "stylegen/lora.py"),
+            "stylegen.lora.lora_layers": ("lora.html#lora_layers", "stylegen/lora.py"),
+            "stylegen.lora.read_header": ("lora.html#read_header", "stylegen/lora.py"),
+        },
+        "stylegen.pipeline": {
+            "stylegen.pipeline._arguments": ("pipeline.html#_arguments", "stylegen/pipeline.py"),
+            "stylegen.pipeline._default_pipeline": (
+                "pipeline.html#_default_pipeline",
+                "stylegen/pipeline.py",
+            ),
+            "stylegen.pipeline._from_pretrained": (
+                "pipeline.html#_from_pretrained",
+                "stylegen/pipeline.py",
+            ),
+            "stylegen.pipeline._memory_errors": (
+                "pipeline.html#_memory_errors",
+                "stylegen/pipeline.py",
+            ),
+            "stylegen.pipeline._place": ("pipeline.html#_place", "stylegen/pipeline.py"),
+            "stylegen.pipeline.draw": ("pipeline.html#draw", "stylegen/pipeline.py"),
+            "stylegen.pipeline.generate_image": (
+                "pipeline.html#generate_image",
+                "stylegen/pipeline.py",
+            ),
+            "stylegen.pipeline.load_pipeline": (
+                "pipeline.html#load_pipeline",
+                "stylegen/pipeline.py",
+            ),
+            "stylegen.pipeline.make_scheduler": (
+                "pipeline.html#make_scheduler",
+                "stylegen/pipeline.py",
+            ),
+            "stylegen.pipeline.pick_device": ("pipeline.html#pick_device", "stylegen/pipeline.py"),
+        },
         "stylegen.pocket": {
             "stylegen.pocket._merge": ("pocket.html#_merge", "stylegen/pocket.py"),
             "stylegen.pocket._scheduler": ("pocket.html#_scheduler", "stylegen/pocket.py"),
@@ -75,6 +114,107 @@ d = {
                 "settings.html#settings_table",
                 "stylegen/settings.py",
             ),
+        },
+        "stylegen.webhook": {
+            "stylegen.webhook.ProgressReporter": (
+                "webhook.html#progressreporter",
+                "stylegen/webhook.py",
+            ),
+            "stylegen.webhook.ProgressReporter.__call__": (
+                "webhook.html#progressreporter.__call__",
+                "stylegen/webhook.py",
+            ),
+            "stylegen.webhook.ProgressReporter.__enter__": (
+                "webhook.html#progressreporter.__enter__",
+                "stylegen/webhook.py",
+            ),
+            "stylegen.webhook.ProgressReporter.__exit__": (
+                "webhook.html#progressreporter.__exit__",
+                "stylegen/webhook.py",
+            ),
+            "stylegen.webhook.ProgressReporter.__init__": (
+                "webhook.html#progressreporter.__init__",
+                "stylegen/webhook.py",
+            ),
+            "stylegen.webhook.ProgressReporter._deliver": (
+                "webhook.html#progressreporter._deliver",
+                "stylegen/webhook.py",
+            ),
+            "stylegen.webhook.ProgressReporter.close": (
+                "webhook.html#progressreporter.close",
+                "stylegen/webhook.py",
+            ),
+            "stylegen.webhook.ReceivedWebhook": (
+                "webhook.html#receivedwebhook",
+                "stylegen/webhook.py",
+            ),
+            "stylegen.webhook.ReceivedWebhook.event": (
+                "webhook.html#receivedwebhook.event",
+                "stylegen/webhook.py",
+            ),
+            "stylegen.webhook.WebhookReceiver": (
+                "webhook.html#webhookreceiver",
+                "stylegen/webhook.py",
+            ),
+            "stylegen.webhook.WebhookReceiver.__enter__": (
+                "webhook.html#webhookreceiver.__enter__",
+                "stylegen/webhook.py",
+            ),
+            "stylegen.webhook.WebhookReceiver.__exit__": (
+                "webhook.html#webhookreceiver.__exit__",
+                "stylegen/webhook.py",
+            ),
+            "stylegen.webhook.WebhookReceiver.__init__": (
+                "webhook.html#webhookreceiver.__init__",
+                "stylegen/webhook.py",
+            ),
+            "stylegen.webhook.WebhookReceiver.take": (
+                "webhook.html#webhookreceiver.take",
+                "stylegen/webhook.py",
+            ),
+            "stylegen.webhook.WebhookReceiver.wait_for": (
+                "webhook.html#webhookreceiver.wait_for",
+                "stylegen/webhook.py",
+            ),
+            "stylegen.webhook.WebhookUrls": ("webhook.html#webhookurls", "stylegen/webhook.py"),
+            "stylegen.webhook._Bearer": ("webhook.html#_bearer", "stylegen/webhook.py"),
+            "stylegen.webhook._Bearer.__call__": (
+                "webhook.html#_bearer.__call__",
+                "stylegen/webhook.py",
+            ),
+            "stylegen.webhook._Bearer.__init__": (
+                "webhook.html#_bearer.__init__",
+                "stylegen/webhook.py",
+            ),
+            "stylegen.webhook._Handler": ("webhook.html#_handler", "stylegen/webhook.py"),
+            "stylegen.webhook._Handler._take": (
+                "webhook.html#_handler._take",
+                "stylegen/webhook.py",
+            ),
+            "stylegen.webhook._Handler.log_message": (
+                "webhook.html#_handler.log_message",
+                "stylegen/webhook.py",
+            ),
+            "stylegen.webhook._check": ("webhook.html#_check", "stylegen/webhook.py"),
+            "stylegen.webhook._deliver": ("webhook.html#_deliver", "stylegen/webhook.py"),
+            "stylegen.webhook._give_up": ("webhook.html#_give_up", "stylegen/webhook.py"),
+            "stylegen.webhook._options": ("webhook.html#_options", "stylegen/webhook.py"),
+            "stylegen.webhook._origin": ("webhook.html#_origin", "stylegen/webhook.py"),
+            "stylegen.webhook._worth_retrying": (
+                "webhook.html#_worth_retrying",
+                "stylegen/webhook.py",
+            ),
+            "stylegen.webhook.allowed_url": ("webhook.html#allowed_url", "stylegen/webhook.py"),
+            "stylegen.webhook.send_complete_webhook": (
+                "webhook.html#send_complete_webhook",
+                "stylegen/webhook.py",
+            ),
+            "stylegen.webhook.send_failed_webhook": (
+                "webhook.html#send_failed_webhook",
+                "stylegen/webhook.py",
+            ),
+            "stylegen.webhook.send_progress": ("webhook.html#send_progress", "stylegen/webhook.py"),
+            "stylegen.webhook.webhook_urls": ("webhook.html#webhook_urls", "stylegen/webhook.py"),
         },
     },
 }
