@@ -115,6 +115,56 @@ d = {
                 "stylegen/settings.py",
             ),
         },
+        "stylegen.storage": {
+            "stylegen.storage.FolderStore": ("storage.html#folderstore", "stylegen/storage.py"),
+            "stylegen.storage.FolderStore.__init__": (
+                "storage.html#folderstore.__init__",
+                "stylegen/storage.py",
+            ),
+            "stylegen.storage.FolderStore.check": (
+                "storage.html#folderstore.check",
+                "stylegen/storage.py",
+            ),
+            "stylegen.storage.FolderStore.fetch": (
+                "storage.html#folderstore.fetch",
+                "stylegen/storage.py",
+            ),
+            "stylegen.storage.FolderStore.put": (
+                "storage.html#folderstore.put",
+                "stylegen/storage.py",
+            ),
+            "stylegen.storage.S3Store": ("storage.html#s3store", "stylegen/storage.py"),
+            "stylegen.storage.S3Store.__init__": (
+                "storage.html#s3store.__init__",
+                "stylegen/storage.py",
+            ),
+            "stylegen.storage.S3Store._put": ("storage.html#s3store._put", "stylegen/storage.py"),
+            "stylegen.storage.S3Store.check": ("storage.html#s3store.check", "stylegen/storage.py"),
+            "stylegen.storage.S3Store.fetch": ("storage.html#s3store.fetch", "stylegen/storage.py"),
+            "stylegen.storage.S3Store.put": ("storage.html#s3store.put", "stylegen/storage.py"),
+            "stylegen.storage.Store": ("storage.html#store", "stylegen/storage.py"),
+            "stylegen.storage.Store.check": ("storage.html#store.check", "stylegen/storage.py"),
+            "stylegen.storage.Store.fetch": ("storage.html#store.fetch", "stylegen/storage.py"),
+            "stylegen.storage.Store.put": ("storage.html#store.put", "stylegen/storage.py"),
+            "stylegen.storage._beside": ("storage.html#_beside", "stylegen/storage.py"),
+            "stylegen.storage._default_store": (
+                "storage.html#_default_store",
+                "stylegen/storage.py",
+            ),
+            "stylegen.storage._public_base": ("storage.html#_public_base", "stylegen/storage.py"),
+            "stylegen.storage._s3_errors": ("storage.html#_s3_errors", "stylegen/storage.py"),
+            "stylegen.storage.download_lora_model": (
+                "storage.html#download_lora_model",
+                "stylegen/storage.py",
+            ),
+            "stylegen.storage.encode_jpeg": ("storage.html#encode_jpeg", "stylegen/storage.py"),
+            "stylegen.storage.make_s3_store": ("storage.html#make_s3_store", "stylegen/storage.py"),
+            "stylegen.storage.parse_s3_url": ("storage.html#parse_s3_url", "stylegen/storage.py"),
+            "stylegen.storage.upload_image_to_s3": (
+                "storage.html#upload_image_to_s3",
+                "stylegen/storage.py",
+            ),
+        },
         "stylegen.webhook": {
             "stylegen.webhook.ProgressReporter": (
                 "webhook.html#progressreporter",

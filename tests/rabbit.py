@@ -1,0 +1,220 @@
+"""A private RabbitMQ node: own name, ports, folders, cookie and port mapper; shared with nobody."""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+
+import pika
+from pika.exceptions import AMQPConnectionError
+
+_LIB = Path("/usr/lib/rabbitmq/bin")  # Debian's plain scripts; its wrappers want another user
+_START_LIMIT = 60.0
+_POLL = 0.1
+
+_CONFIG = """\
+listeners.tcp.1 = 127.0.0.1:{port}
+disk_free_limit.absolute = 1MB
+log.file.level = info
+"""
+
+
+class RabbitError(RuntimeError):
+    """RabbitMQ is not installed, or a node or one of its tools failed."""
+
+
+def _tool(name: str) -> str:
+    found = str(_LIB / name) if (_LIB / name).exists() else shutil.which(name)
+    if not found:
+        raise RabbitError(f"{name} not found: run tools/ensure_rabbitmq.sh")
+    return found
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago, all different."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+class RabbitNode:
+    """A real broker for tests: ``with RabbitNode() as node: pika.URLParameters(node.url)``.
+
+    Its data outlive `stop` and `kill`, so that a test can `start` it again; `close` removes all.
+    """
+
+    def __init__(self) -> None:
+        self.port, self._dist_port, self._epmd_port = _free_ports(3)
+        self.name = f"stylegen-{secrets.token_hex(4)}@localhost"
+        self.folder = Path(tempfile.mkdtemp(prefix="stylegen-rabbit-"))
+        self._environment = os.environ | self._write_files()
+        self._server: subprocess.Popen[bytes] | None = None
+        self._epmd: subprocess.Popen[bytes] | None = None
+
+    def _write_files(self) -> dict[str, str]:
+        (self.folder / "plugins").write_text("[].\n")
+        (self.folder / "env.conf").write_text("")
+        (self.folder / "rabbitmq.conf").write_text(_CONFIG.format(port=self.port))
+        cookie = self.folder / ".erlang.cookie"
+        cookie.write_text(secrets.token_hex(16))
+        cookie.chmod(0o400)
+        quiet = "+sbwt none +sbwtdcpu none +sbwtdio none"
+        return {
+            "HOME": str(self.folder),
+            "ERL_EPMD_PORT": str(self._epmd_port),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODENAME": self.name,
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(self._dist_port),
+            "RABBITMQ_MNESIA_BASE": str(self.folder / "data"),
+            "RABBITMQ_LOG_BASE": str(self.folder / "log"),
+            "RABBITMQ_PID_FILE": str(self.folder / "pid"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "plugins"),
+            "RABBITMQ_CONF_ENV_FILE": str(self.folder / "env.conf"),
+            "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq.conf"),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": quiet,
+            "RABBITMQ_CTL_ERL_ARGS": quiet,
+        }
+
+    @property
+    def url(self) -> str:
+        """The node's address with the default account."""
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/%2f"
+
+    def start(self) -> None:
+        """Start the node and wait until AMQP answers.
+
+        Raises:
+            RabbitError: It is not installed, ended, or took too long; the log's tail is shown.
+        """
+        server = _tool("rabbitmq-server")
+        if self._epmd is None:
+            self._epmd = self._spawn(_tool("epmd"), "-port", str(self._epmd_port))
+        self._server = self._spawn(server)
+        limit = time.monotonic() + _START_LIMIT
+        while not self._answers():
+            if self._server.poll() is not None or time.monotonic() > limit:
+                tail = self._log_tail()
+                self.close()
+                raise RabbitError(f"RabbitMQ did not start\n{tail}")
+            time.sleep(_POLL)
+
+    def _spawn(self, *command: str) -> subprocess.Popen[bytes]:
+        with (self.folder / "output").open("ab") as output:
+            return subprocess.Popen(  # pylint: disable=consider-using-with
+                command,
+                env=self._environment,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def _answers(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            pika.BlockingConnection(pika.URLParameters(self.url)).close()
+        except (OSError, AMQPConnectionError):
+            return False
+        return True
+
+    def _log_tail(self) -> str:
+        files = [self.folder / "output", *sorted(self.folder.glob("log/*.log"))]
+        lines = [line for path in files for line in path.read_text(errors="replace").splitlines()]
+        return "\n".join(lines[-30:])
+
+    def stop(self) -> None:
+        """End the node in good order, as an operator would."""
+        if self._server is not None:
+            self._signal_group(self._server, signal.SIGTERM)
+            try:
+                self._server.wait(30)
+            except subprocess.TimeoutExpired:
+                pass
+            self.kill()
+
+    def kill(self) -> None:
+        """End the node at once, as a power cut would."""
+        if self._server is not None:
+            self._signal_group(self._server, signal.SIGKILL)
+            self._server.wait(30)
+            self._server = None
+
+    def close(self) -> None:
+        """End everything that was started and remove the folder."""
+        self.kill()
+        if self._epmd is not None:
+            self._signal_group(self._epmd, signal.SIGKILL)
+            self._epmd.wait(30)
+            self._epmd = None
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @staticmethod
+    def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            pass
+
+    def control(self, *arguments: str) -> str:
+        """Run ``rabbitmqctl`` on this node.
+
+        Args:
+            *arguments: The command and its arguments.
+
+        Returns:
+            What it printed.
+
+        Raises:
+            RabbitError: It failed.
+        """
+        command = [_tool("rabbitmqctl"), "-q", "-n", self.name, *arguments]
+        done = subprocess.run(
+            command, env=self._environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        if done.returncode:
+            raise RabbitError(f"rabbitmqctl {arguments[0]} failed\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    def queue_state(self, queue: str) -> tuple[int, int]:
+        """Count a queue's messages, exactly: the queue itself is asked.
+
+        Args:
+            queue: Its name.
+
+        Returns:
+            Messages that are ready, and messages delivered but not acknowledged.
+
+        Raises:
+            KeyError: There is no such queue.
+        """
+        columns = ("name", "messages_ready", "messages_unacknowledged")
+        table = self.control("list_queues", "--no-table-headers", *columns)
+        rows = [line.split("\t") for line in table.splitlines()]
+        return {name: (int(ready), int(unacked)) for name, ready, unacked in rows}[queue]
+
+    def close_all_connections(self) -> None:
+        """Let the broker close every client's connection."""
+        self.control("close_all_connections", "a test wants it")
+
+    def __enter__(self) -> "RabbitNode":
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
