@@ -96,6 +96,26 @@ d = {
             "stylegen.pocket.main": ("pocket.html#main", "stylegen/pocket.py"),
             "stylegen.pocket.make_tokenizer": ("pocket.html#make_tokenizer", "stylegen/pocket.py"),
         },
+        "stylegen.provenance": {
+            "stylegen.provenance.Label": ("provenance.html#label", "stylegen/provenance.py"),
+            "stylegen.provenance._text": ("provenance.html#_text", "stylegen/provenance.py"),
+            "stylegen.provenance.encode_labelled": (
+                "provenance.html#encode_labelled",
+                "stylegen/provenance.py",
+            ),
+            "stylegen.provenance.label_exif": (
+                "provenance.html#label_exif",
+                "stylegen/provenance.py",
+            ),
+            "stylegen.provenance.label_xmp": (
+                "provenance.html#label_xmp",
+                "stylegen/provenance.py",
+            ),
+            "stylegen.provenance.read_provenance": (
+                "provenance.html#read_provenance",
+                "stylegen/provenance.py",
+            ),
+        },
         "stylegen.settings": {
             "stylegen.settings.Settings": ("settings.html#settings", "stylegen/settings.py"),
             "stylegen.settings.Settings._split": (
@@ -113,6 +133,50 @@ d = {
             "stylegen.settings.settings_table": (
                 "settings.html#settings_table",
                 "stylegen/settings.py",
+            ),
+        },
+        "stylegen.signature": {
+            "stylegen.signature._Layout": ("signature.html#_layout", "stylegen/signature.py"),
+            "stylegen.signature._box": ("signature.html#_box", "stylegen/signature.py"),
+            "stylegen.signature._characters": (
+                "signature.html#_characters",
+                "stylegen/signature.py",
+            ),
+            "stylegen.signature._fit": ("signature.html#_fit", "stylegen/signature.py"),
+            "stylegen.signature._needs_shaping": (
+                "signature.html#_needs_shaping",
+                "stylegen/signature.py",
+            ),
+            "stylegen.signature._system_fonts": (
+                "signature.html#_system_fonts",
+                "stylegen/signature.py",
+            ),
+            "stylegen.signature._width": ("signature.html#_width", "stylegen/signature.py"),
+            "stylegen.signature._wrap": ("signature.html#_wrap", "stylegen/signature.py"),
+            "stylegen.signature.add_watermark": (
+                "signature.html#add_watermark",
+                "stylegen/signature.py",
+            ),
+            "stylegen.signature.choose_font": (
+                "signature.html#choose_font",
+                "stylegen/signature.py",
+            ),
+            "stylegen.signature.create_text_overlay": (
+                "signature.html#create_text_overlay",
+                "stylegen/signature.py",
+            ),
+            "stylegen.signature.get_position": (
+                "signature.html#get_position",
+                "stylegen/signature.py",
+            ),
+            "stylegen.signature.margin_of": ("signature.html#margin_of", "stylegen/signature.py"),
+            "stylegen.signature.normalise_name": (
+                "signature.html#normalise_name",
+                "stylegen/signature.py",
+            ),
+            "stylegen.signature.packaged_font": (
+                "signature.html#packaged_font",
+                "stylegen/signature.py",
             ),
         },
         "stylegen.storage": {
