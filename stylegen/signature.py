@@ -145,14 +145,14 @@ def _width(layout: _Layout) -> int:
     return box[2] - box[0]
 
 
-# %% ../nbs/02_signature.ipynb #77a2b5b2
+# %% ../nbs/02_signature.ipynb #72a198cd
 def _fit(name: str, size: tuple[int, int], font_path: Path) -> _Layout:
     room = size[0] - 2 * margin_of(size)
     largest = max(8, round(min(size) * TEXT_SCALE))
     smallest = max(8, round(largest * SMALLEST))
     for pixels in range(largest, smallest - 1, -1):
         font = ImageFont.truetype(str(font_path), pixels)
-        layout = _Layout(name, font, max(1, pixels // 12))
+        layout = _Layout(name, font, max(2, pixels // 8))
         if _width(layout) <= room:
             return layout
     layout = layout._replace(text=_wrap(layout, room))

@@ -1,5 +1,6 @@
 """A private RabbitMQ node: own name, ports, folders, cookie and port mapper; shared with nobody."""
 
+import atexit
 import os
 import secrets
 import shutil
@@ -58,6 +59,7 @@ class RabbitNode:
         self._environment = os.environ | self._write_files()
         self._server: subprocess.Popen[bytes] | None = None
         self._epmd: subprocess.Popen[bytes] | None = None
+        atexit.register(self.close)
 
     def _write_files(self) -> dict[str, str]:
         (self.folder / "plugins").write_text("[].\n")
@@ -151,13 +153,14 @@ class RabbitNode:
             self._server = None
 
     def close(self) -> None:
-        """End everything that was started and remove the folder."""
+        """End everything that was started and remove the folder; also done when Python ends."""
         self.kill()
         if self._epmd is not None:
             self._signal_group(self._epmd, signal.SIGKILL)
             self._epmd.wait(30)
             self._epmd = None
         shutil.rmtree(self.folder, ignore_errors=True)
+        atexit.unregister(self.close)
 
     @staticmethod
     def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:

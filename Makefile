@@ -1,0 +1,54 @@
+# Two commands matter: `make demo` shows a job, `make test` proves the project. Both install first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export OMP_NUM_THREADS ?= 1
+NBVAL := IN_TEST=1 HF_HUB_OFFLINE=1 pytest -q -p no:cacheprovider --nbval --nbval-current-env
+
+.PHONY: help install demo test check notebooks unit prep outputs lab clean
+
+help:  ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/.installed  ## make .venv and install the project into it
+
+$(VENV)/.installed: settings.ini setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: install  ## draw one picture by a job, on embedded defaults
+	@HF_HUB_OFFLINE=1 $(BIN)/python tools/demo.py
+
+test: install check notebooks unit  ## everything that must hold
+
+check: install  ## format, lint, and whether notebooks, modules and README agree
+	@sh tools/check_sync.sh
+	black --check --quiet nbs stylegen tests tools worker.py setup.py conftest.py
+	flake8 stylegen tests tools worker.py setup.py conftest.py
+	pylint --score=n stylegen worker.py tools
+
+notebooks: install broker  ## the notebooks as tests: nbdev_test and strict nbval
+	HF_HUB_OFFLINE=1 nbdev_test --n_workers 2
+	$(NBVAL) nbs
+
+unit: install broker  ## the tests of the installed package, on real parts
+	HF_HUB_OFFLINE=1 pytest -q tests
+
+.PHONY: broker
+broker:
+	@sh tools/ensure_rabbitmq.sh
+
+prep: install  ## clean, format and export the notebooks; write the README
+	@sh tools/prep.sh
+
+outputs: install  ## run every notebook and store its outputs
+	HF_HUB_OFFLINE=1 $(BIN)/python tools/run_notebooks.py
+	@sh tools/prep.sh
+
+lab: install  ## JupyterLab on the notebooks
+	jupyter lab --notebook-dir nbs
+
+clean:  ## remove what was built
+	rm -rf $(VENV) build dist out *.egg-info

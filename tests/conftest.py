@@ -1,0 +1,78 @@
+"""Real parts for the tests: a broker node, an S3 server, a receiver, the pocket model.
+
+None of them is skipped when it can't be had: a test that does not run proves nothing.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rabbit import RabbitNode
+from s3_server import S3Server
+
+from stylegen.pipeline import load_pipeline
+from stylegen.pocket import build_lora, build_pocket
+from stylegen.storage import FolderStore
+from stylegen.webhook import WebhookReceiver
+from stylegen.worker import Parts
+
+TOKEN = "t0ken-of-the-tests"
+
+
+@pytest.fixture(scope="session")
+def rabbit() -> Iterator[RabbitNode]:
+    """A private RabbitMQ node."""
+    with RabbitNode() as node:
+        yield node
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """A private S3 server."""
+    with S3Server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def pocket(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the pocket model (``pocket``) and two LoRAs (``models/style_*``)."""
+    folder = tmp_path_factory.mktemp("pocket")
+    build_pocket(folder / "pocket")
+    for style in (10, 11):
+        lora = folder / "models" / f"style_{style}.safetensors"
+        build_lora(lora, folder / "pocket", rank=style - 6, seed=style)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pipeline(pocket: Path) -> Any:
+    """The resident pocket pipeline."""
+    return load_pipeline(str(pocket / "pocket"), device="cpu")
+
+
+@pytest.fixture
+def backend() -> Iterator[WebhookReceiver]:
+    """A real HTTP receiver of webhooks."""
+    with WebhookReceiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture
+def parts(pipeline: Any, pocket: Path, backend: WebhookReceiver) -> Parts:
+    """A worker's parts on folder storage."""
+    return Parts(pipeline, FolderStore(pocket), (backend.url,), TOKEN, "pocket")
+
+
+@pytest.fixture
+def order(backend: WebhookReceiver) -> dict[str, Any]:
+    """A small valid job."""
+    return {
+        "generation_id": 500,
+        "style_id": 10,
+        "lora_model_url": "s3://models/style_10.safetensors",
+        "prompt_tags": ["red", "heart", "white background"],
+        "artist_name": "김하늘",
+        "webhook_url": backend.url,
+        "num_inference_steps": 4,
+    }

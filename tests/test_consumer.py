@@ -1,0 +1,211 @@
+"""The deployed consumer, end to end: ``python worker.py`` on a real broker, bucket and receiver."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pika
+import pytest
+from conftest import TOKEN
+from PIL import Image
+from rabbit import RabbitNode
+from s3_server import S3Server
+
+from stylegen.webhook import WebhookReceiver
+
+ROOT = Path(__file__).parent.parent
+QUEUE = "image_generation"
+
+
+def publish(rabbit: RabbitNode, *bodies: bytes) -> None:
+    """Publish as the platform's producers do: a plain durable queue, declared by the producer."""
+    connection = pika.BlockingConnection(pika.URLParameters(rabbit.url))
+    channel = connection.channel()
+    channel.queue_declare(queue=QUEUE, durable=True)
+    for body in bodies:
+        channel.basic_publish("", QUEUE, body, pika.BasicProperties(delivery_mode=2))
+    connection.close()
+
+
+@pytest.fixture
+def environment(
+    rabbit: RabbitNode, s3: S3Server, pocket: Path, backend: WebhookReceiver
+) -> dict[str, str]:
+    """What an operator sets; buckets exist, and hold one LoRA."""
+    client = s3.client()
+    for bucket in ("models", "stylelicense-images"):
+        client.create_bucket(Bucket=bucket)
+    client.upload_file(str(pocket / "models/style_10.safetensors"), "models", "10/lora.safetensors")
+    return os.environ | {
+        "INTERNAL_API_TOKEN": TOKEN,
+        "WEBHOOK_ALLOWED_ORIGINS": backend.url,
+        "RABBITMQ_URL": rabbit.url,
+        "AWS_ENDPOINT_URL_S3": s3.endpoint_url,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "STYLEGEN_MODEL": str(pocket / "pocket"),
+        "STYLEGEN_DEVICE": "cpu",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+@contextmanager
+def worker(environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The consumer as a process; killed at the end if it still runs."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "worker.py"], cwd=ROOT, env=environment, stdout=output, stderr=output
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def job(backend: WebhookReceiver, number: int, **changes: Any) -> bytes:
+    """A job of this test's bucket."""
+    fields = {
+        "generation_id": number,
+        "style_id": 10,
+        "lora_model_url": "s3://models/10/lora.safetensors",
+        "prompt_tags": ["red", "heart"],
+        "artist_name": "김하늘",
+        "webhook_url": backend.url,
+        "seed": 0,
+    }
+    return json.dumps(fields | changes).encode()
+
+
+def test_three_jobs(
+    environment: dict[str, str],
+    rabbit: RabbitNode,
+    s3: S3Server,
+    backend: WebhookReceiver,
+    tmp_path: Path,
+) -> None:
+    """Square, tall, and one whose LoRA is missing; then a clean stop."""
+    publish(
+        rabbit,
+        job(backend, 1),
+        job(backend, 2, aspect_ratio="1:2", seed=7),
+        job(backend, 3, lora_model_url="s3://models/none.safetensors"),
+    )
+    log = tmp_path / "worker.log"
+    with worker(environment, log) as process:
+        assert backend.wait_for(1, "failed", timeout=120), log.read_text()
+        wait_until(lambda: rabbit.queue_state(QUEUE) == (0, 0))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    check_webhooks(backend, s3)
+    for number, size in ((1, (512, 512)), (2, (512, 1024))):
+        stored = s3.client().get_object(
+            Bucket="stylelicense-images", Key=f"generations/gen_{number}.jpg"
+        )
+        assert stored["ContentType"] == "image/jpeg"
+        with Image.open(io.BytesIO(stored["Body"].read())) as picture:
+            picture.load()
+            assert (picture.format, picture.size) == ("JPEG", size)
+    assert TOKEN not in log.read_text()
+
+
+def wait_until(ready: Any, timeout: float = 30) -> None:
+    """Poll until `ready()`; fails after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not ready():
+        assert time.monotonic() < deadline, "never became true"
+        time.sleep(0.2)
+
+
+def check_webhooks(backend: WebhookReceiver, s3: S3Server) -> None:
+    """The exact sequence, bodies and headers of the three jobs."""
+    seen = [(webhook.method, webhook.event, webhook.body) for webhook in backend.received]
+    for number in (1, 2):
+        steps = [body["progress"] for _, event, body in seen if _is_progress(event, body, number)]
+        assert [(p["current_step"], p["progress_percent"]) for p in steps] == [
+            (0, 0),
+            (13, 25),
+            (25, 50),
+            (38, 75),
+            (45, 90),
+        ]
+        assert all(p["total_steps"] == 50 and p["estimated_seconds"] >= 0 for p in steps)
+    terminal = [(method, event, body) for method, event, body in seen if event != "progress"]
+    base = f"{s3.endpoint_url}/stylelicense-images/generations"
+    common = {"steps": 50, "guidance_scale": 7.5, "scheduler": "dpmsolver++", "width": 512}
+    assert terminal == [
+        _complete(1, f"{base}/gen_1.jpg", common | {"seed": 0, "height": 512}),
+        _complete(2, f"{base}/gen_2.jpg", common | {"seed": 7, "height": 1024}),
+        ("POST", "failed", _failure(3, "s3://models/none.safetensors: not found")),
+    ]
+    assert [event for _, event, _ in seen] == [*["progress"] * 5, "complete"] * 2 + ["failed"]
+    for webhook in backend.received:
+        assert webhook.headers["Authorization"] == f"Bearer {TOKEN}"
+        assert webhook.headers["X-Request-Source"] == "inference-server"
+        assert webhook.headers["Content-Type"] == "application/json"
+        assert webhook.method == ("PATCH" if webhook.event == "progress" else "POST")
+        assert webhook.path == f"/api/webhooks/inference/{webhook.event}"
+
+
+def _is_progress(event: str, body: dict[str, Any], number: int) -> bool:
+    return event == "progress" and body["generation_id"] == number
+
+
+def _complete(number: int, url: str, metadata: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
+    body = {"generation_id": number, "result_url": url, "metadata": metadata}
+    return "POST", "complete", body
+
+
+def _failure(number: int, text: str) -> dict[str, Any]:
+    return {
+        "generation_id": number,
+        "error_message": text,
+        "error_code": "LORA_NOT_FOUND",
+        "retry_count": 0,
+    }
+
+
+def test_bad_messages_neither_crash_nor_loop(
+    environment: dict[str, str], rabbit: RabbitNode, backend: WebhookReceiver, tmp_path: Path
+) -> None:
+    """What can be answered is; what can't is set aside; the next good job is done."""
+    unanswerable = [b"", b"\xff\xfe", b"[1]", b"{}", job(backend, 4, webhook_url="https://evil.example")]
+    answerable = job(backend, 5, prompt_tags=[], seed=-1, num_inference_steps=10**9)
+    publish(rabbit, *unanswerable, answerable, job(backend, 6, num_inference_steps=2))
+    log = tmp_path / "worker.log"
+    with worker(environment, log) as process:
+        assert backend.wait_for(1, "complete", timeout=120), log.read_text()
+        wait_until(lambda: rabbit.queue_state(QUEUE) == (0, 0))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    assert rabbit.queue_state(f"{QUEUE}.dead") == (len(unanswerable), 0)
+    (failed,) = backend.wait_for(1, "failed")
+    assert failed.body["error_code"] == "INVALID_MESSAGE"
+    for name in ("prompt_tags", "seed", "num_inference_steps"):
+        assert name in failed.body["error_message"]
+    assert not [webhook for webhook in backend.received if webhook.body["generation_id"] == 4]
+
+
+def test_stop_finishes_the_job_in_hand(
+    environment: dict[str, str], rabbit: RabbitNode, backend: WebhookReceiver, tmp_path: Path
+) -> None:
+    """SIGTERM in the middle of a picture: it is delivered, the next one stays in the queue."""
+    publish(rabbit, job(backend, 7), job(backend, 8))
+    with worker(environment, tmp_path / "worker.log") as process:
+        assert backend.wait_for(2, "progress", timeout=120)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    assert [webhook.body["generation_id"] for webhook in backend.wait_for(1, "complete")] == [7]
+    wait_until(lambda: rabbit.queue_state(QUEUE) == (1, 0))
+    connection = pika.BlockingConnection(pika.URLParameters(rabbit.url))
+    connection.channel().queue_purge(QUEUE)
+    connection.close()

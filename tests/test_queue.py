@@ -1,0 +1,365 @@
+"""The consumer against a real broker: every way in which a message could get lost or be done twice."""
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pika
+import pytest
+from rabbit import RabbitNode
+
+from stylegen import queue as stylegen_queue
+from stylegen.queue import (
+    Delivery,
+    JobThread,
+    connection_parameters,
+    ensure_queue,
+    publish_job,
+    start_rabbitmq_consumer,
+)
+
+
+@pytest.fixture(scope="session")
+def rabbit() -> Iterator[RabbitNode]:
+    """A private broker."""
+    with RabbitNode() as node:
+        yield node
+
+
+@pytest.fixture
+def queue(rabbit: RabbitNode) -> str:
+    """A queue of this test's own: durable, plain, empty."""
+    name = f"test-{uuid.uuid4().hex}"
+    with _channel(rabbit) as channel:
+        channel.queue_declare(name, durable=True)
+    return name
+
+
+@contextmanager
+def _channel(rabbit: RabbitNode) -> Iterator[pika.adapters.blocking_connection.BlockingChannel]:
+    connection = pika.BlockingConnection(pika.URLParameters(rabbit.url))
+    try:
+        yield connection.channel()
+    finally:
+        connection.close()
+
+
+def _ready_messages(rabbit: RabbitNode, queue: str) -> int:
+    with _channel(rabbit) as channel:
+        return channel.queue_declare(queue, passive=True).method.message_count
+
+
+def _wait_for(condition: Callable[[], bool], limit: float = 30.0) -> None:
+    end = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+class _Consumer:
+    """A consumer on a thread, its callback's record, and a gate that holds jobs back."""
+
+    def __init__(self, rabbit: RabbitNode, queue: str, **options: object) -> None:
+        self.seen: list[bytes] = []
+        self.done: list[bytes] = []
+        self.connections = 0
+        self.stop = threading.Event()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.error: BaseException | None = None
+        self._rabbit, self._queue, self._options = rabbit, queue, options
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        try:
+            start_rabbitmq_consumer(
+                self._queue,
+                self._callback,
+                url=self._rabbit.url,
+                stop=self.stop,
+                on_ready=self._ready,
+                **self._options,
+            )
+        except BaseException as error:  # pylint: disable=broad-exception-caught
+            self.error = error
+
+    def _callback(self, body: bytes) -> None:
+        self.seen.append(body)
+        if body == b"poison":
+            raise RuntimeError("the result could not be reported")
+        assert self.gate.wait(60)
+        self.done.append(body)
+
+    def _ready(self) -> None:
+        self.connections += 1
+
+    def wait_seen(self, count: int) -> None:
+        """Wait until so many jobs have begun."""
+        _wait_for(lambda: len(self.seen) >= count)
+
+    def wait_done(self, count: int) -> None:
+        """Wait until so many jobs have ended."""
+        _wait_for(lambda: len(self.done) >= count)
+
+    def wait_connected(self, count: int = 1) -> None:
+        """Wait until it has been registered with the broker so many times."""
+        _wait_for(lambda: self.connections >= count)
+
+    def join(self) -> None:
+        """Wait until the consumer has returned or raised."""
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+
+    def __enter__(self) -> "_Consumer":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        self.gate.set()
+        self.join()
+
+
+def test_a_message_is_consumed_and_acknowledged(rabbit: RabbitNode, queue: str) -> None:
+    body = b'{"artist_name": "\xea\xb9\x80"} not JSON at all \xff'
+    publish_job(body, url=rabbit.url, queue_name=queue)
+    with _Consumer(rabbit, queue) as consumer:
+        consumer.wait_done(1)
+    assert consumer.done == [body] and consumer.error is None
+    assert rabbit.queue_state(queue) == (0, 0)
+
+
+def test_a_published_job_is_persistent(rabbit: RabbitNode, queue: str) -> None:
+    publish_job(b"{}", url=rabbit.url, queue_name=queue)
+    with _channel(rabbit) as channel:
+        _, properties, body = channel.basic_get(queue, auto_ack=True)
+    assert (properties.delivery_mode, properties.content_type) == (2, "application/json")
+    assert body == b"{}"
+
+
+def test_a_job_may_outlast_three_heartbeats(rabbit: RabbitNode, queue: str) -> None:
+    publish_job(b"slow", url=rabbit.url, queue_name=queue)
+    with _Consumer(rabbit, queue, heartbeat=2) as consumer:
+        consumer.gate.clear()
+        consumer.wait_seen(1)
+        time.sleep(7)
+        consumer.gate.set()
+        consumer.wait_done(1)
+    assert (consumer.seen, consumer.connections) == ([b"slow"], 1)
+    assert rabbit.queue_state(queue) == (0, 0)
+
+
+def test_the_second_message_waits_in_the_queue(rabbit: RabbitNode, queue: str) -> None:
+    with _Consumer(rabbit, queue) as consumer:
+        consumer.gate.clear()
+        for body in (b"first", b"second"):
+            publish_job(body, url=rabbit.url, queue_name=queue)
+        consumer.wait_seen(1)
+        assert rabbit.queue_state(queue) == (1, 1)
+        consumer.gate.set()
+        consumer.wait_done(2)
+    assert consumer.done == [b"first", b"second"]
+
+
+@pytest.mark.parametrize("arguments", [{"x-max-priority": 5}, {"x-queue-type": "quorum"}])
+def test_an_existing_queue_is_accepted_as_it_is(
+    rabbit: RabbitNode, arguments: dict[str, object]
+) -> None:
+    name = f"test-{uuid.uuid4().hex}"
+    with _channel(rabbit) as channel:
+        channel.queue_declare(name, durable=True, arguments=arguments)
+    publish_job(b"{}", url=rabbit.url, queue_name=name)
+    with _Consumer(rabbit, name) as consumer:
+        consumer.wait_done(1)
+    assert (consumer.connections, _ready_messages(rabbit, name)) == (1, 0)
+
+
+def test_a_missing_queue_is_made_as_the_producers_make_it(rabbit: RabbitNode) -> None:
+    name = f"test-{uuid.uuid4().hex}"
+    with _Consumer(rabbit, name) as consumer:
+        consumer.wait_connected()
+        with _channel(rabbit) as producer:
+            producer.queue_declare(queue=name, durable=True)
+            producer.basic_publish("", name, b"{}")
+        consumer.wait_done(1)
+    assert consumer.connections == 1
+
+
+def test_stop_finishes_and_acknowledges_the_job_in_hand(rabbit: RabbitNode, queue: str) -> None:
+    for body in (b"first", b"second"):
+        publish_job(body, url=rabbit.url, queue_name=queue)
+    with _Consumer(rabbit, queue) as consumer:
+        consumer.gate.clear()
+        consumer.wait_seen(1)
+        consumer.stop.set()
+        time.sleep(1)
+        assert not consumer.done
+        consumer.gate.set()
+        consumer.join()
+    assert (consumer.done, consumer.error) == ([b"first"], None)
+    assert rabbit.queue_state(queue) == (1, 0)
+
+
+def test_stop_hands_back_what_was_prefetched(rabbit: RabbitNode, queue: str) -> None:
+    with _Consumer(rabbit, queue, prefetch_count=3) as consumer:
+        consumer.gate.clear()
+        for body in (b"first", b"second", b"third"):
+            publish_job(body, url=rabbit.url, queue_name=queue)
+        consumer.wait_seen(1)
+        _wait_for(lambda: _ready_messages(rabbit, queue) == 0)
+        consumer.stop.set()
+        consumer.gate.set()
+        consumer.join()
+    assert consumer.done == [b"first"]
+    assert rabbit.queue_state(queue) == (2, 0)
+
+
+def test_an_idle_consumer_survives_a_closed_connection(rabbit: RabbitNode, queue: str) -> None:
+    with _Consumer(rabbit, queue) as consumer:
+        consumer.wait_connected()
+        rabbit.close_all_connections()
+        publish_job(b"{}", url=rabbit.url, queue_name=queue)
+        consumer.wait_done(1)
+    assert consumer.connections == 2
+    assert rabbit.queue_state(queue) == (0, 0)
+
+
+def test_a_job_cut_off_from_the_broker_is_delivered_once_more(
+    rabbit: RabbitNode, queue: str
+) -> None:
+    publish_job(b"cut", url=rabbit.url, queue_name=queue)
+    with _Consumer(rabbit, queue) as consumer:
+        consumer.gate.clear()
+        consumer.wait_seen(1)
+        rabbit.close_all_connections()
+        _wait_for(lambda: _ready_messages(rabbit, queue) == 1)
+        time.sleep(2)
+        assert (consumer.seen, consumer.connections) == ([b"cut"], 1)  # busy: asks for nothing
+        consumer.gate.set()
+        consumer.wait_done(2)
+    assert consumer.done == [b"cut", b"cut"]
+    assert rabbit.queue_state(queue) == (0, 0)
+
+
+def test_a_callback_that_raises_ends_the_consumer_and_keeps_the_message(
+    rabbit: RabbitNode, queue: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish_job(b"poison", url=rabbit.url, queue_name=queue)
+    with _Consumer(rabbit, queue) as consumer:
+        consumer.join()
+    assert isinstance(consumer.error, RuntimeError) and consumer.seen == [b"poison"]
+    assert rabbit.queue_state(queue) == (1, 0)
+    assert "RuntimeError" in caplog.text and "could not be reported (R" in caplog.text
+    assert str(consumer.error) not in caplog.text
+
+
+def test_a_deleted_queue_is_made_again(rabbit: RabbitNode, queue: str) -> None:
+    with _Consumer(rabbit, queue) as consumer:
+        consumer.wait_connected()
+        with _channel(rabbit) as channel:
+            channel.queue_delete(queue)
+        consumer.wait_connected(2)
+        publish_job(b"{}", url=rabbit.url, queue_name=queue)
+        consumer.wait_done(1)
+
+
+@pytest.fixture
+def impatient(rabbit: RabbitNode) -> Iterator[RabbitNode]:
+    """The broker, closing the channel of whoever holds a message for over a second."""
+    change = (
+        "application:set_env(rabbit, consumer_timeout, {}),"
+        "application:set_env(rabbit, channel_tick_interval, {})."
+    )
+    rabbit.control("eval", change.format(1000, 500))
+    yield rabbit
+    rabbit.control("eval", change.format(1_800_000, 60_000))
+
+
+def test_a_channel_closed_by_the_broker_is_noticed(impatient: RabbitNode, queue: str) -> None:
+    publish_job(b"slow", url=impatient.url, queue_name=queue)
+    with _Consumer(impatient, queue) as consumer:
+        consumer.gate.clear()
+        consumer.wait_seen(1)
+        _wait_for(lambda: _ready_messages(impatient, queue) == 1)
+        consumer.gate.set()
+        consumer.wait_done(2)
+    assert consumer.done == [b"slow", b"slow"]
+    assert _ready_messages(impatient, queue) == 0
+
+
+def test_a_killed_broker_comes_back_with_the_job(rabbit: RabbitNode, queue: str) -> None:
+    with _Consumer(rabbit, queue) as consumer:
+        consumer.gate.clear()
+        publish_job(b"persistent", url=rabbit.url, queue_name=queue)
+        consumer.wait_seen(1)
+        rabbit.kill()
+        consumer.gate.set()
+        consumer.wait_done(1)
+        rabbit.start()
+        consumer.wait_done(2)
+    assert consumer.done == [b"persistent", b"persistent"]
+    assert rabbit.queue_state(queue) == (0, 0)
+
+
+def test_stop_ends_the_attempts_to_reach_a_dead_broker(caplog: pytest.LogCaptureFixture) -> None:
+    stop = threading.Event()
+    threading.Timer(0.5, stop.set).start()
+    began = time.monotonic()
+    start_rabbitmq_consumer(callback=print, url="amqp://guest:guest@127.0.0.1:1/", stop=stop)
+    assert time.monotonic() - began < 5
+    assert "no broker (AMQPConnectionError)" in caplog.text
+
+
+def test_credentials_stay_out_of_the_log(
+    rabbit: RabbitNode, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    stop = threading.Event()
+    threading.Timer(1.5, stop.set).start()
+    url = f"amqp://guest:tr0ub4dor@127.0.0.1:{rabbit.port}/%2f"
+    start_rabbitmq_consumer(callback=print, url=url, stop=stop)
+    assert "no broker (ProbableAuthenticationError)" in caplog.text
+    assert "tr0ub4dor" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "url", ["tr0ub4dor", "amqp://u:tr0ub4dor/x@host", "amqp://h/?heartbeat=tr0ub4dor"]
+)
+def test_an_unreadable_url_is_not_quoted(url: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        connection_parameters(url)
+    assert "tr0ub4dor" not in str(caught.value) and caught.value.__suppress_context__
+
+
+def test_every_wait_for_the_broker_has_a_limit() -> None:
+    parameters = connection_parameters("amqp://host/?heartbeat=600")
+    assert parameters.heartbeat == 30
+    assert parameters.blocked_connection_timeout == stylegen_queue.BLOCKED_TIMEOUT
+
+
+def test_a_callback_is_needed() -> None:
+    with pytest.raises(ValueError, match="callback"):
+        start_rabbitmq_consumer("image_generation")
+
+
+def test_a_refused_queue_is_not_made_plain(rabbit: RabbitNode) -> None:
+    name = f"test-{uuid.uuid4().hex}"
+    with _channel(rabbit) as owner, _channel(rabbit) as other:
+        owner.queue_declare(name, exclusive=True)
+        with pytest.raises(pika.exceptions.ChannelClosedByBroker) as caught:
+            ensure_queue(other.connection, name)
+    assert caught.value.reply_code == 405
+
+
+def test_a_stale_delivery_is_neither_run_nor_reported() -> None:
+    ran: list[bytes] = []
+    done: list[Delivery] = []
+    jobs = JobThread(ran.append, threading.Event())
+    stale = Delivery(jobs.generation, 1, b"stale")
+    jobs.settle()
+    jobs.submit(stale, done.append).result()
+    jobs.submit(Delivery(jobs.generation, 1, b"fresh"), done.append).result()
+    assert ran == [b"fresh"] and [each.body for each in done] == [b"fresh"]

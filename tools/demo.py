@@ -1,0 +1,58 @@
+"""One job on embedded defaults: pocket model, folder storage, a real receiver on loopback.
+
+Usage: ``make demo``, or ``python tools/demo.py [FOLDER]`` (default: ``out/demo``).
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from stylegen.pocket import main as build_pocket_files
+from stylegen.webhook import ReceivedWebhook, WebhookReceiver
+from stylegen.worker import main as worker
+
+
+def show(webhook: ReceivedWebhook) -> int:
+    """Print a webhook as it arrives, above the progress bar."""
+    tqdm.write(f"{webhook.method} {webhook.path}\n    {json.dumps(webhook.body)}")
+    return 200
+
+
+def write_job(folder: Path, webhook_url: str) -> Path:
+    """Write the demo's job as a producer would send it."""
+    job = {
+        "generation_id": 1,
+        "style_id": 10,
+        "lora_model_url": "s3://models/style_10.safetensors",
+        "prompt_tags": ["red", "heart", "white background"],
+        "artist_name": "김하늘",
+        "webhook_url": webhook_url,
+        "aspect_ratio": "1:1",
+        "seed": 42,
+    }
+    path = folder / "job.json"
+    path.write_text(json.dumps(job, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def main(folder: Path) -> int:
+    """Build what is missing, start the receiver, and do the job by the worker's own command."""
+    if not (folder / "pocket" / "model_index.json").exists():
+        build_pocket_files([str(folder)])
+    with WebhookReceiver(show) as backend:
+        os.environ |= {
+            "INTERNAL_API_TOKEN": "demo-token",
+            "WEBHOOK_ALLOWED_ORIGINS": backend.url,
+            "STYLEGEN_STORAGE_FOLDER": str(folder),
+            "STYLEGEN_MODEL": str(folder / "pocket"),
+            "STYLEGEN_TORCH_THREADS": "1",
+            "LOG_LEVEL": "WARNING",
+        }
+        return worker(["--job", str(write_job(folder, backend.url))])
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else "out/demo").resolve()))
