@@ -64,6 +64,7 @@ d = {
                 "pipeline.html#_from_pretrained",
                 "stylegen/pipeline.py",
             ),
+            "stylegen.pipeline._hush": ("pipeline.html#_hush", "stylegen/pipeline.py"),
             "stylegen.pipeline._memory_errors": (
                 "pipeline.html#_memory_errors",
                 "stylegen/pipeline.py",
@@ -88,7 +89,7 @@ d = {
             "stylegen.pocket.Judgement": ("pocket.html#judgement", "stylegen/pocket.py"),
             "stylegen.pocket.Scene": ("pocket.html#scene", "stylegen/pocket.py"),
             "stylegen.pocket.Scene.random": ("pocket.html#scene.random", "stylegen/pocket.py"),
-            "stylegen.pocket._border": ("pocket.html#_border", "stylegen/pocket.py"),
+            "stylegen.pocket._apart": ("pocket.html#_apart", "stylegen/pocket.py"),
             "stylegen.pocket._bytes": ("pocket.html#_bytes", "stylegen/pocket.py"),
             "stylegen.pocket._clear": ("pocket.html#_clear", "stylegen/pocket.py"),
             "stylegen.pocket._cover": ("pocket.html#_cover", "stylegen/pocket.py"),
@@ -131,7 +132,14 @@ d = {
         },
         "stylegen.provenance": {
             "stylegen.provenance.Label": ("provenance.html#label", "stylegen/provenance.py"),
-            "stylegen.provenance._text": ("provenance.html#_text", "stylegen/provenance.py"),
+            "stylegen.provenance._exif_text": (
+                "provenance.html#_exif_text",
+                "stylegen/provenance.py",
+            ),
+            "stylegen.provenance._xmp_root": (
+                "provenance.html#_xmp_root",
+                "stylegen/provenance.py",
+            ),
             "stylegen.provenance.encode_labelled": (
                 "provenance.html#encode_labelled",
                 "stylegen/provenance.py",
@@ -215,11 +223,18 @@ d = {
         "stylegen.signature": {
             "stylegen.signature._Layout": ("signature.html#_layout", "stylegen/signature.py"),
             "stylegen.signature._box": ("signature.html#_box", "stylegen/signature.py"),
+            "stylegen.signature._candidates": (
+                "signature.html#_candidates",
+                "stylegen/signature.py",
+            ),
             "stylegen.signature._characters": (
                 "signature.html#_characters",
                 "stylegen/signature.py",
             ),
+            "stylegen.signature._draw": ("signature.html#_draw", "stylegen/signature.py"),
+            "stylegen.signature._extent": ("signature.html#_extent", "stylegen/signature.py"),
             "stylegen.signature._fit": ("signature.html#_fit", "stylegen/signature.py"),
+            "stylegen.signature._layout": ("signature.html#_layout", "stylegen/signature.py"),
             "stylegen.signature._needs_shaping": (
                 "signature.html#_needs_shaping",
                 "stylegen/signature.py",
@@ -228,7 +243,6 @@ d = {
                 "signature.html#_system_fonts",
                 "stylegen/signature.py",
             ),
-            "stylegen.signature._width": ("signature.html#_width", "stylegen/signature.py"),
             "stylegen.signature._wrap": ("signature.html#_wrap", "stylegen/signature.py"),
             "stylegen.signature.add_watermark": (
                 "signature.html#add_watermark",

@@ -52,7 +52,7 @@ def make_scheduler(name: str, config: Any) -> Any:
     return getattr(diffusers, SCHEDULERS[name]).from_config(config)
 
 
-# %% ../nbs/07_pipeline.ipynb #591642d4
+# %% ../nbs/07_pipeline.ipynb #175894fa
 def pick_device(device: str = "auto") -> str:
     """The device to draw on: ``auto`` is CUDA where there is one, else the CPU."""
     import torch
@@ -60,6 +60,19 @@ def pick_device(device: str = "auto") -> str:
     if device != "auto":
         return device
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _hush() -> None:
+    """Silence bars and warnings that speak to a model's developers; a download still shows."""
+    import warnings
+
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
 
 
 def _from_pretrained(model: str, dtype: Any, variant: str | None, token: str | None) -> Any:
@@ -81,7 +94,7 @@ def _from_pretrained(model: str, dtype: Any, variant: str | None, token: str | N
         return load()
 
 
-# %% ../nbs/07_pipeline.ipynb #6c32d445
+# %% ../nbs/07_pipeline.ipynb #4900d388
 def load_pipeline(
     model: str = SD15,
     *,
@@ -109,6 +122,7 @@ def load_pipeline(
     """
     import torch
 
+    _hush()
     on_cuda = pick_device(device) == "cuda"
     dtype, variant = (torch.float16, "fp16") if on_cuda else (torch.float32, None)
     pipeline = _from_pretrained(model, dtype, variant, token)

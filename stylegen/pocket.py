@@ -477,7 +477,7 @@ def draw(scene: Scene, width: int, height: int, style: str | None = None) -> Ima
     return Image.fromarray(paint(scene, width, height, style))
 
 
-# %% ../nbs/11_pocket.ipynb #0061ed91
+# %% ../nbs/11_pocket.ipynb #a2fa3a84
 @dataclass(frozen=True)
 class Judgement:
     """What a picture shows; `"unclear"` where it resembles nothing known."""
@@ -507,12 +507,12 @@ def _style(name: str) -> str | None:
     return None if name == "plain" else name
 
 
-def _border(pixels: Grid) -> Grid:
-    """The typical tile of the outermost ring, robust to a shape that touches it."""
+def _apart(pixels: Grid, tiles: Grid) -> Grid:
+    """How far the outermost ring is from each known tile; a shape that touches it is outvoted."""
     rows, columns = pixels.shape[0] // 32, pixels.shape[1] // 32
-    tiles = pixels.reshape(rows, 32, columns, 32, 3).swapaxes(1, 2)
-    ring = [tiles[0], tiles[-1], tiles[1:-1, 0], tiles[1:-1, -1]]
-    return np.median(np.concatenate(ring), axis=0)
+    cut = pixels.reshape(rows, 32, columns, 32, 3).swapaxes(1, 2)
+    ring = np.concatenate([cut[0], cut[-1], cut[1:-1, 0], cut[1:-1, -1]])
+    return np.array([np.median(np.abs(ring - tile).mean((1, 2, 3))) for tile in tiles])
 
 
 # %% ../nbs/11_pocket.ipynb #72338bfe
@@ -591,7 +591,7 @@ def _nearest(seen: Grid, known: dict[str, Grid], limit: float) -> str:
     return best if apart[best] < limit else UNCLEAR
 
 
-# %% ../nbs/11_pocket.ipynb #d4a4bb82
+# %% ../nbs/11_pocket.ipynb #69a696fe
 def judge(image: Image.Image) -> Judgement:
     """Tell what a picture shows, by its pixels alone.
 
@@ -603,7 +603,7 @@ def judge(image: Image.Image) -> Judgement:
     """
     pixels = np.float32(image.convert("RGB"))
     names, tiles = _grounds()
-    apart = np.abs(tiles - _border(pixels)).mean((1, 2, 3))
+    apart = _apart(pixels, tiles)
     best = int(apart.argmin())
     style, ground = names[best]
     clear = _clear(_difference(pixels, tiles[best]))

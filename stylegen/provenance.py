@@ -13,7 +13,8 @@ __all__ = [
     "read_provenance",
 ]
 
-# %% ../nbs/03_provenance.ipynb #06b9244a
+# %% ../nbs/03_provenance.ipynb #bf9b14e2
+import re
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -24,23 +25,43 @@ from PIL import ExifTags, Image
 
 from . import __version__
 
-# %% ../nbs/03_provenance.ipynb #23b135d4
+# %% ../nbs/03_provenance.ipynb #f86b9fe6
 GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 SOFTWARE = f"stylegen {__version__}"
 
 
 @dataclass(frozen=True)
 class Label:
-    """What a picture says of itself."""
+    """What a picture says of itself: never a prompt, a customer or a path.
 
-    generation_id: str
+    Args:
+        generation_id: The order's number.
+        artist_name: Whose style it is, in any script.
+        model: The base model's name.
+        lora_sha256: Hexadecimal digest of the LoRA file, where it is known.
+        software: The program and its version.
+        copyright_notice: Whose picture it is, where the platform's contract says so.
+    """
+
+    generation_id: int | str
     artist_name: str
     model: str
+    lora_sha256: str | None = None
+    software: str = SOFTWARE
+    copyright_notice: str | None = None
 
 
-# %% ../nbs/03_provenance.ipynb #4268f727
+# %% ../nbs/03_provenance.ipynb #7f26d2a6
+_EXIF_TAGS = {
+    "artist": ExifTags.Base.Artist,
+    "software": ExifTags.Base.Software,
+    "description": ExifTags.Base.ImageDescription,
+    "copyright": ExifTags.Base.Copyright,
+}
+
+
 def label_exif(label: Label) -> Image.Exif:
-    """A label as EXIF: Artist, Copyright, Software, ImageDescription.
+    """A label as EXIF: Artist, Software, ImageDescription, and Copyright where given.
 
     Args:
         label: What the picture says.
@@ -48,31 +69,39 @@ def label_exif(label: Label) -> Image.Exif:
     Returns:
         EXIF for Pillow's `save`.
     """
-    tags = ExifTags.Base
     exif = Image.Exif()
-    exif[tags.Artist] = label.artist_name.encode()
-    exif[tags.Copyright] = label.artist_name.encode()
-    exif[tags.Software] = SOFTWARE
-    exif[tags.ImageDescription] = f"AI-generated in the style of {label.artist_name}".encode()
+    exif[ExifTags.Base.Artist] = label.artist_name.encode()
+    exif[ExifTags.Base.Software] = label.software.encode()
+    description = f"AI-generated image in the style of {label.artist_name}"
+    exif[ExifTags.Base.ImageDescription] = description.encode()
+    if label.copyright_notice:
+        exif[ExifTags.Base.Copyright] = label.copyright_notice.encode()
     return exif
 
 
-# %% ../nbs/03_provenance.ipynb #c6f69935
+# %% ../nbs/03_provenance.ipynb #8ee1c15d
 _NAMESPACES = {
     "rdf": "http://www.w3.org/1999/02/22-rdf-syntax-ns#",
     "dc": "http://purl.org/dc/elements/1.1/",
     "xmp": "http://ns.adobe.com/xap/1.0/",
-    "xmpMM": "http://ns.adobe.com/xap/1.0/mm/",
     "Iptc4xmpExt": "http://iptc.org/std/Iptc4xmpExt/2008-02-29/",
+    "stylegen": "https://stylegen.github.io/stylegen/ns/1.0/",
 }
-_XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+_PACKET = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF {namespaces}><rdf:Description rdf:about="">
-<dc:creator><rdf:Seq><rdf:li>{artist}</rdf:li></rdf:Seq></dc:creator>
-<Iptc4xmpExt:DigitalSourceType>{generated}</Iptc4xmpExt:DigitalSourceType>
-<xmp:CreatorTool>{software} ({model})</xmp:CreatorTool>
-<xmpMM:DocumentID>{generation_id}</xmpMM:DocumentID>
+{properties}
 </rdf:Description></rdf:RDF></x:xmpmeta>
 <?xpacket end="w"?>"""
+_XMP_PATHS = {
+    "creator": ".//dc:creator/rdf:Seq/rdf:li",
+    "digital_source_type": ".//Iptc4xmpExt:DigitalSourceType",
+    "generation_id": ".//dc:identifier",
+    "model": ".//Iptc4xmpExt:AISystemUsed",
+    "lora_sha256": ".//stylegen:LoraSha256",
+}
+
+# %% ../nbs/03_provenance.ipynb #08d1476b
+_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 def label_xmp(label: Label) -> bytes:
@@ -84,61 +113,76 @@ def label_xmp(label: Label) -> bytes:
     Returns:
         The packet, UTF-8.
     """
-    return _XMP.format(
-        namespaces=" ".join(f'xmlns:{name}="{uri}"' for name, uri in _NAMESPACES.items()),
-        artist=escape(label.artist_name),
-        generated=GENERATED,
-        software=SOFTWARE,
-        model=escape(label.model),
-        generation_id=escape(label.generation_id),
-    ).encode()
+
+    def element(name: str, value: int | str) -> str:
+        text = escape(_NOT_XML.sub("", str(value)))
+        return f"<{name}>{text}</{name}>"
+
+    properties = [
+        f"<dc:creator><rdf:Seq>{element('rdf:li', label.artist_name)}</rdf:Seq></dc:creator>",
+        element("dc:identifier", label.generation_id),
+        element("xmp:CreatorTool", label.software),
+        element("Iptc4xmpExt:DigitalSourceType", GENERATED),
+        element("Iptc4xmpExt:AISystemUsed", label.model),
+    ]
+    if label.lora_sha256:
+        properties.append(element("stylegen:LoraSha256", label.lora_sha256))
+    namespaces = " ".join(f'xmlns:{name}="{uri}"' for name, uri in _NAMESPACES.items())
+    return _PACKET.format(namespaces=namespaces, properties="\n".join(properties)).encode()
 
 
-# %% ../nbs/03_provenance.ipynb #58ce46a1
+# %% ../nbs/03_provenance.ipynb #127475c5
 def encode_labelled(image: Image.Image, label: Label) -> bytes:
-    """Encode a picture as a labelled JPEG, quality 95.
+    """Encode a picture as a labelled JPEG: quality 95, no chroma subsampling.
 
     Args:
-        image: An RGB picture.
+        image: The picture, of any mode; its own metadata is not written.
         label: What it says of itself.
 
     Returns:
-        The JPEG's bytes.
+        The JPEG's bytes, the same for the same picture and label.
     """
+    plain = image.convert("RGB")
+    plain.info = {}
     buffer = BytesIO()
-    image.convert("RGB").save(
+    plain.save(
         buffer, "JPEG", quality=95, subsampling=0, exif=label_exif(label), xmp=label_xmp(label)
     )
     return buffer.getvalue()
 
 
-# %% ../nbs/03_provenance.ipynb #e42c9346
-def read_provenance(source: Path | bytes) -> dict[str, str]:
+# %% ../nbs/03_provenance.ipynb #18932cad
+def read_provenance(source: Path | str | bytes) -> dict[str, str]:
     """Read a picture's label.
 
     Args:
         source: A JPEG's path or bytes.
 
     Returns:
-        ``artist``, ``software``, ``description``, ``digital_source_type``, ``generation_id``;
-        those that are there.
+        Those of ``artist``, ``software``, ``description``, ``copyright``, ``creator``,
+        ``digital_source_type``, ``generation_id``, ``model`` and ``lora_sha256`` that are there.
+
+    Raises:
+        OSError: It is no picture.
     """
     with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
         exif, packet = image.getexif(), image.info.get("xmp", b"")
-    tags = {"artist": ExifTags.Base.Artist, "software": ExifTags.Base.Software}
-    tags["description"] = ExifTags.Base.ImageDescription
-    found = {name: _text(exif.get(tag)) for name, tag in tags.items()}
-    if packet:
-        root = ElementTree.fromstring(packet.decode().strip("\x00"))
-        for name, path in (
-            ("digital_source_type", ".//Iptc4xmpExt:DigitalSourceType"),
-            ("generation_id", ".//xmpMM:DocumentID"),
-        ):
-            found[name] = root.findtext(path, "", _NAMESPACES)
+    found = {name: _exif_text(exif.get(tag)) for name, tag in _EXIF_TAGS.items()}
+    root = _xmp_root(packet)
+    if root is not None:
+        found |= {name: root.findtext(p, "", _NAMESPACES) for name, p in _XMP_PATHS.items()}
     return {name: text for name, text in found.items() if text}
 
 
-def _text(value: str | bytes | None) -> str:
-    """EXIF text: Pillow reads it as Latin-1; it was written as UTF-8."""
-    raw = value.encode("latin-1") if isinstance(value, str) else value or b""
-    return raw.decode("utf-8", "replace").strip("\x00")
+def _exif_text(value: object) -> str:
+    raw = value.encode("latin-1", "replace") if isinstance(value, str) else value
+    return raw.decode("utf-8", "replace").strip("\x00") if isinstance(raw, bytes) else ""
+
+
+def _xmp_root(packet: bytes) -> ElementTree.Element | None:
+    if not packet or b"<!" in packet:
+        return None
+    try:
+        return ElementTree.fromstring(packet.strip(b"\x00").decode())
+    except (ElementTree.ParseError, UnicodeDecodeError):
+        return None

@@ -7,8 +7,10 @@ __all__ = [
     "FONT_FOLDERS",
     "TEXT_SCALE",
     "MARGIN_SCALE",
-    "SMALLEST",
     "TALLEST",
+    "SHRUNK",
+    "SMALLEST_PIXELS",
+    "Alignment",
     "normalise_name",
     "packaged_font",
     "choose_font",
@@ -18,23 +20,26 @@ __all__ = [
     "add_watermark",
 ]
 
-# %% ../nbs/02_signature.ipynb #fdf5bc63
+# %% ../nbs/02_signature.ipynb #942e1d4d
 import unicodedata
+from collections.abc import Iterator
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, features
 
 from .job import InvalidMessage, Position, SignatureUnrenderable
 
-# %% ../nbs/02_signature.ipynb #d631fcf7
-_OVERRIDES = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+# %% ../nbs/02_signature.ipynb #8440e716
+_REFUSED = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
+_JOINERS = "\u200c\u200d"
+_LONGEST = 256
 
 
 def normalise_name(artist_name: str) -> str:
-    """A name in NFC, without surrounding space.
+    """A name in NFC, each run of spaces as one space, none around it.
 
     Args:
         artist_name: As the job has it.
@@ -43,48 +48,80 @@ def normalise_name(artist_name: str) -> str:
         The name to draw.
 
     Raises:
-        SignatureUnrenderable: It is blank, or holds control or bidi-override characters.
+        SignatureUnrenderable: It is blank, longer than 256 characters, or holds control,
+            bidi-override, invisible, surrogate or unassigned characters.
     """
-    name = " ".join(unicodedata.normalize("NFC", artist_name).split())
-    if not name or any(unicodedata.category(c) in ("Cc", "Cs") or c in _OVERRIDES for c in name):
-        raise SignatureUnrenderable("the artist's name is blank or holds control characters")
+    if len(artist_name) > _LONGEST:
+        raise SignatureUnrenderable(f"the artist's name is longer than {_LONGEST} characters")
+    name = " ".join(unicodedata.normalize("NFC", artist_name.strip(" ")).split(" "))
+    if any(unicodedata.category(c) in _REFUSED and c not in _JOINERS for c in name):
+        raise SignatureUnrenderable("the artist's name holds control or invisible characters")
+    name = " ".join(name.split())
+    if not name:
+        raise SignatureUnrenderable("the artist's name is blank")
     return name
 
 
-# %% ../nbs/02_signature.ipynb #b797ea5c
-FONT_FOLDERS = (Path("/usr/share/fonts"), Path("/usr/local/share/fonts"), Path("/Library/Fonts"))
-
-
-def packaged_font() -> Path:
-    """Noto Sans KR (OFL), from the package `pylopdf-fonts-ko`, which is not imported."""
-    spec = find_spec("pylopdf_fonts_ko")
-    if spec is None or spec.origin is None:
-        raise SignatureUnrenderable("the packaged font is not installed")
-    return Path(spec.origin).with_name("NotoSansKR-Regular.otf")
-
-
-@lru_cache(maxsize=256)
+# %% ../nbs/02_signature.ipynb #81ac3d66
+@lru_cache(maxsize=1024)
 def _characters(path: Path) -> frozenset[int]:
-    from fontTools.ttLib import TTFont, TTLibError
+    from fontTools.ttLib import TTFont
 
     try:
         with TTFont(path, fontNumber=0, lazy=True) as font:
-            return frozenset(font.getBestCmap() or ())
-    except (OSError, TTLibError):
+            has_outlines = any(table in font for table in ("glyf", "CFF ", "CFF2"))
+            return frozenset(font.getBestCmap() or ()) if has_outlines else frozenset()
+    except Exception:  # pylint: disable=broad-exception-caught  # broken fonts fail in many ways
         return frozenset()
+
+
+# %% ../nbs/02_signature.ipynb #612dc015
+FONT_FOLDERS = (
+    Path("/usr/share/fonts"),
+    Path("/usr/local/share/fonts"),
+    Path("/System/Library/Fonts"),
+    Path("/Library/Fonts"),
+    Path("C:/Windows/Fonts"),
+)
+_STYLES = ("bold", "ital", "obliq", "mono", "condensed", "light", "thin", "black", "serif", "math")
+_STAND_INS = ("lastresort", "adobeblank")
+
+
+def packaged_font() -> Path | None:
+    """Noto Sans KR (OFL), from the package `pylopdf-fonts-ko`, which is not imported."""
+    spec = find_spec("pylopdf_fonts_ko")
+    return Path(spec.origin).with_name("NotoSansKR-Regular.otf") if spec and spec.origin else None
 
 
 @lru_cache(maxsize=1)
 def _system_fonts() -> tuple[Path, ...]:
-    kinds = {".ttf", ".otf", ".ttc"}
+    def by_plainness(file: Path) -> tuple[int, str]:
+        return sum(style in file.stem.lower() for style in _STYLES), str(file)
+
     files = (file for folder in FONT_FOLDERS for file in folder.rglob("*"))
-    return tuple(sorted(file for file in files if file.suffix.lower() in kinds))
+    fonts = (file for file in files if file.suffix.lower() in {".ttf", ".otf", ".ttc"})
+    known = (font for font in fonts if font.stem.lower() not in _STAND_INS)
+    return tuple(sorted(known, key=by_plainness))
 
 
-# %% ../nbs/02_signature.ipynb #14e16a9a
+# %% ../nbs/02_signature.ipynb #34a07c1d
+_LOOSE_HANGUL = ("HANGUL CHOSEONG", "HANGUL JUNGSEONG", "HANGUL JONGSEONG")
+
+
 def _needs_shaping(name: str) -> bool:
-    complex_kinds = {"R", "AL", "NSM"}
-    return any(unicodedata.bidirectional(character) in complex_kinds for character in name)
+    return any(
+        unicodedata.bidirectional(character) in ("R", "AL")
+        or unicodedata.category(character).startswith("M")
+        or unicodedata.name(character, "").startswith(_LOOSE_HANGUL)
+        or character in _JOINERS
+        for character in name
+    )
+
+
+# %% ../nbs/02_signature.ipynb #9676cdcf
+def _candidates(font_path: Path | None) -> Iterator[Path]:
+    yield from (font for font in (font_path, packaged_font()) if font)
+    yield from _system_fonts()
 
 
 def choose_font(name: str, font_path: Path | None = None) -> Path:
@@ -100,25 +137,22 @@ def choose_font(name: str, font_path: Path | None = None) -> Path:
     Raises:
         SignatureUnrenderable: No font has them all, or the script can't be shaped here.
     """
-    from PIL import features
-
     if _needs_shaping(name) and not features.check("raqm"):
         raise SignatureUnrenderable("the artist's name needs text shaping, not available here")
-    wanted = {ord(character) for character in name if not character.isspace()}
-    first = [font_path] if font_path else []
-    for path in (*first, packaged_font()):
+    wanted = {ord(character) for character in name if character not in f" {_JOINERS}"}
+    missing = wanted
+    for path in _candidates(font_path):
         if wanted <= _characters(path):
             return path
-    for path in _system_fonts():
-        if wanted <= _characters(path):
-            return path
-    unknown = sorted(wanted - _characters(packaged_font()))
-    names = ", ".join(unicodedata.name(chr(code), f"U+{code:04X}") for code in unknown[:3])
+        missing = min(missing, wanted - _characters(path), key=len)
+    names = ", ".join(unicodedata.name(chr(code), f"U+{code:04X}") for code in sorted(missing)[:3])
     raise SignatureUnrenderable(f"no installed font can draw the artist's name ({names})")
 
 
-# %% ../nbs/02_signature.ipynb #e928af7d
-TEXT_SCALE, MARGIN_SCALE, SMALLEST, TALLEST = 0.05, 0.03, 0.6, 0.34
+# %% ../nbs/02_signature.ipynb #e9eaa20d
+TEXT_SCALE, MARGIN_SCALE, TALLEST = 0.05, 0.03, 0.34
+SHRUNK, SMALLEST_PIXELS = 0.7, 9
+Alignment = Literal["left", "right"]
 
 
 class _Layout(NamedTuple):
@@ -127,58 +161,79 @@ class _Layout(NamedTuple):
     text: str
     font: ImageFont.FreeTypeFont
     stroke: int
+    align: Alignment
 
 
 def margin_of(size: tuple[int, int]) -> int:
-    """Pixels between a signature and the picture's edge."""
+    """Pixels between a signature and the edge of a picture of `size` (width, height)."""
     return max(2, round(min(size) * MARGIN_SCALE))
 
 
+def _layout(name: str, font_path: Path, pixels: int, align: Alignment) -> _Layout:
+    engine = ImageFont.Layout.RAQM if _needs_shaping(name) else ImageFont.Layout.BASIC
+    font = ImageFont.truetype(str(font_path), pixels, layout_engine=engine)
+    return _Layout(name, font, max(1, round(pixels / 9)), align)
+
+
 def _box(layout: _Layout) -> tuple[int, int, int, int]:
-    ink = ImageDraw.Draw(Image.new("L", (1, 1)))
-    box = ink.multiline_textbbox((0, 0), layout.text, layout.font, stroke_width=layout.stroke)
+    text, font, stroke, align = layout
+    pen = ImageDraw.Draw(Image.new("L", (1, 1)))
+    box = pen.multiline_textbbox((0, 0), text, font, stroke_width=stroke, align=align)
     return int(box[0]) - 1, int(box[1]) - 1, int(box[2]) + 1, int(box[3]) + 1
 
 
-def _width(layout: _Layout) -> int:
-    box = _box(layout)
-    return box[2] - box[0]
+def _extent(layout: _Layout) -> tuple[int, int]:
+    left, top, right, bottom = _box(layout)
+    return right - left, bottom - top
 
 
-# %% ../nbs/02_signature.ipynb #72a198cd
-def _fit(name: str, size: tuple[int, int], font_path: Path) -> _Layout:
-    room = size[0] - 2 * margin_of(size)
-    largest = max(8, round(min(size) * TEXT_SCALE))
-    smallest = max(8, round(largest * SMALLEST))
-    for pixels in range(largest, smallest - 1, -1):
-        font = ImageFont.truetype(str(font_path), pixels)
-        layout = _Layout(name, font, max(2, pixels // 8))
-        if _width(layout) <= room:
-            return layout
-    layout = layout._replace(text=_wrap(layout, room))
-    box = _box(layout)
-    if box[2] - box[0] > room or box[3] - box[1] > size[1] * TALLEST:
-        raise SignatureUnrenderable("the artist's name is too long for the picture")
-    return layout
-
-
+# %% ../nbs/02_signature.ipynb #6e80a9e2
 def _wrap(layout: _Layout, room: int) -> str:
-    lines = [""]
-    for character in layout.text:
-        if _width(layout._replace(text=lines[-1] + character)) > room:
-            head, space, tail = lines[-1].rpartition(" ")
-            lines[-1:] = [head, tail] if space and head else [lines[-1], ""]
-        lines[-1] += character
-    return "\n".join(line.strip() for line in lines if line.strip())
+    def fits(text: str) -> bool:
+        return _extent(layout._replace(text=text))[0] <= room
+
+    lines: list[str] = []
+    for word in layout.text.split(" "):
+        if lines and fits(f"{lines[-1]} {word}"):
+            lines[-1] += f" {word}"
+            continue
+        lines.append("")
+        for character in word:
+            mark = unicodedata.category(character).startswith("M") or character in _JOINERS
+            if lines[-1] and not mark and not fits(lines[-1] + character):
+                lines.append("")
+            lines[-1] += character
+    return "\n".join(lines)
 
 
-# %% ../nbs/02_signature.ipynb #d34aabb6
+# %% ../nbs/02_signature.ipynb #10228d36
+def _fit(name: str, size: tuple[int, int], font_path: Path, align: Alignment) -> _Layout:
+    margin = margin_of(size)
+    room = size[0] - 2 * margin, min(size[1] - 2 * margin, int(size[1] * TALLEST))
+    largest = max(SMALLEST_PIXELS, round(min(size) * TEXT_SCALE))
+    shrunk = max(SMALLEST_PIXELS, round(largest * SHRUNK))
+    tries = [(pixels, False) for pixels in range(largest, shrunk - 1, -1)]
+    tries += [(pixels, True) for pixels in range(shrunk, SMALLEST_PIXELS - 1, -1)]
+    for pixels, wrap in tries:
+        layout = _layout(name, font_path, pixels, align)
+        if wrap:
+            layout = layout._replace(text=_wrap(layout, room[0]))
+        extent = _extent(layout)
+        if extent[0] <= room[0] and extent[1] <= room[1]:
+            return layout
+    raise SignatureUnrenderable(
+        f"the artist's name is too long for a picture of {size[0]}x{size[1]}"
+    )
+
+
+# %% ../nbs/02_signature.ipynb #32777d7d
 def create_text_overlay(
     artist_name: str,
     opacity: int = 128,
     *,
     size: tuple[int, int] = (512, 512),
     font_path: Path | None = None,
+    align: Alignment = "right",
 ) -> Image.Image:
     """Draw a name on a transparent ground.
 
@@ -187,6 +242,7 @@ def create_text_overlay(
         opacity: 0 (invisible) to 255.
         size: Width and height of the picture it is for, in pixels.
         font_path: The operator's font, tried first.
+        align: Which side the lines of a wrapped name share.
 
     Returns:
         An RGBA picture, cut to the text.
@@ -195,24 +251,26 @@ def create_text_overlay(
         InvalidMessage: The opacity is out of range.
         SignatureUnrenderable: The name can't be drawn, or not on so small a picture.
     """
-    if not 0 <= opacity <= 255:
-        raise InvalidMessage("signature.opacity: not between 0 and 255")
+    if not isinstance(opacity, int) or not 0 <= opacity <= 255:
+        raise InvalidMessage("signature.opacity: not a whole number between 0 and 255")
     name = normalise_name(artist_name)
-    layout = _fit(name, size, choose_font(name, font_path))
-    left, top, right, bottom = _box(layout)
-    overlay = Image.new("RGBA", (right - left, bottom - top), (0, 0, 0, 0))
-    ImageDraw.Draw(overlay).multiline_text(
-        (-left, -top),
-        layout.text,
-        fill=(255, 255, 255, opacity),
-        font=layout.font,
-        stroke_width=layout.stroke,
-        stroke_fill=(0, 0, 0, opacity),
-    )
+    solid = _draw(_fit(name, size, choose_font(name, font_path), align))
+    if solid.getbbox() is None:
+        raise SignatureUnrenderable("the artist's name leaves no ink")
+    solid.putalpha(solid.getchannel("A").point([round(a * opacity / 255) for a in range(256)]))
+    return solid
+
+
+def _draw(layout: _Layout) -> Image.Image:
+    text, font, stroke, align = layout
+    left, top, *_ = _box(layout)
+    overlay = Image.new("RGBA", _extent(layout), (0, 0, 0, 0))
+    style = {"fill": "white", "stroke_fill": "black", "stroke_width": stroke, "align": align}
+    ImageDraw.Draw(overlay).multiline_text((-left, -top), text, font=font, **style)
     return overlay
 
 
-# %% ../nbs/02_signature.ipynb #76b25f48
+# %% ../nbs/02_signature.ipynb #d3eb3a41
 def get_position(
     image_size: tuple[int, int],
     position: Position,
@@ -233,16 +291,16 @@ def get_position(
     Raises:
         InvalidMessage: The position is unknown.
     """
-    vertical, _, horizontal = position.partition("-")
-    if vertical not in ("top", "bottom") or horizontal not in ("left", "right"):
-        raise InvalidMessage("signature.position: unknown")
+    if position not in get_args(Position):
+        raise InvalidMessage(f"signature.position: not one of {', '.join(get_args(Position))}")
+    vertical, horizontal = position.split("-")
     gap = margin_of(image_size) if margin is None else margin
     x = gap if horizontal == "left" else image_size[0] - overlay_size[0] - gap
     y = gap if vertical == "top" else image_size[1] - overlay_size[1] - gap
     return x, y
 
 
-# %% ../nbs/02_signature.ipynb #568782fa
+# %% ../nbs/02_signature.ipynb #a91b9d5b
 def add_watermark(
     image: Image.Image,
     artist_name: str,
@@ -254,7 +312,7 @@ def add_watermark(
     """Sign a picture.
 
     Args:
-        image: The picture; it is not changed.
+        image: The picture, of any mode; it is not changed.
         artist_name: The name to write.
         position: ``bottom-right``, ``bottom-left``, ``top-right`` or ``top-left``.
         opacity: 0 (invisible) to 255.
@@ -265,9 +323,13 @@ def add_watermark(
 
     Raises:
         InvalidMessage: Opacity or position is wrong.
-        SignatureUnrenderable: The name can't be drawn.
+        SignatureUnrenderable: The name can't be drawn, or not on so small a picture.
     """
-    overlay = create_text_overlay(artist_name, opacity, size=image.size, font_path=font_path)
-    signed = image.convert("RGB").copy()
+    get_position(image.size, position)
+    align: Alignment = "left" if position.endswith("left") else "right"
+    overlay = create_text_overlay(
+        artist_name, opacity, size=image.size, font_path=font_path, align=align
+    )
+    signed = image.convert("RGB")
     signed.paste(overlay, get_position(image.size, position, overlay.size), overlay)
     return signed

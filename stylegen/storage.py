@@ -279,7 +279,7 @@ def download_lora_model(s3_url: str, *, store: Store | None = None) -> str:
     return name
 
 
-# %% ../nbs/04_storage.ipynb #5273b745
+# %% ../nbs/04_storage.ipynb #ccd8eb7f
 def upload_image_to_s3(
     image: "Image | bytes", generation_id: int | str, *, store: Store | None = None
 ) -> str:
@@ -301,8 +301,8 @@ def upload_image_to_s3(
     return (store or _default_store()).put(key, data, "image/jpeg")
 
 
-def encode_jpeg(image: "Image", *, exif: bytes = b"") -> bytes:
+def encode_jpeg(image: "Image") -> bytes:
     """Encode a picture as JPEG of quality 95, full colour resolution."""
     buffer = BytesIO()
-    image.convert("RGB").save(buffer, "JPEG", quality=95, subsampling=0, exif=exif)
+    image.convert("RGB").save(buffer, "JPEG", quality=95, subsampling=0)
     return buffer.getvalue()

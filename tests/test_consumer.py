@@ -178,7 +178,13 @@ def test_bad_messages_neither_crash_nor_loop(
     environment: dict[str, str], rabbit: RabbitNode, backend: WebhookReceiver, tmp_path: Path
 ) -> None:
     """What can be answered is; what can't is set aside; the next good job is done."""
-    unanswerable = [b"", b"\xff\xfe", b"[1]", b"{}", job(backend, 4, webhook_url="https://evil.example")]
+    unanswerable = [
+        b"",
+        b"\xff\xfe",
+        b"[1]",
+        b"{}",
+        job(backend, 4, webhook_url="https://evil.example"),
+    ]
     answerable = job(backend, 5, prompt_tags=[], seed=-1, num_inference_steps=10**9)
     publish(rabbit, *unanswerable, answerable, job(backend, 6, num_inference_steps=2))
     log = tmp_path / "worker.log"

@@ -1,4 +1,4 @@
-"""The consumer against a real broker: every way in which a message could get lost or be done twice."""
+"""The consumer against a real broker: the ways in which a message could get lost or done twice."""
 
 import logging
 import threading
@@ -20,13 +20,6 @@ from stylegen.queue import (
     publish_job,
     start_rabbitmq_consumer,
 )
-
-
-@pytest.fixture(scope="session")
-def rabbit() -> Iterator[RabbitNode]:
-    """A private broker."""
-    with RabbitNode() as node:
-        yield node
 
 
 @pytest.fixture

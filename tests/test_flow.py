@@ -1,0 +1,211 @@
+"""One job's flow on the installed package: the same picture each time, and no trace of another."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TOKEN
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from stylegen.job import InvalidMessage, WebhookError
+from stylegen.provenance import read_provenance
+from stylegen.webhook import WebhookReceiver
+from stylegen.worker import Parts, handle_generation_task, main
+
+Order = dict[str, Any]
+
+
+def picture(parts: Parts, order: Order, **changes: Any) -> bytes:
+    """Do a job that must succeed; the stored JPEG's bytes."""
+    outcome = handle_generation_task(order | changes, parts)
+    assert outcome.error_code is None, outcome.error_message
+    return result_file(parts, order).read_bytes()
+
+
+def result_file(parts: Parts, order: Order) -> Path:
+    """Where a job's result lies in folder storage."""
+    return parts.store.root / f"generations/gen_{order['generation_id']}.jpg"  # type: ignore
+
+
+def test_same_message_same_bytes(parts: Parts, order: Order) -> None:
+    """A redelivered job makes the identical object."""
+    assert picture(parts, order) == picture(parts, order)
+
+
+def test_seed_zero_is_a_seed(parts: Parts, order: Order) -> None:
+    """0 is not "missing": it differs from the default, 42."""
+    zero, default, explicit = (
+        picture(parts, order, **seed) for seed in ({"seed": 0}, {}, {"seed": 42})
+    )
+    assert zero != default
+    assert default == explicit
+
+
+def test_no_artist_leaks_into_the_next_job(parts: Parts, order: Order) -> None:
+    """Job B after job A equals job B alone, bit for bit; and A differs from B."""
+    other = {"style_id": 11, "lora_model_url": "s3://models/style_11.safetensors"}
+    alone = picture(parts, order)
+    first = picture(parts, order, **other)
+    assert first != alone
+    assert picture(parts, order) == alone
+
+
+def test_no_artist_leaks_after_a_failure(parts: Parts, order: Order) -> None:
+    """A job that fails while its LoRA is applied leaves the base model as it was."""
+    alone = picture(parts, order)
+
+    def fail(step: int) -> None:
+        if step == 2:
+            raise RuntimeError("/secret/path")
+
+    outcome = handle_generation_task(order, parts, on_step=fail)
+    assert outcome.error_code == "GENERATION_FAILED"
+    assert "/secret/path" not in str(outcome.error_message)
+    assert picture(parts, order) == alone
+
+
+def test_no_files_are_left(parts: Parts, order: Order, tmp_path: Path, monkeypatch: Any) -> None:
+    """The LoRA's temporary file goes with its job, whether it succeeds or fails."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    picture(parts, order)
+    handle_generation_task(order | {"lora_model_url": "s3://models/none.safetensors"}, parts)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("ratio", "size"), [("2:2", (768, 768)), ("16:9", (512, 512))])
+def test_aspect_ratios(
+    parts: Parts, order: Order, backend: WebhookReceiver, ratio: str, size: tuple[int, int]
+) -> None:
+    """The ratio reaches the picture; an unknown one falls back, and the metadata shows it."""
+    picture(parts, order, aspect_ratio=ratio)
+    with Image.open(result_file(parts, order)) as stored:
+        assert stored.size == size
+    (complete,) = backend.wait_for(1, "complete")
+    metadata = complete.body["metadata"]
+    assert (metadata["width"], metadata["height"]) == size
+
+
+def test_the_picture_says_what_it_is(parts: Parts, order: Order) -> None:
+    """The stored JPEG carries the artist and the generated-media label, and no prompt."""
+    data = picture(parts, order)
+    found = read_provenance(data)
+    assert found["artist"] == order["artist_name"]
+    assert "trainedAlgorithmicMedia" in str(found)
+    assert b"heart" not in data
+
+
+@pytest.mark.parametrize("kind", ["pickle", "text", "stranger", "nan", "partial"])
+def test_bad_loras(
+    parts: Parts, order: Order, backend: WebhookReceiver, pocket: Path, kind: str
+) -> None:
+    """Whatever is wrong with a LoRA's file, it is `LORA_INVALID`, and nothing is delivered."""
+    good = load_file(pocket / "models/style_10.safetensors")
+    path = pocket / "models" / f"{kind}.safetensors"
+    stranger = {f"unet.no.such.{half}.weight": torch.ones(4, 4) for half in ("lora_A", "lora_B")}
+    if kind == "pickle":
+        torch.save(good, path)
+    elif kind == "text":
+        path.write_text("<html>404</html>")
+    elif kind == "stranger":
+        save_file(stranger, path)
+    elif kind == "nan":
+        save_file({name: tensor * torch.nan for name, tensor in good.items()}, path)
+    else:
+        save_file(good | stranger, path)
+    bad = order | {"lora_model_url": f"s3://models/{kind}.safetensors", "generation_id": kind}
+    outcome = handle_generation_task(bad, parts)
+    assert outcome.error_code == "LORA_INVALID"
+    (failed,) = backend.wait_for(1, "failed")
+    assert failed.body["error_code"] == "LORA_INVALID"
+    assert str(pocket) not in failed.body["error_message"]
+    assert not result_file(parts, bad).exists()
+
+
+def test_stranger_never_gets_the_token(parts: Parts, order: Order) -> None:
+    """A URL outside the allow-list is not called at all."""
+    with WebhookReceiver() as stranger, pytest.raises(InvalidMessage):
+        handle_generation_task(order | {"webhook_url": stranger.url}, parts)
+    assert not stranger.received
+
+
+def test_refused_terminal_event_is_raised(parts: Parts, order: Order) -> None:
+    """If the receiver does not take the result, the queue's side must know."""
+    with WebhookReceiver(lambda webhook: 404) as backend:
+        allowed = Parts(parts.pipeline, parts.store, (backend.url,), TOKEN, "pocket")
+        with pytest.raises(WebhookError):
+            handle_generation_task(order | {"webhook_url": backend.url}, allowed)
+    assert [webhook.event for webhook in backend.received][-1] == "complete"
+
+
+def test_unrenderable_name_costs_no_picture(parts: Parts, order: Order, monkeypatch: Any) -> None:
+    """The signature is tried before the GPU is used."""
+    monkeypatch.setattr("stylegen.worker.draw", None)
+    outcome = handle_generation_task(order | {"artist_name": "𒀀𒈗"}, parts)
+    assert outcome.error_code == "SIGNATURE_UNRENDERABLE"
+
+
+def test_job_file(
+    pocket: Path,
+    order: Order,
+    backend: WebhookReceiver,
+    tmp_path: Path,
+    monkeypatch: Any,
+    capsys: Any,
+) -> None:
+    """``worker.py --job FILE``: path, size, seed and seconds on success; 1 on failure."""
+    settings = {
+        "INTERNAL_API_TOKEN": TOKEN,
+        "WEBHOOK_ALLOWED_ORIGINS": backend.url,
+        "STYLEGEN_STORAGE_FOLDER": str(pocket),
+        "STYLEGEN_MODEL": str(pocket / "pocket"),
+        "STYLEGEN_DEVICE": "cpu",
+        "STYLEGEN_TORCH_THREADS": "1",
+        "RABBITMQ_URL": "amqp://127.0.0.1:1",
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    file = tmp_path / "job.json"
+    file.write_text(json.dumps(order))
+    assert main(["--job", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert "gen_500.jpg" in shown and "512x512, seed 42" in shown
+    file.write_text(json.dumps(order | {"lora_model_url": "s3://models/none.safetensors"}))
+    assert main(["--job", str(file)]) == 1
+    assert "LORA_NOT_FOUND" in capsys.readouterr().err
+    assert main(["--job", str(tmp_path / "none.json")]) == 1
+    assert main(["--check"]) == 1
+    shown = capsys.readouterr().out
+    assert [line.split()[0] for line in shown.splitlines() if " no" in line] == ["broker"]
+
+
+def test_missing_settings_exit_2() -> None:
+    """One error names all that is missing or wrong."""
+    run = subprocess.run(
+        [sys.executable, "worker.py", "--check"],
+        cwd=Path(__file__).parent.parent,
+        env={"STYLEGEN_DEVICE": "toaster"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 2
+    for name in ("INTERNAL_API_TOKEN", "WEBHOOK_ALLOWED_ORIGINS", "STYLEGEN_DEVICE"):
+        assert name in run.stderr
+
+
+def test_import_is_light() -> None:
+    """The worker imports in under a second; torch, diffusers and boto3 wait until needed."""
+    code = "import sys, stylegen.worker; print({'torch', 'diffusers', 'boto3'} & set(sys.modules))"
+    best = 9.0
+    for _ in range(3):
+        started = time.monotonic()
+        shown = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+        best = min(best, time.monotonic() - started)
+        assert shown.stdout.strip() == b"set()"
+    assert best < 1.0
