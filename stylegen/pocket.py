@@ -336,7 +336,7 @@ def _heart(x: Grid, y: Grid) -> Grid:
     return np.where(y + x > 1, lobe, side * np.sign(x - y)) * 1.7
 
 
-# %% ../nbs/11_pocket.ipynb #4a642c78
+# %% ../nbs/11_pocket.ipynb #6e8fd78e
 _DISTANCES: dict[str, Callable[[Grid, Grid], Grid]] = {
     "circle": lambda x, y: np.sqrt(x * x + y * y) - 0.9,
     "square": _polygon([(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)]),
@@ -356,7 +356,8 @@ def _distance(scene: Scene, width: int, height: int, box: Box) -> tuple[Grid, Gr
     radius = np.float32(SIZES[scene.size] * side * (1 + 0.06 * shift[0]))
     cx = np.float32(width * (0.5 + 0.18 * dx) + 0.02 * side * shift[1])
     cy = np.float32(height * (0.5 + 0.18 * dy) + 0.02 * side * shift[2])
-    y, x = np.mgrid[top:bottom, left:right].astype(np.float32) + np.float32(0.5)
+    along, down = np.arange(left, right) + 0.5, np.arange(top, bottom) + 0.5
+    x, y = np.meshgrid(np.float32(along), np.float32(down))
     distance = _DISTANCES[scene.shape]((x - cx) / radius, (y - cy) / radius) * radius
     return distance.astype(np.float32), x, y
 
@@ -534,7 +535,7 @@ def _filled(mask: Grid) -> Grid:
     return np.asarray(filled.filter(ImageFilter.MedianFilter(5))) > 0
 
 
-# %% ../nbs/11_pocket.ipynb #035e3c4a
+# %% ../nbs/11_pocket.ipynb #d6a6e9aa
 def _crop(mask: Grid, side: int = 48) -> Grid:
     """A mask cut to its bounding box and scaled to a square."""
     ys, xs = np.nonzero(mask)
@@ -545,7 +546,7 @@ def _crop(mask: Grid, side: int = 48) -> Grid:
 
 @lru_cache(maxsize=1)
 def _templates() -> dict[str, Grid]:
-    y, x = np.mgrid[-1.2:1.2:256j, -1.2:1.2:256j].astype(np.float32)  # type: ignore[misc]
+    x, y = np.meshgrid(*[np.linspace(-1.2, 1.2, 256, dtype=np.float32)] * 2)
     return {shape: _crop(_DISTANCES[shape](x, y) < 0) for shape in SHAPES}
 
 

@@ -149,7 +149,7 @@ def choose_font(name: str, font_path: Path | None = None) -> Path:
     raise SignatureUnrenderable(f"no installed font can draw the artist's name ({names})")
 
 
-# %% ../nbs/02_signature.ipynb #e9eaa20d
+# %% ../nbs/02_signature.ipynb #1a7bcbc8
 TEXT_SCALE, MARGIN_SCALE, TALLEST = 0.05, 0.03, 0.34
 SHRUNK, SMALLEST_PIXELS = 0.7, 9
 Alignment = Literal["left", "right"]
@@ -172,7 +172,7 @@ def margin_of(size: tuple[int, int]) -> int:
 def _layout(name: str, font_path: Path, pixels: int, align: Alignment) -> _Layout:
     engine = ImageFont.Layout.RAQM if _needs_shaping(name) else ImageFont.Layout.BASIC
     font = ImageFont.truetype(str(font_path), pixels, layout_engine=engine)
-    return _Layout(name, font, max(1, round(pixels / 9)), align)
+    return _Layout(name, font, 1 + pixels // 9, align)
 
 
 def _box(layout: _Layout) -> tuple[int, int, int, int]:
@@ -226,7 +226,17 @@ def _fit(name: str, size: tuple[int, int], font_path: Path, align: Alignment) ->
     )
 
 
-# %% ../nbs/02_signature.ipynb #32777d7d
+# %% ../nbs/02_signature.ipynb #f15a3766
+def _draw(layout: _Layout) -> Image.Image:
+    text, font, stroke, align = layout
+    left, top, *_ = _box(layout)
+    overlay = Image.new("RGBA", _extent(layout), (0, 0, 0, 0))
+    style = {"fill": "white", "stroke_fill": "black", "stroke_width": stroke, "align": align}
+    ImageDraw.Draw(overlay).multiline_text((-left, -top), text, font=font, **style)
+    return overlay
+
+
+# %% ../nbs/02_signature.ipynb #dc49fd9b
 def create_text_overlay(
     artist_name: str,
     opacity: int = 128,
@@ -261,16 +271,7 @@ def create_text_overlay(
     return solid
 
 
-def _draw(layout: _Layout) -> Image.Image:
-    text, font, stroke, align = layout
-    left, top, *_ = _box(layout)
-    overlay = Image.new("RGBA", _extent(layout), (0, 0, 0, 0))
-    style = {"fill": "white", "stroke_fill": "black", "stroke_width": stroke, "align": align}
-    ImageDraw.Draw(overlay).multiline_text((-left, -top), text, font=font, **style)
-    return overlay
-
-
-# %% ../nbs/02_signature.ipynb #d3eb3a41
+# %% ../nbs/02_signature.ipynb #bce5d7ce
 def get_position(
     image_size: tuple[int, int],
     position: Position,
@@ -300,7 +301,7 @@ def get_position(
     return x, y
 
 
-# %% ../nbs/02_signature.ipynb #a91b9d5b
+# %% ../nbs/02_signature.ipynb #a24b8e88
 def add_watermark(
     image: Image.Image,
     artist_name: str,

@@ -99,7 +99,9 @@ class FolderStore:
         except OSError as error:
             raise LoraNotFound(f"the LoRA's file can't be read ({error.strerror})") from None
 
-    def put(self, key: str, data: bytes, content_type: str) -> str:
+    def put(  # pylint: disable=unused-argument
+        self, key: str, data: bytes, content_type: str
+    ) -> str:
         """Write ``root/key``; the content type has no place in a folder."""
         path = self.root / key
         try:

@@ -359,11 +359,11 @@ def run_job(file: Path, settings: Settings) -> Outcome:
 
     message = file.read_bytes()
     parts = make_parts(settings)
-    with tqdm(desc="drawing", unit="step", file=sys.stderr) as bar:
+    with tqdm(desc="drawing", unit="step", file=sys.stderr) as steps:
 
         def on_step(step: int) -> None:
-            bar.total = check_job(read_message(message)).num_inference_steps
-            bar.update(step - bar.n)
+            steps.total = check_job(read_message(message)).num_inference_steps
+            steps.update(step - steps.n)
 
         return handle_generation_task(message, parts, on_step=on_step)
 

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -200,12 +199,12 @@ def test_missing_settings_exit_2() -> None:
 
 
 def test_import_is_light() -> None:
-    """The worker imports in under a second; torch, diffusers and boto3 wait until needed."""
-    code = "import sys, stylegen.worker; print({'torch', 'diffusers', 'boto3'} & set(sys.modules))"
-    best = 9.0
-    for _ in range(3):
-        started = time.monotonic()
-        shown = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-        best = min(best, time.monotonic() - started)
-        assert shown.stdout.strip() == b"set()"
-    assert best < 1.0
+    """The worker imports in under a second of CPU; torch, diffusers and boto3 wait until needed."""
+    code = (
+        "import sys, time, stylegen.worker\n"
+        "print(time.process_time(), {'torch', 'diffusers', 'boto3'} & set(sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    seconds, loaded = run.stdout.split(maxsplit=1)
+    assert loaded.strip() == "set()"
+    assert float(seconds) < 1.0

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import pika
 import pytest
 from rabbit import RabbitNode
+from tenacity import wait_fixed
 
 from stylegen import queue as stylegen_queue
 from stylegen.queue import (
@@ -277,13 +278,18 @@ def test_a_channel_closed_by_the_broker_is_noticed(impatient: RabbitNode, queue:
         consumer.gate.clear()
         consumer.wait_seen(1)
         _wait_for(lambda: _ready_messages(impatient, queue) == 1)
+        connections = ("list_connections", "--no-table-headers", "name")
+        _wait_for(lambda: not impatient.control(*connections).strip(), limit=10)
         consumer.gate.set()
         consumer.wait_done(2)
     assert consumer.done == [b"slow", b"slow"]
     assert _ready_messages(impatient, queue) == 0
 
 
-def test_a_killed_broker_comes_back_with_the_job(rabbit: RabbitNode, queue: str) -> None:
+def test_a_killed_broker_comes_back_with_the_job(
+    rabbit: RabbitNode, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stylegen_queue, "wait_random_exponential", lambda **_: wait_fixed(0.5))
     with _Consumer(rabbit, queue) as consumer:
         consumer.gate.clear()
         publish_job(b"persistent", url=rabbit.url, queue_name=queue)
