@@ -85,6 +85,48 @@ d = {
             ),
             "stylegen.pipeline.pick_device": ("pipeline.html#pick_device", "stylegen/pipeline.py"),
         },
+        "stylegen.playground": {
+            "stylegen.playground.Playground": (
+                "playground.html#playground",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Playground.__init__": (
+                "playground.html#playground.__init__",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Playground._on_step": (
+                "playground.html#playground._on_step",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Playground._run": (
+                "playground.html#playground._run",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Playground._show": (
+                "playground.html#playground._show",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Playground.job": (
+                "playground.html#playground.job",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Playground.job_json": (
+                "playground.html#playground.job_json",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Playground.start": (
+                "playground.html#playground.start",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Playground.wait": (
+                "playground.html#playground.wait",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground._controls": (
+                "playground.html#_controls",
+                "stylegen/playground.py",
+            ),
+        },
         "stylegen.pocket": {
             "stylegen.pocket.Judgement": ("pocket.html#judgement", "stylegen/pocket.py"),
             "stylegen.pocket.Scene": ("pocket.html#scene", "stylegen/pocket.py"),

@@ -1,0 +1,316 @@
+"""Contracts of `stylegen.storage`, against a real S3 server over HTTP and a real folder."""
+
+import http.client
+import logging
+import os
+import stat
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from s3_server import S3Server
+
+from stylegen import storage
+from stylegen.job import InvalidMessage, LoraNotFound, StorageError, StylegenError
+from stylegen.storage import (
+    FolderStore,
+    S3Store,
+    download_lora_model,
+    encode_jpeg,
+    make_s3_store,
+    parse_s3_url,
+    upload_image_to_s3,
+)
+
+BUCKET = "storage-tests"
+KEY_ID, SECRET_KEY, REGION = "test-key-id", "test-secret-key", "us-east-1"
+PICTURE = Image.new("RGB", (64, 96), "teal")
+
+
+_REFUSAL = (
+    b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessControlListNotSupported</Code>'
+    b"<Message>The bucket does not allow ACLs</Message></Error>"
+)
+
+
+class _Gate(BaseHTTPRequestHandler):
+    """Passes requests on, but refuses a PUT with an ACL as an owner-enforced bucket does."""
+
+    server: "OwnerEnforcedGate"
+    protocol_version = "HTTP/1.1"
+
+    def _pass_on(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        refused = self.command == "PUT" and "x-amz-acl" in self.headers
+        self.server.seen.append((self.command, refused))
+        if refused:
+            self._answer(400, {"Content-Type": "application/xml"}, _REFUSAL)
+            return
+        back = http.client.HTTPConnection(self.server.behind, timeout=10)
+        back.request(self.command, self.path, body, dict(self.headers))
+        answer = back.getresponse()
+        self._answer(answer.status, dict(answer.getheaders()), answer.read())
+        back.close()
+
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _pass_on
+
+    def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.send_response_only(status)
+        for name, value in headers.items():
+            if name.lower() not in ("content-length", "transfer-encoding", "connection"):
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:  # pylint: disable=arguments-differ
+        """Stay silent."""
+
+
+class OwnerEnforcedGate(ThreadingHTTPServer):
+    """In front of a server that knows no owner-enforced buckets (ministack 1.5, moto 5.2).
+
+    Attributes:
+        seen: (method, whether it was refused) of every request.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, server: S3Server) -> None:
+        super().__init__(("127.0.0.1", 0), _Gate)
+        self.behind = server.endpoint_url.removeprefix("http://")
+        self.endpoint_url = f"http://127.0.0.1:{self.server_port}"
+        self.seen: list[tuple[str, bool]] = []
+
+    def __enter__(self) -> "OwnerEnforcedGate":
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+@pytest.fixture(name="server")
+def _server(s3: S3Server) -> S3Server:
+    for bucket in (BUCKET, "models"):
+        s3.client().create_bucket(Bucket=bucket)
+    return s3
+
+
+@pytest.fixture(name="lora_folder")
+def _lora_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where downloads land, and nothing else."""
+    folder = tmp_path / "loras"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
+
+
+def s3_store(server: S3Server, bucket: str = BUCKET, **options: Any) -> S3Store:
+    known = {
+        "region": REGION,
+        "endpoint_url": server.endpoint_url,
+        "access_key_id": KEY_ID,
+        "secret_access_key": SECRET_KEY,
+    }
+    return make_s3_store(bucket, **(known | options))
+
+
+def test_import_is_cheap() -> None:
+    code = "import sys, stylegen.storage; print('boto3' in sys.modules, 'torch' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert shown.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize(
+    ("url", "parts"),
+    [
+        ("s3://models/a.safetensors", ("models", "a.safetensors")),
+        (
+            "s3://a.b-c/style 10/한글.safetensors",
+            ("a.b-c", "style 10/한글.safetensors"),
+        ),
+        ("s3://models/a%2Fb", ("models", "a%2Fb")),
+    ],
+)
+def test_s3_urls(url: str, parts: tuple[str, str]) -> None:
+    assert parse_s3_url(url) == parts
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "models/x",
+        "http://models/x",
+        "S3://models/x",
+        "s3:/models/x",
+        "s3://models",
+        "s3://models/",
+        "s3:///x",
+        "s3://UP/x",
+        "s3://a_b/x",
+        "s3://ab/x",
+        "s3://-abc/x",
+        "s3://" + "a" * 64 + "/x",
+        "s3://id:secret@models/x",
+        "s3://models:9000/x",
+        "s3://models/x?versionId=1",
+        "s3://models/x#top",
+        "s3://models/x\n",
+        "s3://models/x\0y",
+        "s3://models/../x",
+        "s3://models/a\\b",
+        "s3://models/" + "é" * 513,
+    ],
+)
+def test_hostile_s3_urls(url: str) -> None:
+    with pytest.raises(InvalidMessage) as caught:
+        parse_s3_url(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_bucket_round_trip(server: S3Server, lora_folder: Path) -> None:
+    server.client().put_object(Bucket="models", Key="style_10/w.safetensors", Body=b"tensors")
+    path = Path(download_lora_model("s3://models/style_10/w.safetensors", store=s3_store(server)))
+    assert path.read_bytes() == b"tensors"
+    assert path.parent == lora_folder and path.suffix == ".safetensors"
+    assert "style_10" not in path.name
+
+
+def test_equal_names_stay_apart(server: S3Server, lora_folder: Path) -> None:
+    for style in ("s1", "s2"):
+        server.client().put_object(Bucket="models", Key=f"{style}/w.safetensors", Body=style)
+    store = s3_store(server)
+    paths = [
+        download_lora_model(f"s3://models/{s}/w.safetensors", store=store) for s in ("s1", "s2")
+    ]
+    assert [Path(path).read_text(encoding="ascii") for path in paths] == ["s1", "s2"]
+    assert len(list(lora_folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize("url", ["s3://models/none.safetensors", "s3://no-such-bucket/x"])
+def test_missing_lora(server: S3Server, lora_folder: Path, url: str) -> None:
+    with pytest.raises(LoraNotFound) as caught:
+        download_lora_model(url, store=s3_store(server))
+    assert url in str(caught.value)
+    assert SECRET_KEY not in str(caught.value) and str(lora_folder) not in str(caught.value)
+    assert not list(lora_folder.iterdir())
+
+
+def test_dead_server_is_a_storage_error(lora_folder: Path) -> None:
+    dead = S3Server()  # never started
+    with pytest.raises(StorageError) as caught:
+        download_lora_model("s3://models/x", store=s3_store(dead))
+    assert caught.value.transient and SECRET_KEY not in str(caught.value)
+    assert not list(lora_folder.iterdir())
+
+
+def test_too_large_lora_is_not_downloaded(
+    server: S3Server, lora_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.client().put_object(Bucket="models", Key="large", Body=b"12345678")
+    monkeypatch.setattr(storage, "MAX_LORA_BYTES", 7)
+    with pytest.raises(StylegenError) as caught:
+        download_lora_model("s3://models/large", store=s3_store(server))
+    assert not caught.value.transient
+    assert not list(lora_folder.iterdir())
+
+
+def test_a_bucket_refuses_file_urls(server: S3Server, lora_folder: Path) -> None:
+    with pytest.raises(InvalidMessage):
+        download_lora_model("file:///etc/passwd", store=s3_store(server))
+    assert not list(lora_folder.iterdir())
+
+
+def test_upload(server: S3Server) -> None:
+    url = upload_image_to_s3(PICTURE, 500, store=s3_store(server))
+    assert url == f"{server.endpoint_url}/{BUCKET}/generations/gen_500.jpg"
+    stored = server.client().get_object(Bucket=BUCKET, Key="generations/gen_500.jpg")
+    assert stored["ContentType"] == "image/jpeg"
+    with Image.open(BytesIO(stored["Body"].read())) as image:
+        assert (image.format, image.size) == ("JPEG", PICTURE.size)
+    grants = server.client().get_object_acl(Bucket=BUCKET, Key="generations/gen_500.jpg")["Grants"]
+    assert "READ" in [grant["Permission"] for grant in grants if "URI" in grant["Grantee"]]
+
+
+def test_ready_bytes_are_stored_as_they_are(server: S3Server) -> None:
+    data = encode_jpeg(PICTURE)
+    upload_image_to_s3(data, "a-b_1", store=s3_store(server))
+    stored = server.client().get_object(Bucket=BUCKET, Key="generations/gen_a-b_1.jpg")
+    assert stored["Body"].read() == data
+
+
+def test_bucket_without_acls(server: S3Server, caplog: pytest.LogCaptureFixture) -> None:
+    with OwnerEnforcedGate(server) as gate, caplog.at_level(logging.INFO, "stylegen.storage"):
+        store = s3_store(server, endpoint_url=gate.endpoint_url)
+        for number in (11, 12, 13):
+            upload_image_to_s3(PICTURE, number, store=store)
+    assert gate.seen == [("PUT", True)] + [("PUT", False)] * 3
+    assert len([record for record in caplog.records if "ACL" in record.getMessage()]) == 1
+    stored = server.client().list_objects_v2(Bucket=BUCKET, Prefix="generations/gen_1")
+    assert {f"generations/gen_{number}.jpg" for number in (11, 12, 13)} <= {
+        each["Key"] for each in stored["Contents"]
+    }
+
+
+def test_missing_bucket_is_a_storage_error(server: S3Server) -> None:
+    store = s3_store(server, "no-such-bucket")
+    for act in (store.check, lambda: upload_image_to_s3(PICTURE, 1, store=store)):
+        with pytest.raises(StorageError):
+            act()
+    s3_store(server).check()
+
+
+def test_urls_of_results(server: S3Server) -> None:
+    cdn = s3_store(server, public_url="https://cdn.example/")
+    assert upload_image_to_s3(PICTURE, 7, store=cdn) == "https://cdn.example/generations/gen_7.jpg"
+
+
+def test_the_environment_makes_a_store(
+    server: S3Server, lora_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "AWS_ENDPOINT_URL_S3": server.endpoint_url,
+        "AWS_ACCESS_KEY_ID": KEY_ID,
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        "S3_BUCKET": BUCKET,
+        "S3_PUBLIC_URL": "https://cdn.example",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert upload_image_to_s3(PICTURE, 8) == "https://cdn.example/generations/gen_8.jpg"
+    path = download_lora_model(f"s3://{BUCKET}/generations/gen_8.jpg")
+    assert Path(path).parent == lora_folder and Path(path).read_bytes()[:2] == b"\xff\xd8"
+
+
+def test_folder_round_trip(tmp_path: Path, lora_folder: Path) -> None:
+    store = FolderStore(tmp_path / "new" / "root")
+    store.check()
+    upload_image_to_s3(PICTURE, 1, store=store)
+    assert os.listdir(store.root / "generations") == ["gen_1.jpg"]
+    (store.root / "models").mkdir()
+    (store.root / "models" / "w.safetensors").write_bytes(b"tensors")
+    inside = download_lora_model("s3://models/w.safetensors", store=store)
+    by_file = download_lora_model((store.root / "models/w.safetensors").as_uri(), store=store)
+    assert Path(inside).read_bytes() == Path(by_file).read_bytes() == b"tensors"
+    for path in (inside, by_file):
+        assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+        Path(path).unlink()
+    for url in ("s3://models/none", "file:///none/none", "s3://models-none/x"):
+        with pytest.raises(LoraNotFound):
+            download_lora_model(url, store=store)
+    assert not list(lora_folder.iterdir())
+
+
+def test_jpeg() -> None:
+    with Image.open(BytesIO(encode_jpeg(PICTURE))) as image:
+        assert image.layer[0][1:3] == (1, 1)  # no chroma subsampling
+    for mode in ("RGBA", "L", "P"):
+        assert encode_jpeg(PICTURE.convert(mode))[:2] == b"\xff\xd8"

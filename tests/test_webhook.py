@@ -1,0 +1,359 @@
+"""Contracts of `stylegen.webhook`, against a real HTTP receiver on loopback."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tenacity
+
+from stylegen import webhook
+from stylegen.job import InvalidMessage, WebhookError
+from stylegen.webhook import (
+    MILESTONES,
+    ProgressReporter,
+    WebhookReceiver,
+    allowed_url,
+    send_complete_webhook,
+    send_failed_webhook,
+    send_progress,
+    webhook_urls,
+)
+
+TOKEN = "internal-t0ken"
+ALLOWED = (
+    "https://api.example.com",
+    "http://127.0.0.1:8000",
+    "https://backend.internal:8443/",
+)
+
+
+@pytest.fixture(autouse=True)
+def _calm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pauses between attempts, no token from outside."""
+    monkeypatch.setattr(webhook, "WAIT", tenacity.wait_none())
+    monkeypatch.delenv("INTERNAL_API_TOKEN", raising=False)
+
+
+@pytest.fixture(name="backend")
+def _backend() -> Iterator[WebhookReceiver]:
+    with WebhookReceiver() as running:
+        yield running
+
+
+def send_everything(base: str, token: str | None = TOKEN) -> None:
+    urls = webhook_urls(base)
+    send_progress(
+        urls.progress,
+        500,
+        13,
+        50,
+        progress_percent=25,
+        estimated_seconds=4,
+        token=token,
+    )
+    send_complete_webhook(urls.complete, 500, "https://cdn/gen_500.jpg", 0, token=token)
+    send_failed_webhook(
+        urls.failed,
+        "g-1",
+        "no",
+        error_code="LORA_NOT_FOUND",
+        retry_count=2,
+        token=token,
+    )
+
+
+def test_what_goes_over_the_wire(backend: WebhookReceiver) -> None:
+    send_everything(backend.url + "/")
+    root = "/api/webhooks/inference"
+    assert [(each.method, each.path, each.body) for each in backend.received] == [
+        (
+            "PATCH",
+            f"{root}/progress",
+            {
+                "generation_id": 500,
+                "progress": {
+                    "current_step": 13,
+                    "total_steps": 50,
+                    "progress_percent": 25,
+                    "estimated_seconds": 4,
+                },
+            },
+        ),
+        (
+            "POST",
+            f"{root}/complete",
+            {
+                "generation_id": 500,
+                "result_url": "https://cdn/gen_500.jpg",
+                "metadata": {"seed": 0, "steps": 50, "guidance_scale": 7.5},
+            },
+        ),
+        (
+            "POST",
+            f"{root}/failed",
+            {
+                "generation_id": "g-1",
+                "error_message": "no",
+                "error_code": "LORA_NOT_FOUND",
+                "retry_count": 2,
+            },
+        ),
+    ]
+    for each in backend.received:
+        assert each.headers["Authorization"] == f"Bearer {TOKEN}"
+        assert each.headers["X-Request-Source"] == "inference-server"
+        assert each.headers["Content-Type"] == "application/json"
+
+
+def test_metadata_and_defaults(backend: WebhookReceiver) -> None:
+    facts = {"steps": 20, "aspect_ratio": "1:2"}
+    send_complete_webhook(backend.url, 1, "https://cdn/1.jpg", 7, metadata=facts)
+    send_failed_webhook(backend.url, 1, "no")
+    assert backend.received[0].body["metadata"] == {
+        "seed": 7,
+        "steps": 20,
+        "guidance_scale": 7.5,
+        "aspect_ratio": "1:2",
+    }
+    assert backend.received[1].body["error_code"] == "GENERATION_FAILED"
+    assert backend.received[1].body["retry_count"] == 0
+
+
+def test_the_token_is_read_at_call_time(
+    backend: WebhookReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send_everything(backend.url, token=None)
+    monkeypatch.setenv("INTERNAL_API_TOKEN", "later")
+    send_everything(backend.url, token=None)
+    seen = [each.headers.get("Authorization") for each in backend.received]
+    assert seen == [None] * 3 + ["Bearer later"] * 3
+
+
+def test_neither_proxy_nor_netrc_sees_the_token(
+    backend: WebhookReceiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login thief password thief\n", encoding="ascii")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with WebhookReceiver() as proxy:
+        for name in (
+            "http_proxy",
+            "HTTP_PROXY",
+            "https_proxy",
+            "all_proxy",
+            "ALL_PROXY",
+        ):
+            monkeypatch.setenv(name, proxy.url)
+        send_everything(backend.url)
+        send_everything(backend.url, token="")
+    assert not proxy.received
+    seen = [each.headers.get("Authorization") for each in backend.received]
+    assert seen == [f"Bearer {TOKEN}"] * 3 + [None] * 3
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_retries_carry_the_same_body(status: int) -> None:
+    answers = iter([status, status, 200])
+    with WebhookReceiver(lambda _: next(answers)) as backend:
+        send_complete_webhook(backend.url, 500, "https://cdn/500.jpg", 1, token=TOKEN)
+    assert len(backend.received) == 3
+    assert all(each == backend.received[0] for each in backend.received)
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308, 400, 401, 404, 410, 422])
+def test_other_answers_are_final(status: int) -> None:
+    with WebhookReceiver(lambda _: status) as backend:
+        with pytest.raises(WebhookError, match=str(status)):
+            send_failed_webhook(backend.url + "/secret?x=secret", 500, "no", token=TOKEN)
+    assert len(backend.received) == 1
+
+
+def test_giving_up(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "stylegen"):
+        with WebhookReceiver(lambda _: 503) as backend:
+            with pytest.raises(WebhookError, match="503") as caught:
+                send_failed_webhook(backend.url + "/?x=secret", 500, "no", token=TOKEN)
+        assert len(backend.received) == webhook.ATTEMPTS
+        with pytest.raises(WebhookError) as dead:
+            send_failed_webhook(backend.url + "/?x=secret", 500, "no", token=TOKEN)
+    for text in (str(caught.value), str(dead.value), caplog.text):
+        assert "secret" not in text and TOKEN not in text
+    assert caught.value.transient
+
+
+@pytest.mark.parametrize("status", [302, 404, 500])
+def test_progress_is_best_effort(status: int, caplog: pytest.LogCaptureFixture) -> None:
+    with WebhookReceiver(lambda _: status) as backend:
+        send_progress(backend.url + "/?x=secret", 500, 1, 2, token=TOKEN)
+    send_progress(backend.url + "/?x=secret", 500, 2, 2, token=TOKEN)  # nobody listens now
+    assert len(backend.received) == 1
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    assert "secret" not in caplog.text and TOKEN not in caplog.text
+
+
+def test_a_silent_receiver_times_out() -> None:
+    release = threading.Event()
+    with WebhookReceiver(lambda _: 200 if release.wait(10) else 500) as backend:
+        began = time.monotonic()
+        send_progress(backend.url, 500, 1, 2, timeout=0.2)
+        took = time.monotonic() - began
+        release.set()
+    assert took < 2
+
+
+@pytest.mark.parametrize(
+    ("url", "rebuilt"),
+    [
+        ("https://api.example.com", "https://api.example.com"),
+        ("https://api.example.com/", "https://api.example.com"),
+        ("HTTPS://API.Example.COM:443/v1/", "https://api.example.com/v1"),
+        ("http://127.0.0.1:8000", "http://127.0.0.1:8000"),
+        ("https://backend.internal:8443/a/b", "https://backend.internal:8443/a/b"),
+    ],
+)
+def test_allowed_urls(url: str, rebuilt: str) -> None:
+    assert allowed_url(url, ALLOWED) == rebuilt
+
+
+HOSTILE = [
+    "",
+    "api.example.com",
+    "//api.example.com",
+    "https:api.example.com",
+    "https://",
+    "http://api.example.com",
+    "https://api.example.com:8443",
+    "https://api.example.com:99999",
+    "https://api.example.com:x",
+    "https://api.example.com.",
+    "https://api.example.com.evil.org",
+    "https://evil.org/https://api.example.com",
+    "https://user@api.example.com",
+    "https://user:pw@api.example.com",
+    "https://api.example.com@evil.org",
+    "https://api.example.com%40evil.org",
+    "https://evil.org\\@api.example.com",
+    "https://api.example.com\\.evil.org",
+    "https://api.example.com/?next=x",
+    "https://api.example.com?",
+    "https://api.example.com/#x",
+    "https://api.example.com/../x",
+    "https://api.example.com/%2e%2e/x",
+    "https://api.example.com\n",
+    "\thttps://api.example.com",
+    "https://api.example.com/a b",
+    "https://api.exa\u00admple.com",
+    "https://\u0430pi.example.com",
+    "https://api\u3002example.com",
+    "https://\uff41pi.example.com",
+    "http://127.1:8000",
+    "http://0x7f.1:8000",
+    "http://0177.0.0.1:8000",
+    "http://2130706433:8000",
+    "http://127.0.0.1:08000x",
+    "http://[::1]:8000",
+    "http://[::ffff:127.0.0.1]:8000",
+    "http://localhost:8000",
+    "ftp://api.example.com",
+    "file:///etc/passwd",
+    "javascript:alert(1)",
+]
+
+
+@pytest.mark.parametrize("url", HOSTILE)
+def test_hostile_urls(url: str) -> None:
+    with pytest.raises(InvalidMessage) as caught:
+        allowed_url(url, ALLOWED)
+    assert "pw" not in str(caught.value)
+
+
+def test_nothing_is_allowed_by_default() -> None:
+    with pytest.raises(InvalidMessage):
+        allowed_url("https://api.example.com", ())
+
+
+def report(total: int, send: Callable[..., None], **close: Any) -> None:
+    reporter = ProgressReporter(send, total)
+    for step in range(total + 1):
+        reporter(step)
+    reporter.close(**close)
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 4, 7, 20, 50, 100, 500])
+def test_milestones(total: int) -> None:
+    sent: list[tuple[int, int]] = []
+
+    def send(step: int, _: int, *, progress_percent: int, **__: Any) -> None:
+        sent.append((step, progress_percent))
+
+    report(total, send)
+    first = [next(s for s in range(total + 1) if 100 * s >= mark * total) for mark in MILESTONES]
+    assert sent == list(zip(first, MILESTONES))
+
+
+def test_estimates_are_measured() -> None:
+    seconds: list[int] = []
+
+    def send(*_: Any, estimated_seconds: int, **__: Any) -> None:
+        seconds.append(estimated_seconds)
+
+    reporter = ProgressReporter(send, 100)
+    reporter(0)
+    time.sleep(0.5)
+    reporter(25)
+    reporter.close()
+    assert [type(each) for each in seconds] == [int, int]
+    assert seconds[0] == 0 and 1 <= seconds[1] <= 3
+
+
+def test_progress_arrives_in_order(backend: WebhookReceiver) -> None:
+    report(50, partial(send_progress, webhook_urls(backend.url).progress, 500))
+    bodies = [each.body["progress"] for each in backend.received]
+    assert [body["progress_percent"] for body in bodies] == list(MILESTONES)
+    assert [body["current_step"] for body in bodies] == [0, 13, 25, 38, 45]
+
+
+def test_a_slow_receiver_does_not_slow_the_caller() -> None:
+    release = threading.Event()
+    with WebhookReceiver(lambda _: 200 if release.wait(10) else 500) as backend:
+        urls = webhook_urls(backend.url)
+        reporter = ProgressReporter(partial(send_progress, urls.progress, 500), 50)
+        began = time.monotonic()
+        for step in range(51):
+            reporter(step)
+        assert time.monotonic() - began < 0.5
+        assert backend.wait_for(1, "progress", 10)
+        threading.Timer(0.2, release.set).start()
+        reporter.close(patience=0)
+        send_complete_webhook(urls.complete, 500, "https://cdn/500.jpg", 1)
+        time.sleep(0.3)
+    assert [each.event for each in backend.received] == ["progress", "complete"]
+
+
+def test_leaving_by_an_error_drops_progress() -> None:
+    release = threading.Event()
+    with WebhookReceiver(lambda _: 200 if release.wait(0.5) else 200) as backend:
+        urls = webhook_urls(backend.url)
+        with pytest.raises(ZeroDivisionError):
+            with ProgressReporter(partial(send_progress, urls.progress, 500), 50) as reporter:
+                for step in range(51):
+                    reporter(step)
+                backend.wait_for(1, "progress", 10)
+                raise ZeroDivisionError
+        send_failed_webhook(urls.failed, 500, "no")
+        time.sleep(0.3)
+    assert [each.event for each in backend.received] == ["progress", "failed"]
+
+
+def test_the_receiver_waits(backend: WebhookReceiver) -> None:
+    threading.Timer(0.1, send_everything, (backend.url,)).start()
+    assert backend.wait_for(1, "failed", 10)[0].body["generation_id"] == "g-1"
+    assert not backend.wait_for(1, "nothing", 0.05)
