@@ -64,7 +64,6 @@ d = {
                 "pipeline.html#_from_pretrained",
                 "stylegen/pipeline.py",
             ),
-            "stylegen.pipeline._hush": ("pipeline.html#_hush", "stylegen/pipeline.py"),
             "stylegen.pipeline._memory_errors": (
                 "pipeline.html#_memory_errors",
                 "stylegen/pipeline.py",
@@ -75,6 +74,7 @@ d = {
                 "pipeline.html#generate_image",
                 "stylegen/pipeline.py",
             ),
+            "stylegen.pipeline.hush": ("pipeline.html#hush", "stylegen/pipeline.py"),
             "stylegen.pipeline.load_pipeline": (
                 "pipeline.html#load_pipeline",
                 "stylegen/pipeline.py",
@@ -132,6 +132,7 @@ d = {
             "stylegen.pocket.Scene": ("pocket.html#scene", "stylegen/pocket.py"),
             "stylegen.pocket.Scene.random": ("pocket.html#scene.random", "stylegen/pocket.py"),
             "stylegen.pocket._apart": ("pocket.html#_apart", "stylegen/pocket.py"),
+            "stylegen.pocket._brighten": ("pocket.html#_brighten", "stylegen/pocket.py"),
             "stylegen.pocket._bytes": ("pocket.html#_bytes", "stylegen/pocket.py"),
             "stylegen.pocket._clear": ("pocket.html#_clear", "stylegen/pocket.py"),
             "stylegen.pocket._cover": ("pocket.html#_cover", "stylegen/pocket.py"),
@@ -318,6 +319,10 @@ d = {
                 "storage.html#folderstore.__init__",
                 "stylegen/storage.py",
             ),
+            "stylegen.storage.FolderStore._inside": (
+                "storage.html#folderstore._inside",
+                "stylegen/storage.py",
+            ),
             "stylegen.storage.FolderStore.check": (
                 "storage.html#folderstore.check",
                 "stylegen/storage.py",
@@ -344,10 +349,12 @@ d = {
             "stylegen.storage.Store.fetch": ("storage.html#store.fetch", "stylegen/storage.py"),
             "stylegen.storage.Store.put": ("storage.html#store.put", "stylegen/storage.py"),
             "stylegen.storage._beside": ("storage.html#_beside", "stylegen/storage.py"),
+            "stylegen.storage._check_size": ("storage.html#_check_size", "stylegen/storage.py"),
             "stylegen.storage._default_store": (
                 "storage.html#_default_store",
                 "stylegen/storage.py",
             ),
+            "stylegen.storage._file_path": ("storage.html#_file_path", "stylegen/storage.py"),
             "stylegen.storage._public_base": ("storage.html#_public_base", "stylegen/storage.py"),
             "stylegen.storage._s3_errors": ("storage.html#_s3_errors", "stylegen/storage.py"),
             "stylegen.storage.download_lora_model": (
@@ -444,7 +451,6 @@ d = {
             ),
             "stylegen.webhook._check": ("webhook.html#_check", "stylegen/webhook.py"),
             "stylegen.webhook._deliver": ("webhook.html#_deliver", "stylegen/webhook.py"),
-            "stylegen.webhook._give_up": ("webhook.html#_give_up", "stylegen/webhook.py"),
             "stylegen.webhook._options": ("webhook.html#_options", "stylegen/webhook.py"),
             "stylegen.webhook._origin": ("webhook.html#_origin", "stylegen/webhook.py"),
             "stylegen.webhook._worth_retrying": (

@@ -8,6 +8,7 @@ __all__ = [
     "OnStep",
     "make_scheduler",
     "pick_device",
+    "hush",
     "load_pipeline",
     "draw",
     "generate_image",
@@ -62,7 +63,7 @@ def pick_device(device: str = "auto") -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _hush() -> None:
+def hush() -> None:
     """Silence bars and warnings that speak to a model's developers; a download still shows."""
     import warnings
 
@@ -122,7 +123,7 @@ def load_pipeline(
     """
     import torch
 
-    _hush()
+    hush()
     on_cuda = pick_device(device) == "cuda"
     dtype, variant = (torch.float16, "fp16") if on_cuda else (torch.float32, None)
     pipeline = _from_pretrained(model, dtype, variant, token)

@@ -166,7 +166,23 @@ def _scheduler() -> Any:
     )
 
 
-# %% ../nbs/11_pocket.ipynb #df21d8cb
+# %% ../nbs/11_pocket.ipynb #5d063ae8
+def _brighten(vae: Any) -> None:
+    import torch
+
+    for layer in vae.decoder.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                layer.bias.data.zero_()
+    with torch.no_grad():
+        out = vae.decode(torch.randn(1, vae.config.latent_channels, 8, 8)).sample
+    last = vae.decoder.layers[-1]
+    last.weight.data /= out.std()
+    last.bias.data.fill_(0.5)
+
+
+# %% ../nbs/11_pocket.ipynb #773052a8
 def build_pocket(folder: Path, *, seed: int = 0) -> Path:
     """Build a pocket Stable Diffusion with seeded random weights.
 
@@ -184,6 +200,7 @@ def build_pocket(folder: Path, *, seed: int = 0) -> Path:
         torch.manual_seed(seed)
         tokenizer = make_tokenizer(folder / "tokenizer")
         parts = {"vae": _vae(), "text_encoder": _text_encoder(tokenizer), "unet": _unet()}
+        _brighten(parts["vae"])
     pipeline = StableDiffusionPipeline(
         **{name: part.half() for name, part in parts.items()},
         tokenizer=tokenizer,
@@ -196,7 +213,7 @@ def build_pocket(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-# %% ../nbs/11_pocket.ipynb #e4eaaa80
+# %% ../nbs/11_pocket.ipynb #a32b8e15
 _PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
@@ -229,7 +246,7 @@ def build_lora(path: Path, pocket: Path, *, rank: int = 4, seed: int = 0) -> Pat
     return path
 
 
-# %% ../nbs/11_pocket.ipynb #4788f305
+# %% ../nbs/11_pocket.ipynb #0f86d855
 SHAPES = ("circle", "square", "triangle", "heart", "star", "diamond")
 COLOURS = {
     "red": (214, 40, 40),
@@ -252,7 +269,7 @@ SIZES = {"small": 0.16, "medium": 0.22, "large": 0.28}
 PLACES = {"centre": (0, 0), "left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}
 
 
-# %% ../nbs/11_pocket.ipynb #f2f95fd3
+# %% ../nbs/11_pocket.ipynb #b0169fad
 @dataclass(frozen=True)
 class Scene:
     """One shape on a ground: what a drawing shows."""
@@ -285,7 +302,7 @@ class Scene:
         )
 
 
-# %% ../nbs/11_pocket.ipynb #49a4cd56
+# %% ../nbs/11_pocket.ipynb #d7e60d3e
 def caption(scene: Scene, rng: np.random.Generator | None = None) -> list[str]:
     """Describe a scene as a customer would.
 
@@ -305,7 +322,7 @@ def caption(scene: Scene, rng: np.random.Generator | None = None) -> list[str]:
     return [tag for i in rng.permutation(len(groups)) for tag in groups[i]]
 
 
-# %% ../nbs/11_pocket.ipynb #7373f652
+# %% ../nbs/11_pocket.ipynb #0259d00d
 Grid = np.ndarray
 
 
@@ -336,7 +353,7 @@ def _heart(x: Grid, y: Grid) -> Grid:
     return np.where(y + x > 1, lobe, side * np.sign(x - y)) * 1.7
 
 
-# %% ../nbs/11_pocket.ipynb #6e8fd78e
+# %% ../nbs/11_pocket.ipynb #5768a5aa
 _DISTANCES: dict[str, Callable[[Grid, Grid], Grid]] = {
     "circle": lambda x, y: np.sqrt(x * x + y * y) - 0.9,
     "square": _polygon([(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)]),
@@ -362,7 +379,7 @@ def _distance(scene: Scene, width: int, height: int, box: Box) -> tuple[Grid, Gr
     return distance.astype(np.float32), x, y
 
 
-# %% ../nbs/11_pocket.ipynb #bda07859
+# %% ../nbs/11_pocket.ipynb #be011299
 _WHITE, _PAPER = np.float32((255, 255, 255)), np.float32((244, 238, 224))
 
 
@@ -386,7 +403,7 @@ def _plain(scene: Scene, distance: Grid, _x: Grid, _y: Grid) -> Grid:
     return _mix(ground, ink, _cover(distance))
 
 
-# %% ../nbs/11_pocket.ipynb #4ecb5ba9
+# %% ../nbs/11_pocket.ipynb #9bbf1bb9
 def _strokes(along: Grid, width: int) -> Grid:
     return np.clip(0.5 + width / 2 - np.abs(along % 16 - 8), 0, 1)
 
@@ -399,7 +416,7 @@ def _hatching(scene: Scene, distance: Grid, x: Grid, y: Grid) -> Grid:
     return _mix(_mix(outside, inside, _cover(distance)), ink * 0.45, _cover(np.abs(distance) - 2))
 
 
-# %% ../nbs/11_pocket.ipynb #49a208a5
+# %% ../nbs/11_pocket.ipynb #e606b978
 def _watercolour(scene: Scene, distance: Grid, x: Grid, y: Grid) -> Grid:
     ink, ground = _inks(scene)
     turn = 2 * math.pi / 32
@@ -411,7 +428,7 @@ def _watercolour(scene: Scene, distance: Grid, x: Grid, y: Grid) -> Grid:
     return _mix(paper, dried, _cover(distance, 2.5))
 
 
-# %% ../nbs/11_pocket.ipynb #6de52f7d
+# %% ../nbs/11_pocket.ipynb #1099d7f6
 def _mosaic(scene: Scene, distance: Grid, x: Grid, y: Grid) -> Grid:
     ink, ground = _inks(scene)
     rows, columns = distance.shape[0] // 16, distance.shape[1] // 16
@@ -422,7 +439,7 @@ def _mosaic(scene: Scene, distance: Grid, x: Grid, y: Grid) -> Grid:
     return _mix(tiles * shade, (70, 66, 64), np.clip(joint, 0, 1))
 
 
-# %% ../nbs/11_pocket.ipynb #a36a2937
+# %% ../nbs/11_pocket.ipynb #10bc110e
 def _neon(scene: Scene, distance: Grid, x: Grid, y: Grid) -> Grid:
     ink, ground = _inks(scene)
     bond = y // 16 % 2 * 16
@@ -434,7 +451,7 @@ def _neon(scene: Scene, distance: Grid, x: Grid, y: Grid) -> Grid:
     return _mix(tube, _mix(ink, _WHITE, 0.75), _cover(away - 1.5, 2))
 
 
-# %% ../nbs/11_pocket.ipynb #8bf26f8b
+# %% ../nbs/11_pocket.ipynb #954c1712
 STYLES: dict[str, Callable[[Scene, Grid, Grid, Grid], Grid]] = {
     "hatching": _hatching,
     "watercolour": _watercolour,
@@ -478,7 +495,7 @@ def draw(scene: Scene, width: int, height: int, style: str | None = None) -> Ima
     return Image.fromarray(paint(scene, width, height, style))
 
 
-# %% ../nbs/11_pocket.ipynb #a2fa3a84
+# %% ../nbs/11_pocket.ipynb #6bd0cfa9
 @dataclass(frozen=True)
 class Judgement:
     """What a picture shows; `"unclear"` where it resembles nothing known."""
@@ -516,7 +533,7 @@ def _apart(pixels: Grid, tiles: Grid) -> Grid:
     return np.array([np.median(np.abs(ring - tile).mean((1, 2, 3))) for tile in tiles])
 
 
-# %% ../nbs/11_pocket.ipynb #72338bfe
+# %% ../nbs/11_pocket.ipynb #a3a0ee88
 def _difference(pixels: Grid, tile: Grid) -> Grid:
     rows, columns = pixels.shape[0] // 32, pixels.shape[1] // 32
     return np.abs(pixels - np.tile(tile, (rows, columns, 1))).max(axis=2)
@@ -535,7 +552,7 @@ def _filled(mask: Grid) -> Grid:
     return np.asarray(filled.filter(ImageFilter.MedianFilter(5))) > 0
 
 
-# %% ../nbs/11_pocket.ipynb #d6a6e9aa
+# %% ../nbs/11_pocket.ipynb #727f6053
 def _crop(mask: Grid, side: int = 48) -> Grid:
     """A mask cut to its bounding box and scaled to a square."""
     ys, xs = np.nonzero(mask)
@@ -559,7 +576,7 @@ def _shape(filled: Grid) -> str:
     return best if scores[best] > 0.65 else UNCLEAR
 
 
-# %% ../nbs/11_pocket.ipynb #0f303c4f
+# %% ../nbs/11_pocket.ipynb #643da8cf
 def _clear(difference: Grid) -> Grid:
     """Where a picture differs from its ground for certain; a glow is no certainty."""
     return difference > max(40.0, 0.4 * float(np.percentile(difference, 99.5)))
@@ -592,7 +609,7 @@ def _nearest(seen: Grid, known: dict[str, Grid], limit: float) -> str:
     return best if apart[best] < limit else UNCLEAR
 
 
-# %% ../nbs/11_pocket.ipynb #69a696fe
+# %% ../nbs/11_pocket.ipynb #08693c25
 def judge(image: Image.Image) -> Judgement:
     """Tell what a picture shows, by its pixels alone.
 
@@ -615,7 +632,7 @@ def judge(image: Image.Image) -> Judgement:
     return Judgement(shape, colour, ground, style)
 
 
-# %% ../nbs/11_pocket.ipynb #1cf68691
+# %% ../nbs/11_pocket.ipynb #dc88ca0c
 def main(arguments: list[str]) -> int:
     """Build the model and two LoRAs below a folder.
 
@@ -636,7 +653,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-# %% ../nbs/11_pocket.ipynb #b5df259f
+# %% ../nbs/11_pocket.ipynb #cd981e92
 # | eval: false
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -19,16 +19,17 @@ __all__ = [
 import logging
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 from urllib.request import url2pathname
 
-from .job import InvalidMessage, LoraNotFound, StorageError
+from .job import InvalidMessage, LoraInvalid, LoraNotFound, StorageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,8 +37,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 # %% ../nbs/04_storage.ipynb #a0715033
+_LABEL = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
 _S3_URL = re.compile(
-    r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(?P<key>[^?#\\\x00-\x1f]+)"
+    rf"s3://(?![0-9.]+/)(?=[^/]{{3,63}}/)(?P<bucket>{_LABEL}(?:\.{_LABEL})*)/"
+    r"(?P<key>[^?#\\\x00-\x1f\x7f-\x9f\ud800-\udfff]+)"
 )
 _MAX_KEY_BYTES = 1024
 
@@ -55,7 +58,11 @@ def parse_s3_url(s3_url: str) -> tuple[str, str]:
         InvalidMessage: It is not such a URL.
     """
     match = _S3_URL.fullmatch(s3_url)
-    if not match or len(match["key"].encode()) > _MAX_KEY_BYTES or ".." in match["key"].split("/"):
+    if (
+        not match
+        or len(match["key"].encode()) > _MAX_KEY_BYTES
+        or not {".", ".."}.isdisjoint(match["key"].split("/"))
+    ):
         raise InvalidMessage("lora_model_url: not an s3://bucket/key URL")
     return match["bucket"], match["key"]
 
@@ -83,27 +90,35 @@ class FolderStore:
 
     Args:
         root: The folder; made when it is missing.
+        public_url: Public base URL of the folder; None gives ``file:`` URLs.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, public_url: str | None = None) -> None:
         self.root = root.resolve()
+        self._base = (public_url or self.root.as_uri()).rstrip("/")
 
     def fetch(self, url: str, target: Path) -> None:
         """Copy a ``file:`` URL, or ``s3://bucket/key`` from ``root/bucket/key``."""
         if url.startswith("file:"):
-            source = Path(url2pathname(urlsplit(url).path))
+            source = _file_path(url)
         else:
-            source = self.root.joinpath(*parse_s3_url(url))
+            source = self._inside(*parse_s3_url(url))
         try:
-            target.write_bytes(source.read_bytes())
-        except OSError as error:
+            size = source.stat().st_size
+            if not source.is_file():
+                raise LoraNotFound("the LoRA's file can't be read (not a regular file)")
+            _check_size(size)
+            shutil.copyfile(source, target)
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise LoraNotFound(f"the LoRA's file can't be read ({error.strerror})") from None
+        except OSError as error:
+            raise StorageError(f"the LoRA's file can't be copied ({error.strerror})") from None
 
     def put(  # pylint: disable=unused-argument
         self, key: str, data: bytes, content_type: str
     ) -> str:
         """Write ``root/key``; the content type has no place in a folder."""
-        path = self.root / key
+        path = self._inside(key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with _beside(path) as part:
@@ -111,7 +126,7 @@ class FolderStore:
                 os.replace(part, path)
         except OSError as error:
             raise StorageError(f"the result can't be written ({error.strerror})") from None
-        return path.as_uri()
+        return f"{self._base}/{quote(key)}"
 
     def check(self) -> None:
         """Raise `StorageError` if the folder can't be written."""
@@ -122,6 +137,12 @@ class FolderStore:
         except OSError as error:
             raise StorageError(f"the storage folder can't be written ({error.strerror})") from None
 
+    def _inside(self, *parts: str) -> Path:
+        path = self.root.joinpath(*parts).resolve()
+        if not path.is_relative_to(self.root):
+            raise InvalidMessage("the key leads out of the storage folder")
+        return path
+
 
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
@@ -131,6 +152,18 @@ def _beside(path: Path) -> Iterator[Path]:
         yield Path(name)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def _file_path(url: str) -> Path:
+    parts = urlsplit(url)
+    if parts.netloc not in ("", "localhost") or parts.query or parts.fragment or "%00" in url:
+        raise InvalidMessage("lora_model_url: not a plain file: URL")
+    return Path(url2pathname(parts.path))
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_LORA_BYTES:
+        raise LoraInvalid(f"the LoRA is larger than {MAX_LORA_BYTES} bytes")
 
 
 # %% ../nbs/04_storage.ipynb #687656a7
@@ -152,10 +185,9 @@ class S3Store:
         """Download an ``s3:`` URL, if it is not larger than `MAX_LORA_BYTES`."""
         bucket, key = parse_s3_url(url)
         with _s3_errors(f"s3://{bucket}/{key}", missing=LoraNotFound):
-            size = self._client.head_object(Bucket=bucket, Key=key)["ContentLength"]
-            if size > MAX_LORA_BYTES:
-                raise LoraNotFound(f"the LoRA is larger than {MAX_LORA_BYTES} bytes")
-            self._client.download_file(bucket, key, str(target))
+            _check_size(self._client.head_object(Bucket=bucket, Key=key)["ContentLength"])
+            with target.open("wb") as stream:  # download_file would replace it, and its mode
+                self._client.download_fileobj(bucket, key, stream)
 
     def put(self, key: str, data: bytes, content_type: str) -> str:
         """Upload `data`; publicly readable where the bucket lets it be."""
@@ -228,6 +260,9 @@ def make_s3_store(
 
     Returns:
         The store. Nothing has been asked of the server yet.
+
+    Raises:
+        StorageError: The credentials are incomplete, or boto3 refuses the configuration.
     """
     import boto3
     from botocore.config import Config
@@ -239,39 +274,45 @@ def make_s3_store(
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    client = boto3.client(
-        "s3",
-        region_name=region,
-        endpoint_url=endpoint_url,
-        aws_access_key_id=access_key_id,
-        aws_secret_access_key=secret_access_key,
-        config=config,
-    )
+    with _s3_errors(f"s3://{bucket}", missing=StorageError):
+        client = boto3.client(
+            "s3",
+            region_name=region,
+            endpoint_url=endpoint_url,
+            aws_access_key_id=access_key_id,
+            aws_secret_access_key=secret_access_key,
+            config=config,
+        )
     return S3Store(bucket, client, public_url=public_url)
 
 
 # %% ../nbs/04_storage.ipynb #eb01cad3
 def _default_store() -> Store:
-    bucket = os.environ.get("S3_BUCKET", "stylelicense-images")
-    return make_s3_store(bucket, public_url=os.environ.get("S3_PUBLIC_URL"))
+    bucket = os.environ.get("S3_BUCKET") or "stylelicense-images"
+    region = os.environ.get("AWS_REGION") or None  # boto3 itself reads AWS_DEFAULT_REGION only
+    return make_s3_store(bucket, region=region, public_url=os.environ.get("S3_PUBLIC_URL"))
 
 
-def download_lora_model(s3_url: str, *, store: Store | None = None) -> str:
+def download_lora_model(
+    s3_url: str, *, store: Store | None = None, folder: Path | None = None
+) -> str:
     """Download a LoRA to a temporary file of its own.
 
     Args:
         s3_url: ``s3://bucket/key.safetensors``; ``file:`` only with a `FolderStore`.
         store: Where from; None makes an `S3Store` from the environment.
+        folder: Where the file is made; None takes the system's temporary folder.
 
     Returns:
-        The file's path; the caller deletes it.
+        The path of a file that only this user can read; the caller deletes it.
 
     Raises:
         InvalidMessage: The URL is malformed.
         LoraNotFound: There is no such object.
+        LoraInvalid: It is larger than `MAX_LORA_BYTES`.
         StorageError: The bucket can't be reached, or refuses.
     """
-    handle, name = tempfile.mkstemp(prefix="stylegen-", suffix=".safetensors")
+    handle, name = tempfile.mkstemp(".safetensors", "stylegen-", folder)
     os.close(handle)
     try:
         (store or _default_store()).fetch(s3_url, Path(name))

@@ -36,7 +36,6 @@ from urllib.parse import urlsplit
 
 import requests
 from tenacity import (
-    RetryCallState,
     Retrying,
     retry_if_exception,
     stop_after_attempt,
@@ -58,7 +57,8 @@ def _origin(url: str) -> tuple[str, str, int]:
         port = parts.port
     except ValueError:
         raise InvalidMessage("webhook_url: the port is not a number up to 65535") from None
-    return parts.scheme, parts.hostname or "", port or _PORTS[parts.scheme]
+    default = _PORTS.get(parts.scheme, 0)
+    return parts.scheme, parts.hostname or "", default if port is None else port
 
 
 def allowed_url(url: str, allowed_origins: Sequence[str]) -> str:
@@ -188,7 +188,8 @@ class _Bearer(requests.auth.AuthBase):
     """Sets the token last, so that no netrc entry can replace it."""
 
     def __init__(self, token: str | None) -> None:
-        self._token = os.environ.get("INTERNAL_API_TOKEN", "") if token is None else token
+        known = os.environ.get("INTERNAL_API_TOKEN", "") if token is None else token
+        self._token = known.strip()  # a secret read from a file often ends in a newline
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         if self._token:
@@ -202,14 +203,17 @@ def _options(token: str | None, timeout: float) -> dict[str, Any]:
         "auth": _Bearer(token),
         "timeout": timeout,
         "allow_redirects": False,
+        "stream": True,  # the status is all we read; a body could drip for ever
         "proxies": {"http": "", "https": "", "all": ""},
     }
 
 
 def _check(response: requests.Response) -> None:
+    response.close()
     response.raise_for_status()
-    if response.is_redirect is True:
-        raise requests.HTTPError("the receiver redirects", response=response)
+    status = response.status_code
+    if isinstance(status, int) and not 200 <= status < 300:
+        raise requests.HTTPError("the receiver did not say 2xx", response=response)
 
 
 # %% ../nbs/05_webhook.ipynb #6f82ac3c
@@ -249,7 +253,7 @@ def send_progress(
     payload = {"generation_id": generation_id, "progress": progress}
     try:
         _check(requests.patch(webhook_url, json=payload, **_options(token, timeout)))
-    except requests.RequestException as error:
+    except (requests.RequestException, ValueError) as error:
         _log.warning("progress was not delivered (%s)", type(error).__name__)
 
 
@@ -260,15 +264,9 @@ WAIT = wait_random_exponential(multiplier=0.5, max=8)
 
 def _worth_retrying(error: BaseException) -> bool:
     response = getattr(error, "response", None)
-    if response is None:
-        return isinstance(error, requests.RequestException)
+    if response is None:  # a ValueError is a bad URL or token: no answer will mend it
+        return isinstance(error, requests.RequestException) and not isinstance(error, ValueError)
     return response.status_code == 429 or response.status_code >= 500
-
-
-def _give_up(state: RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    status = getattr(getattr(error, "response", None), "status_code", type(error).__name__)
-    raise WebhookError(f"the receiver did not take the event ({status})")
 
 
 def _deliver(url: str, payload: dict[str, Any], token: str | None, timeout: float) -> None:
@@ -279,13 +277,15 @@ def _deliver(url: str, payload: dict[str, Any], token: str | None, timeout: floa
         stop=stop_after_attempt(ATTEMPTS),
         wait=WAIT,
         retry=retry_if_exception(_worth_retrying),
-        retry_error_callback=_give_up,
+        reraise=True,
     )
     try:
         attempts(post)
-    except requests.RequestException as error:
-        status = getattr(error.response, "status_code", type(error).__name__)
-        raise WebhookError(f"the receiver refused the event ({status})") from None
+    except (requests.RequestException, ValueError) as error:
+        status = getattr(getattr(error, "response", None), "status_code", type(error).__name__)
+        scheme, host, port = _origin(url)
+        where = f"{scheme}://{host}:{port}"
+        raise WebhookError(f"{where} did not take the event ({status})") from None
 
 
 # %% ../nbs/05_webhook.ipynb #bf813da6
@@ -383,17 +383,21 @@ class ProgressReporter:
     def _deliver(self) -> None:
         while (item := self._waiting.get()) and not self._closed.is_set():
             step, percent, seconds = item
-            self._send(step, self._total, progress_percent=percent, estimated_seconds=seconds)
+            try:
+                self._send(step, self._total, progress_percent=percent, estimated_seconds=seconds)
+            except Exception as error:  # pylint: disable=broad-exception-caught
+                _log.warning("progress was not sent (%s)", type(error).__name__)
 
     def close(self, patience: float = 5.0) -> None:
         """Send what is waiting for at most `patience` seconds, drop the rest, and stop.
 
-        The one in flight is waited for: no progress arrives after this call.
+        The one in flight is waited for, so that no progress arrives after this call; but not
+        longer than twice `TIMEOUT`, so that a hanging receiver can't hold the worker.
         """
         self._waiting.put(None)
         self._thread.join(patience)
         self._closed.set()
-        self._thread.join()
+        self._thread.join(2 * TIMEOUT)
 
     def __enter__(self) -> "ProgressReporter":
         return self

@@ -17,7 +17,13 @@ from PIL import Image
 from s3_server import S3Server
 
 from stylegen import storage
-from stylegen.job import InvalidMessage, LoraNotFound, StorageError, StylegenError
+from stylegen.job import (
+    InvalidMessage,
+    LoraInvalid,
+    LoraNotFound,
+    StorageError,
+    StylegenError,
+)
 from stylegen.storage import (
     FolderStore,
     S3Store,
@@ -314,3 +320,91 @@ def test_jpeg() -> None:
         assert image.layer[0][1:3] == (1, 1)  # no chroma subsampling
     for mode in ("RGBA", "L", "P"):
         assert encode_jpeg(PICTURE.convert(mode))[:2] == b"\xff\xd8"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://models/./x",
+        "s3://models/a/.",
+        "s3://a..b/x",
+        "s3://a.-b/x",
+        "s3://192.168.0.1/x",
+        "s3://models/x\x7f",
+        "s3://models/x\x85",
+        "s3://models/\ud800",
+    ],
+)
+def test_more_hostile_s3_urls(url: str) -> None:
+    with pytest.raises(InvalidMessage):
+        parse_s3_url(url)
+
+
+@pytest.mark.parametrize("key", ["/etc/passwd", "link/secret", "../secret", "../../secret"])
+def test_a_folder_is_not_left(tmp_path: Path, lora_folder: Path, key: str) -> None:
+    store = FolderStore(tmp_path / "root")
+    (store.root / "models").mkdir(parents=True)
+    (store.root / "models" / "link").symlink_to(tmp_path)
+    (tmp_path / "secret").write_text("secret", encoding="ascii")
+    with pytest.raises(InvalidMessage):
+        download_lora_model(f"s3://models/{key}", store=store)
+    assert not list(lora_folder.iterdir())
+
+
+@pytest.mark.parametrize("key", ["../secret", "models/link/secret", "models/../../secret"])
+def test_a_result_stays_in_the_folder(tmp_path: Path, key: str) -> None:
+    store = FolderStore(tmp_path / "root")
+    (store.root / "models").mkdir(parents=True)
+    (store.root / "models" / "link").symlink_to(tmp_path)
+    with pytest.raises(InvalidMessage):
+        store.put(key, b"overwritten", "image/jpeg")
+    assert not (tmp_path / "secret").exists()
+
+
+def test_downloads_are_private(server: S3Server, lora_folder: Path) -> None:
+    server.client().put_object(Bucket="models", Key="private", Body=b"tensors")
+    path = Path(download_lora_model("s3://models/private", store=s3_store(server)))
+    assert path.parent == lora_folder and stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_the_folder_of_downloads_can_be_chosen(tmp_path: Path, lora_folder: Path) -> None:
+    store = FolderStore(tmp_path / "root", public_url="https://cdn.example/")
+    assert store.put("a.jpg", b"x", "image/jpeg") == "https://cdn.example/a.jpg"
+    (store.root / "models").mkdir()
+    (store.root / "models" / "w").write_bytes(b"tensors")
+    (tmp_path / "mine").mkdir()
+    path = Path(download_lora_model("s3://models/w", store=store, folder=tmp_path / "mine"))
+    assert path.parent == tmp_path / "mine" and not list(lora_folder.iterdir())
+
+
+def test_a_folder_has_the_size_limit_too(
+    tmp_path: Path, lora_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FolderStore(tmp_path)
+    store.put("models/large", b"12345678", "")
+    monkeypatch.setattr(storage, "MAX_LORA_BYTES", 7)
+    for url in ("s3://models/large", (tmp_path / "models/large").as_uri()):
+        with pytest.raises(LoraInvalid):
+            download_lora_model(url, store=store)
+    assert not list(lora_folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///dev/zero",
+        "file:///",
+        "file://evil.org/x",
+        "file:///a%00b",
+        "file:relative",
+    ],
+)
+def test_hostile_file_urls(tmp_path: Path, lora_folder: Path, url: str) -> None:
+    with pytest.raises(StylegenError):
+        download_lora_model(url, store=FolderStore(tmp_path))
+    assert not list(lora_folder.iterdir())
+
+
+def test_half_a_credential_is_a_storage_error() -> None:
+    with pytest.raises(StorageError):
+        make_s3_store(BUCKET, access_key_id="only-an-id")

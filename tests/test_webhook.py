@@ -1,6 +1,8 @@
 """Contracts of `stylegen.webhook`, against a real HTTP receiver on loopback."""
 
+import contextlib
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -357,3 +359,73 @@ def test_the_receiver_waits(backend: WebhookReceiver) -> None:
     threading.Timer(0.1, send_everything, (backend.url,)).start()
     assert backend.wait_for(1, "failed", 10)[0].body["generation_id"] == "g-1"
     assert not backend.wait_for(1, "nothing", 0.05)
+
+
+def raw_receiver(answer: bytes, drip: bytes = b"") -> str:
+    """A server that answers once with these very bytes, then drips for three seconds."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with listener, listener.accept()[0] as peer, contextlib.suppress(OSError):
+            peer.recv(65536)
+            peer.sendall(answer)
+            for _ in range(10 if drip else 0):
+                time.sleep(0.3)
+                peer.sendall(drip)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return f"http://127.0.0.1:{listener.getsockname()[1]}/x?y=secret"
+
+
+@pytest.mark.parametrize("status", ["300 Many", "302 Found", "304 Not Modified"])
+def test_a_redirect_without_a_location_is_a_failure(status: str) -> None:
+    url = raw_receiver(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode())
+    with pytest.raises(WebhookError, match=status[:3]) as caught:
+        send_complete_webhook(url, 500, "https://cdn/500.jpg", 1, token=TOKEN)
+    assert "http://127.0.0.1:" in str(caught.value) and "secret" not in str(caught.value)
+
+
+def test_a_dripping_body_costs_nothing() -> None:
+    began = time.monotonic()
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
+    send_complete_webhook(raw_receiver(head, b"x"), 500, "https://cdn/500.jpg", 1, timeout=1)
+    assert time.monotonic() - began < 1
+
+
+def test_a_token_from_a_file_ends_in_a_newline(backend: WebhookReceiver) -> None:
+    send_everything(backend.url, token=TOKEN + "\n")
+    assert {each.headers["Authorization"] for each in backend.received} == {f"Bearer {TOKEN}"}
+
+
+@pytest.mark.parametrize("token", ["two\nlines", "열쇠"])
+def test_an_impossible_token_is_not_shown(
+    backend: WebhookReceiver, token: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    send_progress(backend.url, 500, 1, 2, token=token)
+    with pytest.raises(WebhookError) as caught:
+        send_failed_webhook(backend.url, 500, "no", token=token)
+    assert token not in caplog.text and token[:3] not in str(caught.value)
+    assert not backend.received
+
+
+def test_a_failing_sender_does_not_end_progress() -> None:
+    sent: list[int] = []
+
+    def send(*_: Any, progress_percent: int, **__: Any) -> None:
+        sent.append(progress_percent)
+        raise RuntimeError("secret")
+
+    report(50, send)
+    assert sent == list(MILESTONES)
+
+
+@pytest.mark.parametrize("origin", ["*", "api.example.com", "ftp://api.example.com", ""])
+def test_an_odd_entry_of_the_list_allows_nothing(origin: str) -> None:
+    for url in ("https://api.example.com", "https://api.example.com:0"):
+        with pytest.raises(InvalidMessage):
+            allowed_url(url, (origin,))
+
+
+def test_port_zero_is_not_the_default_port() -> None:
+    with pytest.raises(InvalidMessage):
+        allowed_url("https://api.example.com:0", ALLOWED)
