@@ -39,6 +39,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
+from .pipeline import hush
+
 # %% ../nbs/11_pocket.ipynb #e39f77d8
 WORDS = (
     "red orange yellow green blue purple pink black white grey gray circle square triangle heart "
@@ -193,6 +195,7 @@ def build_pocket(folder: Path, *, seed: int = 0) -> Path:
     Returns:
         The folder.
     """
+    hush()
     import torch
     from diffusers import StableDiffusionPipeline
 
@@ -229,6 +232,7 @@ def build_lora(path: Path, pocket: Path, *, rank: int = 4, seed: int = 0) -> Pat
     Returns:
         The file.
     """
+    hush()
     import torch
     from diffusers import UNet2DConditionModel
     from safetensors.torch import save_file
