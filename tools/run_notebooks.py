@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from execnb.nbio import read_nb, write_nb
 from execnb.shell import CaptureShell
@@ -14,24 +15,19 @@ from execnb.shell import CaptureShell
 _NOT_RUN = re.compile(r"^#\s?\|\s*(eval:\s*false|slow|gpu)\b", re.MULTILINE)
 
 
+def _is_skipped(cell: Any) -> bool:
+    """Whether a cell keeps its stored outputs: prose, or code that tests do not run."""
+    return cell.cell_type != "code" or bool(_NOT_RUN.search(cell.source))
+
+
 def refresh(path: Path) -> None:
     """Run one notebook in its own folder and write it back; stop at the first error."""
     notebook = read_nb(path)
-    shell = CaptureShell(path, mpl_format=None)
-    kept = {cell.id: cell.outputs for cell in notebook.cells if _is_kept(cell)}
-    shell.run_all(notebook, exc_stop=True, preproc=lambda cell: not _runs(cell))
     for cell in notebook.cells:
-        if cell.id in kept:
-            cell.outputs = kept[cell.id]
+        if not _is_skipped(cell):
+            cell.outputs = []  # the shell leaves a cell without output as it was
+    CaptureShell(path, mpl_format=None).run_all(notebook, exc_stop=True, preproc=_is_skipped)
     write_nb(notebook, path)
-
-
-def _runs(cell: object) -> bool:
-    return cell.cell_type == "code" and not _NOT_RUN.search(cell.source)
-
-
-def _is_kept(cell: object) -> bool:
-    return cell.cell_type == "code" and bool(_NOT_RUN.search(cell.source))
 
 
 if __name__ == "__main__":
