@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import ipywidgets as widgets
 from PIL.Image import Image

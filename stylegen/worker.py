@@ -459,6 +459,9 @@ def _show_job(file: Path, settings: Settings) -> int:
         text = error if isinstance(error, StylegenError) else f"{error.strerror}: {file}"
         print(f"failed: {text}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; nothing was delivered", file=sys.stderr)
+        return 130
     if outcome.error_code:
         print(f"failed: {outcome.error_code}: {outcome.error_message}", file=sys.stderr)
         return 1

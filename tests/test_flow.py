@@ -6,13 +6,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import TOKEN
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from stylegen.job import InvalidMessage, WebhookError
+from stylegen.job import InvalidMessage, WebhookError, check_job
+from stylegen.pipeline import draw, load_pipeline
 from stylegen.provenance import read_provenance
 from stylegen.webhook import WebhookReceiver
 from stylegen.worker import Parts, handle_generation_task, main
@@ -181,6 +183,35 @@ def test_job_file(
     assert main(["--check"]) == 1
     shown = capsys.readouterr().out
     assert [line.split()[0] for line in shown.splitlines() if " no" in line] == ["broker"]
+
+
+def test_interrupted_job_file(
+    order: Order, backend: WebhookReceiver, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    """Ctrl-C during ``--job`` ends with one line and the shell's usual code."""
+    monkeypatch.setenv("INTERNAL_API_TOKEN", TOKEN)
+    monkeypatch.setenv("WEBHOOK_ALLOWED_ORIGINS", backend.url)
+    monkeypatch.setattr("stylegen.worker.run_job", _interrupt)
+    assert main(["--job", str(tmp_path / "job.json")]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_memory_modes(pocket: Path, parts: Parts, order: Order) -> None:
+    """Sliced attention draws the same picture, within a grey level or two; tiling is switched on.
+
+    Tiles are not decoded here: diffusers' `AutoencoderTiny` cuts them for 8x, the pocket has 32x.
+    """
+    model = str(pocket / "pocket")
+    assert load_pipeline(model, device="cpu", vae_tiling=True).vae.use_tiling
+    saving = load_pipeline(model, device="cpu", attention_slicing=True)
+    job = check_job(order)
+    lora = pocket / "models/style_10.safetensors"
+    plain, saved = (np.asarray(draw(one, job, lora)) for one in (parts.pipeline, saving))
+    assert np.abs(plain.astype(int) - saved.astype(int)).max() <= 2
 
 
 def test_missing_settings_exit_2() -> None:

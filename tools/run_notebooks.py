@@ -26,7 +26,8 @@ def refresh(path: Path) -> None:
     for cell in notebook.cells:
         if not _is_skipped(cell):
             cell.outputs = []  # the shell leaves a cell without output as it was
-    CaptureShell(path, mpl_format=None).run_all(notebook, exc_stop=True, preproc=_is_skipped)
+    shell: Any = CaptureShell(path, mpl_format=None)  # execnb patches its methods in
+    shell.run_all(notebook, exc_stop=True, preproc=_is_skipped)  # pylint: disable=no-member
     write_nb(notebook, path)
 
 
