@@ -29,16 +29,16 @@ check: install  ## format, lint, and whether notebooks, modules and README agree
 	flake8 stylegen tests tools worker.py setup.py conftest.py
 	pylint --score=n stylegen worker.py tools
 
-notebooks: install broker  ## the notebooks as tests: nbdev_test and strict nbval
+notebooks: install programs  ## the notebooks as tests: nbdev_test and strict nbval
 	HF_HUB_OFFLINE=1 nbdev_test --n_workers 2
 	$(NBVAL) nbs
 
-unit: install broker  ## the tests of the installed package, on real parts
+unit: install programs  ## the tests of the installed package, on real parts
 	HF_HUB_OFFLINE=1 pytest -q tests
 
-.PHONY: broker
-broker:
-	@sh tools/ensure_rabbitmq.sh
+.PHONY: programs
+programs:
+	@sh tools/ensure_packages.sh
 
 prep: install  ## clean, format and export the notebooks; write the README
 	@sh tools/prep.sh

@@ -24,6 +24,9 @@ setup(
     package_data={"stylegen": ["models/**/*", "fonts/*"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require={
+        "c2pa": cfg["c2pa_requirements"].split(),
+        "dev": cfg["dev_requirements"].split(),
+    },
     zip_safe=False,
 )

@@ -83,6 +83,10 @@ d = {
                 "pipeline.html#make_scheduler",
                 "stylegen/pipeline.py",
             ),
+            "stylegen.pipeline.model_digest": (
+                "pipeline.html#model_digest",
+                "stylegen/pipeline.py",
+            ),
             "stylegen.pipeline.pick_device": ("pipeline.html#pick_device", "stylegen/pipeline.py"),
         },
         "stylegen.playground": {
@@ -138,7 +142,6 @@ d = {
             "stylegen.pocket._cover": ("pocket.html#_cover", "stylegen/pocket.py"),
             "stylegen.pocket._crop": ("pocket.html#_crop", "stylegen/pocket.py"),
             "stylegen.pocket._difference": ("pocket.html#_difference", "stylegen/pocket.py"),
-            "stylegen.pocket._distance": ("pocket.html#_distance", "stylegen/pocket.py"),
             "stylegen.pocket._filled": ("pocket.html#_filled", "stylegen/pocket.py"),
             "stylegen.pocket._grounds": ("pocket.html#_grounds", "stylegen/pocket.py"),
             "stylegen.pocket._hatching": ("pocket.html#_hatching", "stylegen/pocket.py"),
@@ -150,6 +153,7 @@ d = {
             "stylegen.pocket._mosaic": ("pocket.html#_mosaic", "stylegen/pocket.py"),
             "stylegen.pocket._nearest": ("pocket.html#_nearest", "stylegen/pocket.py"),
             "stylegen.pocket._neon": ("pocket.html#_neon", "stylegen/pocket.py"),
+            "stylegen.pocket._outline": ("pocket.html#_outline", "stylegen/pocket.py"),
             "stylegen.pocket._palette": ("pocket.html#_palette", "stylegen/pocket.py"),
             "stylegen.pocket._plain": ("pocket.html#_plain", "stylegen/pocket.py"),
             "stylegen.pocket._polygon": ("pocket.html#_polygon", "stylegen/pocket.py"),
@@ -174,7 +178,23 @@ d = {
             "stylegen.pocket.paint": ("pocket.html#paint", "stylegen/pocket.py"),
         },
         "stylegen.provenance": {
+            "stylegen.provenance.ContentCredentials": (
+                "provenance.html#contentcredentials",
+                "stylegen/provenance.py",
+            ),
+            "stylegen.provenance.ContentCredentials.__init__": (
+                "provenance.html#contentcredentials.__init__",
+                "stylegen/provenance.py",
+            ),
+            "stylegen.provenance.ContentCredentials.sign": (
+                "provenance.html#contentcredentials.sign",
+                "stylegen/provenance.py",
+            ),
             "stylegen.provenance.Label": ("provenance.html#label", "stylegen/provenance.py"),
+            "stylegen.provenance._comment_text": (
+                "provenance.html#_comment_text",
+                "stylegen/provenance.py",
+            ),
             "stylegen.provenance._exif_text": (
                 "provenance.html#_exif_text",
                 "stylegen/provenance.py",
@@ -183,10 +203,15 @@ d = {
                 "provenance.html#_xmp_root",
                 "stylegen/provenance.py",
             ),
+            "stylegen.provenance.c2pa_manifest": (
+                "provenance.html#c2pa_manifest",
+                "stylegen/provenance.py",
+            ),
             "stylegen.provenance.encode_labelled": (
                 "provenance.html#encode_labelled",
                 "stylegen/provenance.py",
             ),
+            "stylegen.provenance.infotext": ("provenance.html#infotext", "stylegen/provenance.py"),
             "stylegen.provenance.label_exif": (
                 "provenance.html#label_exif",
                 "stylegen/provenance.py",
@@ -195,8 +220,13 @@ d = {
                 "provenance.html#label_xmp",
                 "stylegen/provenance.py",
             ),
+            "stylegen.provenance.read_job": ("provenance.html#read_job", "stylegen/provenance.py"),
             "stylegen.provenance.read_provenance": (
                 "provenance.html#read_provenance",
+                "stylegen/provenance.py",
+            ),
+            "stylegen.provenance.srgb_profile": (
+                "provenance.html#srgb_profile",
                 "stylegen/provenance.py",
             ),
         },
@@ -264,6 +294,7 @@ d = {
             ),
         },
         "stylegen.signature": {
+            "stylegen.signature._Face": ("signature.html#_face", "stylegen/signature.py"),
             "stylegen.signature._Layout": ("signature.html#_layout", "stylegen/signature.py"),
             "stylegen.signature._box": ("signature.html#_box", "stylegen/signature.py"),
             "stylegen.signature._candidates": (
@@ -276,23 +307,36 @@ d = {
             ),
             "stylegen.signature._draw": ("signature.html#_draw", "stylegen/signature.py"),
             "stylegen.signature._extent": ("signature.html#_extent", "stylegen/signature.py"),
+            "stylegen.signature._faded": ("signature.html#_faded", "stylegen/signature.py"),
             "stylegen.signature._fit": ("signature.html#_fit", "stylegen/signature.py"),
             "stylegen.signature._layout": ("signature.html#_layout", "stylegen/signature.py"),
             "stylegen.signature._needs_shaping": (
                 "signature.html#_needs_shaping",
                 "stylegen/signature.py",
             ),
+            "stylegen.signature._placed": ("signature.html#_placed", "stylegen/signature.py"),
+            "stylegen.signature._runs": ("signature.html#_runs", "stylegen/signature.py"),
             "stylegen.signature._system_fonts": (
                 "signature.html#_system_fonts",
                 "stylegen/signature.py",
             ),
+            "stylegen.signature._with_halo": ("signature.html#_with_halo", "stylegen/signature.py"),
             "stylegen.signature._wrap": ("signature.html#_wrap", "stylegen/signature.py"),
+            "stylegen.signature.add_mark": ("signature.html#add_mark", "stylegen/signature.py"),
             "stylegen.signature.add_watermark": (
                 "signature.html#add_watermark",
                 "stylegen/signature.py",
             ),
             "stylegen.signature.choose_font": (
                 "signature.html#choose_font",
+                "stylegen/signature.py",
+            ),
+            "stylegen.signature.choose_fonts": (
+                "signature.html#choose_fonts",
+                "stylegen/signature.py",
+            ),
+            "stylegen.signature.covered_scripts": (
+                "signature.html#covered_scripts",
                 "stylegen/signature.py",
             ),
             "stylegen.signature.create_text_overlay": (
@@ -312,6 +356,7 @@ d = {
                 "signature.html#packaged_font",
                 "stylegen/signature.py",
             ),
+            "stylegen.signature.read_mark": ("signature.html#read_mark", "stylegen/signature.py"),
         },
         "stylegen.storage": {
             "stylegen.storage.FolderStore": ("storage.html#folderstore", "stylegen/storage.py"),
@@ -470,19 +515,31 @@ d = {
             "stylegen.webhook.webhook_urls": ("webhook.html#webhook_urls", "stylegen/webhook.py"),
         },
         "stylegen.worker": {
+            "stylegen.worker.Labelling": ("worker.html#labelling", "stylegen/worker.py"),
+            "stylegen.worker.Labelling.encode": (
+                "worker.html#labelling.encode",
+                "stylegen/worker.py",
+            ),
+            "stylegen.worker.Labelling.label": (
+                "worker.html#labelling.label",
+                "stylegen/worker.py",
+            ),
             "stylegen.worker.Outcome": ("worker.html#outcome", "stylegen/worker.py"),
             "stylegen.worker.Parts": ("worker.html#parts", "stylegen/worker.py"),
             "stylegen.worker._answer": ("worker.html#_answer", "stylegen/worker.py"),
             "stylegen.worker._check_broker": ("worker.html#_check_broker", "stylegen/worker.py"),
+            "stylegen.worker._check_labels": ("worker.html#_check_labels", "stylegen/worker.py"),
             "stylegen.worker._check_model": ("worker.html#_check_model", "stylegen/worker.py"),
+            "stylegen.worker._check_scripts": ("worker.html#_check_scripts", "stylegen/worker.py"),
             "stylegen.worker._consume": ("worker.html#_consume", "stylegen/worker.py"),
             "stylegen.worker._default_parts": ("worker.html#_default_parts", "stylegen/worker.py"),
+            "stylegen.worker._downloaded": ("worker.html#_downloaded", "stylegen/worker.py"),
             "stylegen.worker._draw_and_report": (
                 "worker.html#_draw_and_report",
                 "stylegen/worker.py",
             ),
             "stylegen.worker._failed": ("worker.html#_failed", "stylegen/worker.py"),
-            "stylegen.worker._lora_file": ("worker.html#_lora_file", "stylegen/worker.py"),
+            "stylegen.worker._fetch_mark": ("worker.html#_fetch_mark", "stylegen/worker.py"),
             "stylegen.worker._return_address": (
                 "worker.html#_return_address",
                 "stylegen/worker.py",
@@ -498,8 +555,10 @@ d = {
                 "stylegen/worker.py",
             ),
             "stylegen.worker.main": ("worker.html#main", "stylegen/worker.py"),
+            "stylegen.worker.make_labelling": ("worker.html#make_labelling", "stylegen/worker.py"),
             "stylegen.worker.make_parts": ("worker.html#make_parts", "stylegen/worker.py"),
             "stylegen.worker.make_picture": ("worker.html#make_picture", "stylegen/worker.py"),
+            "stylegen.worker.make_signer": ("worker.html#make_signer", "stylegen/worker.py"),
             "stylegen.worker.make_store": ("worker.html#make_store", "stylegen/worker.py"),
             "stylegen.worker.run_job": ("worker.html#run_job", "stylegen/worker.py"),
             "stylegen.worker.stop_on_signals": (

@@ -181,12 +181,13 @@ SchedulerName = Literal["dpmsolver++", "euler"]
 
 
 class SignatureOptions(BaseModel):
-    """Where and how strongly the artist's name is written."""
+    """Where and how strongly a picture is signed; by a PNG of the artist's hand if given."""
 
     model_config = ConfigDict(frozen=True)
 
     position: Position = "bottom-right"
     opacity: Annotated[StrictInt, Field(ge=0, le=255)] = 128
+    image_url: Annotated[Text, Field(max_length=2048)] | None = None
 
 
 # %% ../nbs/01_job.ipynb #c98111c3

@@ -10,6 +10,7 @@ __all__ = [
     "pick_device",
     "hush",
     "load_pipeline",
+    "model_digest",
     "draw",
     "generate_image",
 ]
@@ -133,6 +134,29 @@ def load_pipeline(
     if vae_tiling:
         pipeline.vae.enable_tiling()
     return _place(pipeline, on_cuda, offload)
+
+
+def model_digest(model: str, *, half: bool) -> str | None:
+    """SHA-256 of the file with the base model's UNet, for a picture's label.
+
+    Args:
+        model: Hub id, already loaded once, or diffusers folder.
+        half: Prefer the ``fp16`` variant, as a GPU does.
+
+    Returns:
+        Hexadecimal digest; None for a model in several files.
+    """
+    import hashlib
+
+    from huggingface_hub import try_to_load_from_cache
+
+    for variant in (".fp16", "") if half else ("",):
+        name = f"unet/diffusion_pytorch_model{variant}.safetensors"
+        local = Path(model, name)
+        path = local if Path(model).is_dir() else try_to_load_from_cache(model, name)
+        if isinstance(path, (str, Path)) and Path(path).is_file():
+            return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return None
 
 
 def _place(pipeline: Any, on_cuda: bool, offload: str) -> Any:

@@ -12,6 +12,7 @@ __all__ = [
     "PLACES",
     "Grid",
     "Box",
+    "Outline",
     "STYLES",
     "UNCLEAR",
     "make_tokenizer",
@@ -26,7 +27,7 @@ __all__ = [
     "main",
 ]
 
-# %% ../nbs/11_pocket.ipynb #ad7cb558
+# %% ../nbs/11_pocket.ipynb #fb87364f
 import json
 import math
 import sys
@@ -41,11 +42,11 @@ from PIL import Image, ImageFilter
 
 from .pipeline import hush
 
-# %% ../nbs/11_pocket.ipynb #e39f77d8
+# %% ../nbs/11_pocket.ipynb #96c01a0e
 WORDS = (
     "red orange yellow green blue purple pink black white grey gray circle square triangle heart "
     "star diamond background small medium large left right top bottom centre center "
-    "a an the on in at with of and drawing picture"
+    "a an the on in at with of and drawing picture style hatching watercolour mosaic neon"
 ).split()
 
 
@@ -184,7 +185,7 @@ def _brighten(vae: Any) -> None:
     last.bias.data.fill_(0.5)
 
 
-# %% ../nbs/11_pocket.ipynb #773052a8
+# %% ../nbs/11_pocket.ipynb #2cd6fd2c
 def build_pocket(folder: Path, *, seed: int = 0) -> Path:
     """Build a pocket Stable Diffusion with seeded random weights.
 
@@ -216,7 +217,7 @@ def build_pocket(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-# %% ../nbs/11_pocket.ipynb #a32b8e15
+# %% ../nbs/11_pocket.ipynb #0f724919
 _PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
@@ -250,7 +251,7 @@ def build_lora(path: Path, pocket: Path, *, rank: int = 4, seed: int = 0) -> Pat
     return path
 
 
-# %% ../nbs/11_pocket.ipynb #0f86d855
+# %% ../nbs/11_pocket.ipynb #05e4d5f6
 SHAPES = ("circle", "square", "triangle", "heart", "star", "diamond")
 COLOURS = {
     "red": (214, 40, 40),
@@ -269,7 +270,7 @@ BACKGROUNDS = {
     "green": COLOURS["green"],
     "blue": COLOURS["blue"],
 }
-SIZES = {"small": 0.16, "medium": 0.22, "large": 0.28}
+SIZES = {"small": 0.18, "medium": 0.23, "large": 0.28}
 PLACES = {"centre": (0, 0), "left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}
 
 
@@ -306,21 +307,25 @@ class Scene:
         )
 
 
-# %% ../nbs/11_pocket.ipynb #d7e60d3e
-def caption(scene: Scene, rng: np.random.Generator | None = None) -> list[str]:
+# %% ../nbs/11_pocket.ipynb #1011d18e
+def caption(
+    scene: Scene, rng: np.random.Generator | None = None, style: str | None = None
+) -> list[str]:
     """Describe a scene as a customer would.
 
     Args:
         scene: What the picture shows.
         rng: Source of chance for order and omissions; none gives every tag in a fixed order.
+        style: Name of a style to ask for.
 
     Returns:
         Tags, to be joined by one space.
     """
     subject, ground = [scene.colour, scene.shape], [f"{scene.background} background"]
+    manner = [style] if style else []
     if rng is None:
-        return [*subject, *ground, scene.size, scene.place]
-    groups = [subject if rng.random() < 0.5 else [" ".join(subject)]]
+        return [*subject, *ground, scene.size, scene.place, *manner]
+    groups = [subject if rng.random() < 0.5 else [" ".join(subject)], manner]
     groups += [[word] for word in (scene.size, scene.place) if rng.random() < 0.6]
     groups += [ground] * int(rng.random() < 0.92)
     return [tag for i in rng.permutation(len(groups)) for tag in groups[i]]
@@ -357,7 +362,7 @@ def _heart(x: Grid, y: Grid) -> Grid:
     return np.where(y + x > 1, lobe, side * np.sign(x - y)) * 1.7
 
 
-# %% ../nbs/11_pocket.ipynb #5768a5aa
+# %% ../nbs/11_pocket.ipynb #ff65df2f
 _DISTANCES: dict[str, Callable[[Grid, Grid], Grid]] = {
     "circle": lambda x, y: np.sqrt(x * x + y * y) - 0.9,
     "square": _polygon([(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)]),
@@ -369,22 +374,23 @@ _DISTANCES: dict[str, Callable[[Grid, Grid], Grid]] = {
 Box = tuple[int, int, int, int]
 
 
-def _distance(scene: Scene, width: int, height: int, box: Box) -> tuple[Grid, Grid, Grid]:
-    """Signed distance to the outline in pixels, and the absolute x and y, within a window."""
-    left, top, right, bottom = box
+Outline = Callable[[Grid, Grid], Grid]
+
+
+def _outline(scene: Scene, width: int, height: int) -> Outline:
+    """The signed distance to a scene's outline in pixels, as a function of absolute x and y."""
     shift = np.random.default_rng(scene.wobble).uniform(-1, 1, 3) * bool(scene.wobble)
     side, (dx, dy) = min(width, height), PLACES[scene.place]
     radius = np.float32(SIZES[scene.size] * side * (1 + 0.06 * shift[0]))
     cx = np.float32(width * (0.5 + 0.18 * dx) + 0.02 * side * shift[1])
     cy = np.float32(height * (0.5 + 0.18 * dy) + 0.02 * side * shift[2])
-    along, down = np.arange(left, right) + 0.5, np.arange(top, bottom) + 0.5
-    x, y = np.meshgrid(np.float32(along), np.float32(down))
-    distance = _DISTANCES[scene.shape]((x - cx) / radius, (y - cy) / radius) * radius
-    return distance.astype(np.float32), x, y
+    shape = _DISTANCES[scene.shape]
+    return lambda x, y: np.float32(shape((x - cx) / radius, (y - cy) / radius) * radius)
 
 
-# %% ../nbs/11_pocket.ipynb #be011299
+# %% ../nbs/11_pocket.ipynb #49a89390
 _WHITE, _PAPER = np.float32((255, 255, 255)), np.float32((244, 238, 224))
+_PERIOD = 64
 
 
 def _mix(first: Any, second: Any, share: Any) -> Grid:
@@ -402,61 +408,64 @@ def _inks(scene: Scene) -> tuple[Grid, Grid]:
     return np.float32(COLOURS[scene.colour]), np.float32(BACKGROUNDS[scene.background])
 
 
-def _plain(scene: Scene, distance: Grid, _x: Grid, _y: Grid) -> Grid:
+def _plain(scene: Scene, outline: Outline, x: Grid, y: Grid) -> Grid:
     ink, ground = _inks(scene)
-    return _mix(ground, ink, _cover(distance))
+    return _mix(ground, ink, _cover(outline(x, y)))
 
 
-# %% ../nbs/11_pocket.ipynb #9bbf1bb9
-def _strokes(along: Grid, width: int) -> Grid:
-    return np.clip(0.5 + width / 2 - np.abs(along % 16 - 8), 0, 1)
+# %% ../nbs/11_pocket.ipynb #711aaa8b
+_STEP = _PERIOD / 3
 
 
-def _hatching(scene: Scene, distance: Grid, x: Grid, y: Grid) -> Grid:
+def _strokes(along: Grid, width: float) -> Grid:
+    return _cover(np.abs(along % _STEP - _STEP / 2) - width / 2, 1.5)
+
+
+def _hatching(scene: Scene, outline: Outline, x: Grid, y: Grid) -> Grid:
     ink, ground = _inks(scene)
-    inside = _mix(_mix(ink, _WHITE, 0.62), ink * 0.92, _strokes(x + y, 7))
+    distance = outline(x, y)
+    inside = _mix(_mix(ink, _WHITE, 0.62), ink * 0.92, _strokes(x + y, 10))
     faint = ground * 0.72 if ground.mean() > 110 else _mix(ground, _WHITE, 0.3)
-    outside = _mix(ground, faint, _strokes(x - y, 2))
-    return _mix(_mix(outside, inside, _cover(distance)), ink * 0.45, _cover(np.abs(distance) - 2))
+    outside = _mix(ground, faint, _strokes(x - y, 4))
+    return _mix(_mix(outside, inside, _cover(distance)), ink * 0.45, _cover(np.abs(distance) - 2.5))
 
 
-# %% ../nbs/11_pocket.ipynb #e606b978
-def _watercolour(scene: Scene, distance: Grid, x: Grid, y: Grid) -> Grid:
+# %% ../nbs/11_pocket.ipynb #07b2cfb2
+def _watercolour(scene: Scene, outline: Outline, x: Grid, y: Grid) -> Grid:
     ink, ground = _inks(scene)
-    turn = 2 * math.pi / 32
-    grain = 0.5 + 0.25 * np.sin(2 * turn * x) * np.sin(2 * turn * y)
-    grain += 0.25 * np.sin(turn * (x + 2 * y))
+    distance, turn = outline(x, y), 2 * math.pi / _PERIOD
+    grain = 0.5 + 0.25 * np.sin(turn * x) * np.sin(3 * turn * y) + 0.25 * np.sin(turn * (2 * x + y))
     paper = _mix(_mix(_PAPER, ground, 0.55), _PAPER * 0.9, 0.22 * grain)
     wash = _mix(ink, _PAPER, np.clip(-distance / 40, 0, 1) * 0.5 + 0.1 + 0.14 * grain)
-    dried = _mix(wash, ink * 0.55, 0.8 * np.exp(-(((distance + 3) / 3) ** 2)))
+    dried = _mix(wash, ink * 0.55, 0.8 * np.exp(-(((distance + 4) / 4) ** 2)))
     return _mix(paper, dried, _cover(distance, 2.5))
 
 
-# %% ../nbs/11_pocket.ipynb #1099d7f6
-def _mosaic(scene: Scene, distance: Grid, x: Grid, y: Grid) -> Grid:
+# %% ../nbs/11_pocket.ipynb #acfb72b7
+def _mosaic(scene: Scene, outline: Outline, x: Grid, y: Grid) -> Grid:
     ink, ground = _inks(scene)
-    rows, columns = distance.shape[0] // 16, distance.shape[1] // 16
-    share = _cover(distance).reshape(rows, 16, columns, 16).mean((1, 3))
-    tiles = _mix(ground, ink, share).repeat(16, 0).repeat(16, 1)
-    shade = np.where((x // 16 + y // 16) % 2 > 0, 1.0, 0.84)[..., None]
-    joint = np.maximum(np.abs(x % 16 - 8), np.abs(y % 16 - 8)) - 6.5
-    return _mix(tiles * shade, (70, 66, 64), np.clip(joint, 0, 1))
+    column, row = x // _STEP, y // _STEP
+    middle = outline((column + 0.5) * _STEP, (row + 0.5) * _STEP)
+    tiles = _mix(ground, ink, _cover(middle, 0.6 * _STEP))
+    shade = 1 - 0.12 * ((column + row) % 3)[..., None]
+    away = np.maximum(np.abs(x % _STEP - _STEP / 2), np.abs(y % _STEP - _STEP / 2))
+    return _mix(tiles * shade, (70, 66, 64), _cover(_STEP / 2 - 1.5 - away, 1.5))
 
 
-# %% ../nbs/11_pocket.ipynb #10bc110e
-def _neon(scene: Scene, distance: Grid, x: Grid, y: Grid) -> Grid:
+# %% ../nbs/11_pocket.ipynb #d1f35012
+def _neon(scene: Scene, outline: Outline, x: Grid, y: Grid) -> Grid:
     ink, ground = _inks(scene)
-    bond = y // 16 % 2 * 16
-    mortar = np.maximum(np.abs(y % 16 - 8), np.abs((x + bond) % 32 - 16) - 8)
-    wall = _mix(ground * 0.14 + 10, ground * 0.05 + 4, np.clip(mortar - 6, 0, 1))
-    away = np.abs(distance)
+    bond = y // 32 % 2 * 32
+    mortar = np.maximum(np.abs(y % 32 - 16), np.abs((x + bond) % 64 - 32) - 16)
+    wall = _mix(ground * 0.14 + 10, ground * 0.05 + 4, _cover(14.5 - mortar, 1.5))
+    away = np.abs(outline(x, y))
     lit = _mix(wall, ink, 0.55 * np.exp(-away / 22))
     tube = _mix(lit, ink, _cover(away - 5, 2))
     return _mix(tube, _mix(ink, _WHITE, 0.75), _cover(away - 1.5, 2))
 
 
-# %% ../nbs/11_pocket.ipynb #954c1712
-STYLES: dict[str, Callable[[Scene, Grid, Grid, Grid], Grid]] = {
+# %% ../nbs/11_pocket.ipynb #a89549d7
+STYLES: dict[str, Callable[[Scene, Outline, Grid, Grid], Grid]] = {
     "hatching": _hatching,
     "watercolour": _watercolour,
     "mosaic": _mosaic,
@@ -471,16 +480,18 @@ def paint(
 
     Args:
         scene: What to draw.
-        width: Pixels of the whole picture; a multiple of 16, as is `height`.
+        width: Pixels of the whole picture.
         height: Pixels of the whole picture.
         style: One of `STYLES`; none paints plainly.
-        box: Left, top, right and bottom of a window, multiples of 16; none paints everything.
+        box: Left, top, right and bottom of a window; none paints everything.
 
     Returns:
         `uint8` array of height × width × 3.
     """
-    field = _distance(scene, width, height, box or (0, 0, width, height))
-    colours = (STYLES[style] if style else _plain)(scene, *field)
+    left, top, right, bottom = box or (0, 0, width, height)
+    x, y = np.meshgrid(np.float32(np.arange(left, right)), np.float32(np.arange(top, bottom)))
+    painter = STYLES[style] if style else _plain
+    colours = painter(scene, _outline(scene, width, height), x + 0.5, y + 0.5)
     return np.clip(colours + 0.5, 0, 255).astype(np.uint8)
 
 
@@ -489,8 +500,8 @@ def draw(scene: Scene, width: int, height: int, style: str | None = None) -> Ima
 
     Args:
         scene: What to draw.
-        width: Pixels, a multiple of 16.
-        height: Pixels, a multiple of 16.
+        width: Pixels.
+        height: Pixels.
         style: One of `STYLES`; none draws plainly.
 
     Returns:
@@ -499,7 +510,7 @@ def draw(scene: Scene, width: int, height: int, style: str | None = None) -> Ima
     return Image.fromarray(paint(scene, width, height, style))
 
 
-# %% ../nbs/11_pocket.ipynb #6bd0cfa9
+# %% ../nbs/11_pocket.ipynb #a62cc322
 @dataclass(frozen=True)
 class Judgement:
     """What a picture shows; `"unclear"` where it resembles nothing known."""
@@ -515,11 +526,11 @@ UNCLEAR = "unclear"
 
 @lru_cache(maxsize=1)
 def _grounds() -> tuple[list[tuple[str, str]], Grid]:
-    """Every style's tile of every ground: names, and an array of n × 32 × 32 × 3."""
+    """Every style's tile of every ground: names, and an array of n × 64 × 64 × 3."""
     names = [(style, ground) for style in ("plain", *STYLES) for ground in BACKGROUNDS]
-    far = (0, 0, 32, 32)
+    far = (0, 0, _PERIOD, _PERIOD)
     tiles = [
-        paint(Scene("circle", "red", ground, "small"), 1024, 1024, _style(style), far)
+        paint(Scene("circle", "red", ground, "small"), 2048, 2048, _style(style), far)
         for style, ground in names
     ]
     return names, np.float32(tiles)
@@ -531,15 +542,15 @@ def _style(name: str) -> str | None:
 
 def _apart(pixels: Grid, tiles: Grid) -> Grid:
     """How far the outermost ring is from each known tile; a shape that touches it is outvoted."""
-    rows, columns = pixels.shape[0] // 32, pixels.shape[1] // 32
-    cut = pixels.reshape(rows, 32, columns, 32, 3).swapaxes(1, 2)
+    rows, columns = pixels.shape[0] // _PERIOD, pixels.shape[1] // _PERIOD
+    cut = pixels.reshape(rows, _PERIOD, columns, _PERIOD, 3).swapaxes(1, 2)
     ring = np.concatenate([cut[0], cut[-1], cut[1:-1, 0], cut[1:-1, -1]])
     return np.array([np.median(np.abs(ring - tile).mean((1, 2, 3))) for tile in tiles])
 
 
-# %% ../nbs/11_pocket.ipynb #a3a0ee88
+# %% ../nbs/11_pocket.ipynb #629a58e9
 def _difference(pixels: Grid, tile: Grid) -> Grid:
-    rows, columns = pixels.shape[0] // 32, pixels.shape[1] // 32
+    rows, columns = pixels.shape[0] // _PERIOD, pixels.shape[1] // _PERIOD
     return np.abs(pixels - np.tile(tile, (rows, columns, 1))).max(axis=2)
 
 
@@ -613,12 +624,12 @@ def _nearest(seen: Grid, known: dict[str, Grid], limit: float) -> str:
     return best if apart[best] < limit else UNCLEAR
 
 
-# %% ../nbs/11_pocket.ipynb #08693c25
+# %% ../nbs/11_pocket.ipynb #a606b01f
 def judge(image: Image.Image) -> Judgement:
     """Tell what a picture shows, by its pixels alone.
 
     Args:
-        image: A picture of one shape on a ground, sides multiples of 32.
+        image: A picture of one shape on a ground, sides multiples of 64.
 
     Returns:
         Shape, colour, ground and style.

@@ -7,23 +7,32 @@ __all__ = [
     "GENERATED",
     "SOFTWARE",
     "Label",
+    "infotext",
     "label_exif",
     "label_xmp",
+    "srgb_profile",
     "encode_labelled",
     "read_provenance",
+    "read_job",
+    "c2pa_manifest",
+    "ContentCredentials",
 ]
 
 # %% ../nbs/03_provenance.ipynb #bf9b14e2
+import json
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageCms
 
 from . import __version__
+from .job import GenerationJob, InvalidMessage
 
 # %% ../nbs/03_provenance.ipynb #f86b9fe6
 GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -32,13 +41,15 @@ SOFTWARE = f"stylegen {__version__}"
 
 @dataclass(frozen=True)
 class Label:
-    """What a picture says of itself: never a prompt, a customer or a path.
+    """What a picture says of itself: never a customer or a path, and a prompt only on request.
 
     Args:
         generation_id: The order's number.
         artist_name: Whose style it is, in any script.
         model: The base model's name.
         lora_sha256: Hexadecimal digest of the LoRA file, where it is known.
+        model_sha256: Hexadecimal digest of the base model's weights, where it is known.
+        job: The whole recipe; only in the ``full`` label.
         software: The program and its version.
         copyright_notice: Whose picture it is, where the platform's contract says so.
     """
@@ -47,8 +58,44 @@ class Label:
     artist_name: str
     model: str
     lora_sha256: str | None = None
+    model_sha256: str | None = None
+    job: GenerationJob | None = None
     software: str = SOFTWARE
     copyright_notice: str | None = None
+
+
+# %% ../nbs/03_provenance.ipynb #577d6b18
+_SAMPLERS = {"dpmsolver++": "DPM++ 2M", "euler": "Euler"}
+
+
+def infotext(label: Label) -> str:
+    """The recipe in the form of AUTOMATIC1111's web UI, which many tools read.
+
+    Args:
+        label: A label with its job.
+
+    Returns:
+        Prompt, negative prompt if any, and one line of parameters; empty without a job.
+    """
+    job = label.job
+    if job is None:
+        return ""
+    lora, (width, height) = Path(job.lora_model_url).stem, job.resolution
+    parameters = {
+        "Steps": job.num_inference_steps,
+        "Sampler": _SAMPLERS[job.scheduler],
+        "CFG scale": job.guidance_scale,
+        "Seed": job.seed,
+        "Size": f"{width}x{height}",
+        "Model hash": (label.model_sha256 or "")[:10],
+        "Model": label.model,
+        "Lora hashes": f'"{lora}: {label.lora_sha256[:10]}"' if label.lora_sha256 else "",
+        "Version": label.software,
+    }
+    lines = [f"{job.prompt} <lora:{lora}:{job.lora_scale}>"]
+    lines += [f"Negative prompt: {job.negative_prompt}"] if job.negative_prompt else []
+    lines += [", ".join(f"{name}: {value}" for name, value in parameters.items() if value != "")]
+    return "\n".join(lines)
 
 
 # %% ../nbs/03_provenance.ipynb #7f26d2a6
@@ -61,7 +108,7 @@ _EXIF_TAGS = {
 
 
 def label_exif(label: Label) -> Image.Exif:
-    """A label as EXIF: Artist, Software, ImageDescription, and Copyright where given.
+    """A label as EXIF: Artist, Software, ImageDescription; Copyright and the recipe where given.
 
     Args:
         label: What the picture says.
@@ -76,6 +123,9 @@ def label_exif(label: Label) -> Image.Exif:
     exif[ExifTags.Base.ImageDescription] = description.encode()
     if label.copyright_notice:
         exif[ExifTags.Base.Copyright] = label.copyright_notice.encode()
+    if label.job:
+        comment = b"UNICODE\0" + infotext(label).encode("utf-16-be")
+        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
     return exif
 
 
@@ -97,7 +147,10 @@ _XMP_PATHS = {
     "digital_source_type": ".//Iptc4xmpExt:DigitalSourceType",
     "generation_id": ".//dc:identifier",
     "model": ".//Iptc4xmpExt:AISystemUsed",
+    "rights": ".//dc:rights/rdf:Alt/rdf:li",
+    "model_sha256": ".//stylegen:ModelSha256",
     "lora_sha256": ".//stylegen:LoraSha256",
+    "job": ".//stylegen:Job",
 }
 
 # %% ../nbs/03_provenance.ipynb #08d1476b
@@ -114,9 +167,9 @@ def label_xmp(label: Label) -> bytes:
         The packet, UTF-8.
     """
 
-    def element(name: str, value: int | str) -> str:
+    def element(start: str, value: int | str, end: str = "") -> str:
         text = escape(_NOT_XML.sub("", str(value)))
-        return f"<{name}>{text}</{name}>"
+        return f"<{start}>{text}</{end or start}>"
 
     properties = [
         f"<dc:creator><rdf:Seq>{element('rdf:li', label.artist_name)}</rdf:Seq></dc:creator>",
@@ -125,10 +178,24 @@ def label_xmp(label: Label) -> bytes:
         element("Iptc4xmpExt:DigitalSourceType", GENERATED),
         element("Iptc4xmpExt:AISystemUsed", label.model),
     ]
-    if label.lora_sha256:
-        properties.append(element("stylegen:LoraSha256", label.lora_sha256))
+    if label.copyright_notice:
+        right = element('rdf:li xml:lang="x-default"', label.copyright_notice, "rdf:li")
+        properties.append(f"<dc:rights><rdf:Alt>{right}</rdf:Alt></dc:rights>")
+    recipe = label.job and label.job.model_dump_json(exclude={"webhook_url"})
+    own = {"ModelSha256": label.model_sha256, "LoraSha256": label.lora_sha256, "Job": recipe}
+    properties += [element(f"stylegen:{name}", value) for name, value in own.items() if value]
     namespaces = " ".join(f'xmlns:{name}="{uri}"' for name, uri in _NAMESPACES.items())
     return _PACKET.format(namespaces=namespaces, properties="\n".join(properties)).encode()
+
+
+# %% ../nbs/03_provenance.ipynb #9ad24f5d
+@lru_cache(maxsize=1)
+def srgb_profile() -> bytes:
+    """An sRGB colour profile; the same bytes every time."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    profile[24:36] = bytes(12)  # date and time of creation
+    profile[84:100] = bytes(16)  # profile id, a digest of the rest
+    return bytes(profile)
 
 
 # %% ../nbs/03_provenance.ipynb #127475c5
@@ -141,13 +208,18 @@ def encode_labelled(image: Image.Image, label: Label) -> bytes:
 
     Returns:
         The JPEG's bytes, the same for the same picture and label.
+
+    Raises:
+        InvalidMessage: The recipe does not fit into a JPEG's 64 kB segment.
     """
     plain = image.convert("RGB")
     plain.info = {}
     buffer = BytesIO()
-    plain.save(
-        buffer, "JPEG", quality=95, subsampling=0, exif=label_exif(label), xmp=label_xmp(label)
-    )
+    labels = {"exif": label_exif(label), "xmp": label_xmp(label), "icc_profile": srgb_profile()}
+    try:
+        plain.save(buffer, "JPEG", quality=95, subsampling=0, **labels)
+    except ValueError:
+        raise InvalidMessage("the recipe is too long for a full label") from None
     return buffer.getvalue()
 
 
@@ -159,15 +231,18 @@ def read_provenance(source: Path | str | bytes) -> dict[str, str]:
         source: A JPEG's path or bytes.
 
     Returns:
-        Those of ``artist``, ``software``, ``description``, ``copyright``, ``creator``,
-        ``digital_source_type``, ``generation_id``, ``model`` and ``lora_sha256`` that are there.
+        Those of ``artist``, ``software``, ``description``, ``copyright``, ``creator``, ``rights``,
+        ``digital_source_type``, ``generation_id``, ``model``, ``model_sha256``, ``lora_sha256``,
+        ``infotext`` and ``job`` (JSON, without its webhook) that are there.
 
     Raises:
         OSError: It is no picture.
     """
     with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
         exif, packet = image.getexif(), image.info.get("xmp", b"")
-    found = {name: _exif_text(exif.get(tag)) for name, tag in _EXIF_TAGS.items()}
+    comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+    found = {"infotext": _comment_text(comment)}
+    found |= {name: _exif_text(exif.get(tag)) for name, tag in _EXIF_TAGS.items()}
     root = _xmp_root(packet)
     if root is not None:
         found |= {name: root.findtext(p, "", _NAMESPACES) for name, p in _XMP_PATHS.items()}
@@ -179,6 +254,12 @@ def _exif_text(value: object) -> str:
     return raw.decode("utf-8", "replace").strip("\x00") if isinstance(raw, bytes) else ""
 
 
+def _comment_text(value: object) -> str:
+    if not isinstance(value, bytes) or not value.startswith(b"UNICODE\0"):
+        return ""
+    return value[8:].decode("utf-16-be", "replace")
+
+
 def _xmp_root(packet: bytes) -> ElementTree.Element | None:
     if not packet or b"<!" in packet:
         return None
@@ -186,3 +267,95 @@ def _xmp_root(packet: bytes) -> ElementTree.Element | None:
         return ElementTree.fromstring(packet.strip(b"\x00").decode())
     except (ElementTree.ParseError, UnicodeDecodeError):
         return None
+
+
+# %% ../nbs/03_provenance.ipynb #a76b9fcd
+def read_job(source: Path | str | bytes) -> dict[str, Any]:
+    """The job in a picture's full label, to draw it again.
+
+    Args:
+        source: A JPEG's path or bytes.
+
+    Returns:
+        The job's fields, without ``webhook_url``.
+
+    Raises:
+        InvalidMessage: The picture has no full label.
+        OSError: It is no picture.
+    """
+    try:
+        fields = json.loads(read_provenance(source).get("job", ""))
+    except ValueError:
+        raise InvalidMessage("the picture holds no recipe (its label is not a full one)") from None
+    return fields if isinstance(fields, dict) else {}
+
+
+# %% ../nbs/03_provenance.ipynb #98f34a32
+def c2pa_manifest(label: Label) -> dict[str, Any]:
+    """A C2PA manifest definition for a generated picture (C2PA 2.2, `c2pa.actions.v2`).
+
+    Args:
+        label: What the picture says of itself.
+
+    Returns:
+        The definition: generator, title, the `c2pa.created` action, base model and LoRA.
+    """
+    agent = {"name": "stylegen", "version": __version__}
+    created = {"action": "c2pa.created", "digitalSourceType": GENERATED, "softwareAgent": agent}
+    digests = {f"base model {label.model}": label.model_sha256, "LoRA": label.lora_sha256}
+    ingredients = [
+        {
+            "title": f"{title} sha256:{digest}" if digest else title,
+            "relationship": "inputTo",
+            "format": "application/octet-stream",
+        }
+        for title, digest in digests.items()
+    ]
+    return {
+        "claim_generator_info": [agent],
+        "title": f"gen_{label.generation_id}.jpg",
+        "ingredients": ingredients,
+        "assertions": [{"label": "c2pa.actions.v2", "data": {"actions": [created]}}],
+    }
+
+
+# %% ../nbs/03_provenance.ipynb #8cc7ab53
+class ContentCredentials:
+    """Signs pictures with the operator's certificate. Needs the extra ``c2pa``.
+
+    Args:
+        certificate: PEM file with the certificate chain, leaf first.
+        private_key: PEM file (PKCS #8) with the leaf's EC P-256 key.
+
+    Raises:
+        ImportError: `c2pa-python` is not installed.
+        OSError: A file can't be read.
+        ValueError: They are no certificate chain and key that C2PA accepts.
+    """
+
+    def __init__(self, certificate: Path, private_key: Path) -> None:
+        import c2pa
+
+        self._c2pa = c2pa
+        pems = (certificate.read_bytes(), private_key.read_bytes())
+        try:
+            self._signer = c2pa.Signer.from_info(c2pa.C2paSignerInfo(b"es256", *pems, None))
+        except c2pa.C2paError as error:
+            raise ValueError(f"no C2PA signer ({type(error).__name__})") from None
+
+    def sign(self, jpeg: bytes, label: Label) -> bytes:
+        """Add a signed manifest.
+
+        Args:
+            jpeg: An encoded, labelled picture.
+            label: What it says of itself.
+
+        Returns:
+            The picture with its manifest.
+        """
+        settings = self._c2pa.Settings.from_dict({"builder": {"thumbnail": {"enabled": False}}})
+        context = self._c2pa.Context(settings=settings)
+        output = BytesIO()
+        with self._c2pa.Builder(c2pa_manifest(label), context=context) as builder:
+            builder.sign(self._signer, "image/jpeg", BytesIO(jpeg), output)
+        return output.getvalue()

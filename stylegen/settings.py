@@ -51,6 +51,16 @@ class Settings(BaseSettings):
     stylegen_vae_tiling: bool = Field(False, description="less memory when decoding")
     stylegen_torch_threads: int = Field(0, ge=0, description="CPU threads; 0 is torch's choice")
     stylegen_font: Path | None = Field(None, description="font file of the signature")
+    stylegen_label: Literal["label", "full"] = Field(
+        "label", description="what a picture says of itself; `full` holds the prompt"
+    )
+    stylegen_copyright: str = Field(
+        "Style licensed from {artist}", description="copyright notice of a picture"
+    )
+    stylegen_c2pa_certificate: Path | None = Field(
+        None, description="PEM chain that signs Content Credentials"
+    )
+    stylegen_c2pa_key: Path | None = Field(None, description="PEM key of that certificate")
 
     @field_validator("webhook_allowed_origins", mode="before")
     @classmethod

@@ -5,19 +5,26 @@
 # %% auto #0
 __all__ = [
     "FONT_FOLDERS",
+    "SCRIPTS",
     "TEXT_SCALE",
     "MARGIN_SCALE",
     "TALLEST",
     "SHRUNK",
     "SMALLEST_PIXELS",
     "Alignment",
+    "MARK_SCALE",
+    "MAX_MARK_PIXELS",
     "normalise_name",
     "packaged_font",
     "choose_font",
+    "choose_fonts",
+    "covered_scripts",
     "margin_of",
     "create_text_overlay",
     "get_position",
     "add_watermark",
+    "read_mark",
+    "add_mark",
 ]
 
 # %% ../nbs/02_signature.ipynb #942e1d4d
@@ -25,10 +32,12 @@ import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
 from importlib.util import find_spec
+from io import BytesIO
+from itertools import groupby
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
-from PIL import Image, ImageDraw, ImageFont, features
+from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageStat, features
 
 from .job import InvalidMessage, Position, SignatureUnrenderable
 
@@ -149,17 +158,84 @@ def choose_font(name: str, font_path: Path | None = None) -> Path:
     raise SignatureUnrenderable(f"no installed font can draw the artist's name ({names})")
 
 
+# %% ../nbs/02_signature.ipynb #95237abe
+def choose_fonts(name: str, font_path: Path | None = None) -> tuple[Path, ...]:
+    """The fonts to draw a name with: one if one has all characters, else several.
+
+    Args:
+        name: From `normalise_name`.
+        font_path: The operator's font, tried first.
+
+    Returns:
+        Font files; each character is drawn in the first that has it.
+
+    Raises:
+        SignatureUnrenderable: A character is in no font, or the script can't be split or shaped.
+    """
+    try:
+        return (choose_font(name, font_path),)
+    except SignatureUnrenderable:
+        missing = {ord(character) for character in name if character != " "}
+        fonts = []
+        for path in _candidates(font_path) if not _needs_shaping(name) else ():
+            if missing & _characters(path):
+                fonts.append(path)
+                missing -= _characters(path)
+        if missing or not fonts:
+            raise
+        return tuple(fonts)
+
+
+# %% ../nbs/02_signature.ipynb #d09d93ac
+SCRIPTS = {
+    "Latin": "Zoë",
+    "Hangul": "김하늘",
+    "Kana": "さくらハル",
+    "Han": "山田太郎",
+    "Cyrillic": "Женя",
+    "Greek": "Ζωή",
+    "Arabic": "أمل",
+    "Emoji": "🎨",
+}
+
+
+def covered_scripts(font_path: Path | None = None) -> dict[str, bool]:
+    """Which scripts a name can be written in on this machine.
+
+    Args:
+        font_path: The operator's font, tried first.
+
+    Returns:
+        Each of `SCRIPTS`, and whether its sample can be drawn.
+    """
+
+    def can_draw(sample: str) -> bool:
+        try:
+            return bool(choose_fonts(sample, font_path))
+        except SignatureUnrenderable:
+            return False
+
+    return {script: can_draw(sample) for script, sample in SCRIPTS.items()}
+
+
 # %% ../nbs/02_signature.ipynb #1a7bcbc8
 TEXT_SCALE, MARGIN_SCALE, TALLEST = 0.05, 0.03, 0.34
 SHRUNK, SMALLEST_PIXELS = 0.7, 9
 Alignment = Literal["left", "right"]
 
 
+class _Face(NamedTuple):
+    """A font at one size, and what it knows."""
+
+    font: ImageFont.FreeTypeFont
+    characters: frozenset[int]
+
+
 class _Layout(NamedTuple):
-    """Text with its line breaks, and the font that makes it fit."""
+    """Text with its line breaks, and the faces that make it fit."""
 
     text: str
-    font: ImageFont.FreeTypeFont
+    faces: tuple[_Face, ...]
     stroke: int
     align: Alignment
 
@@ -169,17 +245,50 @@ def margin_of(size: tuple[int, int]) -> int:
     return max(2, round(min(size) * MARGIN_SCALE))
 
 
-def _layout(name: str, font_path: Path, pixels: int, align: Alignment) -> _Layout:
+def _layout(name: str, fonts: tuple[Path, ...], pixels: int, align: Alignment) -> _Layout:
     engine = ImageFont.Layout.RAQM if _needs_shaping(name) else ImageFont.Layout.BASIC
-    font = ImageFont.truetype(str(font_path), pixels, layout_engine=engine)
-    return _Layout(name, font, 1 + pixels // 9, align)
+    faces = tuple(
+        _Face(ImageFont.truetype(str(path), pixels, layout_engine=engine), _characters(path))
+        for path in fonts
+    )
+    return _Layout(name, faces, 1 + pixels // 9, align)
 
 
+# %% ../nbs/02_signature.ipynb #9f8fb602
+def _runs(line: str, faces: tuple[_Face, ...]) -> Iterator[tuple[str, ImageFont.FreeTypeFont]]:
+    def face_of(character: str) -> int:
+        known = (i for i, face in enumerate(faces) if ord(character) in face.characters)
+        return next(known, 0)
+
+    if len(faces) == 1:
+        yield line, faces[0].font
+        return
+    for index, characters in groupby(line, face_of):
+        yield "".join(characters), faces[index].font
+
+
+def _placed(layout: _Layout) -> Iterator[tuple[tuple[float, float], str, ImageFont.FreeTypeFont]]:
+    """Each run with the place of its baseline's left end."""
+    lines = [list(_runs(line, layout.faces)) for line in layout.text.split("\n")]
+    widths = [sum(font.getlength(text) for text, font in line) for line in lines]
+    height = max(sum(face.font.getmetrics()) for face in layout.faces) + 2 * layout.stroke
+    for row, (line, width) in enumerate(zip(lines, widths, strict=True)):
+        x = max(widths) - width if layout.align == "right" else 0.0
+        for text, font in line:
+            yield (x, row * height), text, font
+            x += font.getlength(text)
+
+
+# %% ../nbs/02_signature.ipynb #fbbaf225
 def _box(layout: _Layout) -> tuple[int, int, int, int]:
-    text, font, stroke, align = layout
     pen = ImageDraw.Draw(Image.new("L", (1, 1)))
-    box = pen.multiline_textbbox((0, 0), text, font, stroke_width=stroke, align=align)
-    return int(box[0]) - 1, int(box[1]) - 1, int(box[2]) + 1, int(box[3]) + 1
+    boxes = [
+        pen.textbbox(place, text, font, anchor="ls", stroke_width=layout.stroke)
+        for place, text, font in _placed(layout)
+    ]
+    left, top = (int(min(box[i] for box in boxes)) - 1 for i in (0, 1))
+    right, bottom = (int(max(box[i] for box in boxes)) + 1 for i in (2, 3))
+    return left, top, right, bottom
 
 
 def _extent(layout: _Layout) -> tuple[int, int]:
@@ -207,7 +316,7 @@ def _wrap(layout: _Layout, room: int) -> str:
 
 
 # %% ../nbs/02_signature.ipynb #10228d36
-def _fit(name: str, size: tuple[int, int], font_path: Path, align: Alignment) -> _Layout:
+def _fit(name: str, size: tuple[int, int], fonts: tuple[Path, ...], align: Alignment) -> _Layout:
     margin = margin_of(size)
     room = size[0] - 2 * margin, min(size[1] - 2 * margin, int(size[1] * TALLEST))
     largest = max(SMALLEST_PIXELS, round(min(size) * TEXT_SCALE))
@@ -215,7 +324,7 @@ def _fit(name: str, size: tuple[int, int], font_path: Path, align: Alignment) ->
     tries = [(pixels, False) for pixels in range(largest, shrunk - 1, -1)]
     tries += [(pixels, True) for pixels in range(shrunk, SMALLEST_PIXELS - 1, -1)]
     for pixels, wrap in tries:
-        layout = _layout(name, font_path, pixels, align)
+        layout = _layout(name, fonts, pixels, align)
         if wrap:
             layout = layout._replace(text=_wrap(layout, room[0]))
         extent = _extent(layout)
@@ -228,15 +337,25 @@ def _fit(name: str, size: tuple[int, int], font_path: Path, align: Alignment) ->
 
 # %% ../nbs/02_signature.ipynb #f15a3766
 def _draw(layout: _Layout) -> Image.Image:
-    text, font, stroke, align = layout
     left, top, *_ = _box(layout)
     overlay = Image.new("RGBA", _extent(layout), (0, 0, 0, 0))
-    style = {"fill": "white", "stroke_fill": "black", "stroke_width": stroke, "align": align}
-    ImageDraw.Draw(overlay).multiline_text((-left, -top), text, font=font, **style)
+    pen = ImageDraw.Draw(overlay)
+    style = {"fill": "white", "stroke_fill": "black", "stroke_width": layout.stroke}
+    for (x, y), text, font in _placed(layout):
+        pen.text((x - left, y - top), text, font=font, anchor="ls", **style)
     return overlay
 
 
 # %% ../nbs/02_signature.ipynb #dc49fd9b
+def _faded(overlay: Image.Image, opacity: int) -> Image.Image:
+    if not isinstance(opacity, int) or not 0 <= opacity <= 255:
+        raise InvalidMessage("signature.opacity: not a whole number between 0 and 255")
+    alpha = overlay.getchannel("A").point([round(a * opacity / 255) for a in range(256)])
+    faded = overlay.copy()
+    faded.putalpha(alpha)
+    return faded
+
+
 def create_text_overlay(
     artist_name: str,
     opacity: int = 128,
@@ -261,14 +380,11 @@ def create_text_overlay(
         InvalidMessage: The opacity is out of range.
         SignatureUnrenderable: The name can't be drawn, or not on so small a picture.
     """
-    if not isinstance(opacity, int) or not 0 <= opacity <= 255:
-        raise InvalidMessage("signature.opacity: not a whole number between 0 and 255")
     name = normalise_name(artist_name)
-    solid = _draw(_fit(name, size, choose_font(name, font_path), align))
+    solid = _draw(_fit(name, size, choose_fonts(name, font_path), align))
     if solid.getbbox() is None:
         raise SignatureUnrenderable("the artist's name leaves no ink")
-    solid.putalpha(solid.getchannel("A").point([round(a * opacity / 255) for a in range(256)]))
-    return solid
+    return _faded(solid, opacity)
 
 
 # %% ../nbs/02_signature.ipynb #bce5d7ce
@@ -332,5 +448,73 @@ def add_watermark(
         artist_name, opacity, size=image.size, font_path=font_path, align=align
     )
     signed = image.convert("RGB")
+    signed.paste(overlay, get_position(image.size, position, overlay.size), overlay)
+    return signed
+
+
+# %% ../nbs/02_signature.ipynb #367022df
+MARK_SCALE = (0.34, 0.14)
+MAX_MARK_PIXELS = 4096
+
+
+def read_mark(data: bytes) -> Image.Image:
+    """Read an artist's signature picture.
+
+    Args:
+        data: A PNG with transparency, at most `MAX_MARK_PIXELS` in width and height.
+
+    Returns:
+        An RGBA picture, cut to its ink.
+
+    Raises:
+        SignatureUnrenderable: It is no such PNG, or has no ink.
+    """
+    try:
+        with Image.open(BytesIO(data), formats=("PNG",)) as image:
+            if max(image.size) > MAX_MARK_PIXELS:
+                raise SignatureUnrenderable(f"the signature is over {MAX_MARK_PIXELS} pixels")
+            mark = image.convert("RGBA")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise SignatureUnrenderable("the signature is not a PNG picture") from None
+    ink = mark.getchannel("A").getbbox()
+    if ink is None or mark.getchannel("A").getextrema()[0] == 255:
+        raise SignatureUnrenderable("the signature has no ink on a transparent ground")
+    return mark.crop(ink)
+
+
+# %% ../nbs/02_signature.ipynb #bf7b22b7
+def _with_halo(mark: Image.Image) -> Image.Image:
+    stroke = max(1, mark.height // 24)
+    canvas = Image.new("RGBA", (mark.width + 2 * stroke, mark.height + 2 * stroke))
+    canvas.paste(mark, (stroke, stroke))
+    alpha = canvas.getchannel("A")
+    is_dark = ImageStat.Stat(canvas.convert("L"), alpha).mean[0] < 128
+    halo = Image.new("RGBA", canvas.size, "white" if is_dark else "black")
+    halo.putalpha(alpha.filter(ImageFilter.MaxFilter(2 * stroke + 1)))
+    return Image.alpha_composite(halo, canvas)
+
+
+def add_mark(
+    image: Image.Image, mark: Image.Image, position: Position = "bottom-right", opacity: int = 128
+) -> Image.Image:
+    """Sign a picture with the artist's own signature.
+
+    Args:
+        image: The picture, of any mode; it is not changed.
+        mark: From `read_mark`; scaled to a third of the width or a seventh of the short side.
+        position: ``bottom-right``, ``bottom-left``, ``top-right`` or ``top-left``.
+        opacity: 0 (invisible) to 255.
+
+    Returns:
+        A signed RGB picture of the same size.
+
+    Raises:
+        InvalidMessage: Opacity or position is wrong.
+    """
+    room = round(image.width * MARK_SCALE[0]), round(min(image.size) * MARK_SCALE[1])
+    scale = min(room[0] / mark.width, room[1] / mark.height)
+    size = max(1, round(mark.width * scale)), max(1, round(mark.height * scale))
+    overlay = _faded(_with_halo(mark.resize(size, Image.Resampling.LANCZOS)), opacity)
+    signed = image.convert("RGB").copy()
     signed.paste(overlay, get_position(image.size, position, overlay.size), overlay)
     return signed

@@ -4,9 +4,13 @@
 
 # %% auto #0
 __all__ = [
+    "MAX_MARK_BYTES",
+    "Labelling",
     "Parts",
     "make_store",
+    "make_labelling",
     "make_parts",
+    "make_signer",
     "make_picture",
     "Outcome",
     "describe",
@@ -21,6 +25,7 @@ __all__ = [
 
 # %% ../nbs/09_worker.ipynb #8f3fa807
 import argparse
+import hashlib
 import logging
 import signal
 import sys
@@ -31,20 +36,30 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stylegen.job import (
     GenerationJob,
     InvalidMessage,
+    LoraInvalid,
+    LoraNotFound,
+    SignatureUnrenderable,
     StylegenError,
     check_job,
     read_message,
 )
-from .pipeline import OnStep, draw, load_pipeline, pick_device
-from .provenance import Label, encode_labelled
+from .pipeline import OnStep, draw, load_pipeline, model_digest, pick_device
+from .provenance import ContentCredentials, Label, encode_labelled
 from .queue import connection_parameters, publish_job, start_rabbitmq_consumer
 from .settings import Settings, SettingsError, load_settings
-from .signature import add_watermark, choose_font, create_text_overlay
+from stylegen.signature import (
+    add_mark,
+    add_watermark,
+    choose_font,
+    covered_scripts,
+    create_text_overlay,
+    read_mark,
+)
 from stylegen.storage import (
     FolderStore,
     Store,
@@ -62,10 +77,42 @@ from stylegen.webhook import (
     webhook_urls,
 )
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 _log = logging.getLogger(__name__)
+MAX_MARK_BYTES = 5 * 2**20
 
 
 # %% ../nbs/09_worker.ipynb #60d217fb
+@dataclass(frozen=True)
+class Labelling:
+    """What pictures say of themselves: by which model, at which level, signed by whom."""
+
+    model: str = "unnamed"
+    model_sha256: str | None = None
+    level: str = "label"
+    copyright: str = "Style licensed from {artist}"
+    credentials: ContentCredentials | None = field(default=None, repr=False)
+
+    def label(self, job: GenerationJob, lora: Path) -> Label:
+        """The label of a job's picture, drawn with the LoRA file `lora`."""
+        return Label(
+            job.generation_id,
+            job.artist_name,
+            self.model,
+            lora_sha256=hashlib.sha256(lora.read_bytes()).hexdigest(),
+            model_sha256=self.model_sha256,
+            job=job if self.level == "full" else None,
+            copyright_notice=self.copyright.replace("{artist}", job.artist_name),
+        )
+
+    def encode(self, image: "Image", label: Label) -> bytes:
+        """The picture as a labelled JPEG; signed last, where there is a certificate."""
+        jpeg = encode_labelled(image, label)
+        return self.credentials.sign(jpeg, label) if self.credentials else jpeg
+
+
 @dataclass(frozen=True)
 class Parts:
     """What a worker keeps between jobs."""
@@ -74,8 +121,8 @@ class Parts:
     store: Store
     allowed_origins: tuple[str, ...]
     token: str = field(repr=False)
-    model: str = ""
     font: Path | None = None
+    labelling: Labelling = Labelling()
 
 
 def make_store(settings: Settings) -> Store:
@@ -94,6 +141,19 @@ def make_store(settings: Settings) -> Store:
 
 
 # %% ../nbs/09_worker.ipynb #f0757e6c
+def make_labelling(settings: Settings) -> Labelling:
+    """What the settings say of labels; reads the certificate and the model's digest."""
+    certificate, key = settings.stylegen_c2pa_certificate, settings.stylegen_c2pa_key
+    on_cuda = pick_device(settings.stylegen_device) == "cuda"
+    return Labelling(
+        Path(settings.stylegen_model).name,
+        model_digest(settings.stylegen_model, half=on_cuda),
+        settings.stylegen_label,
+        settings.stylegen_copyright,
+        ContentCredentials(certificate, key) if certificate and key else None,
+    )
+
+
 def make_parts(settings: Settings) -> Parts:
     """Load the base model and make the rest.
 
@@ -123,19 +183,52 @@ def make_parts(settings: Settings) -> Parts:
         make_store(settings),
         settings.webhook_allowed_origins,
         settings.internal_api_token.get_secret_value(),
-        Path(settings.stylegen_model).name,
         settings.stylegen_font,
+        make_labelling(settings),
     )
 
 
 # %% ../nbs/09_worker.ipynb #ffa36ae2
+def make_signer(job: GenerationJob, parts: Parts) -> Callable[["Image"], "Image"]:
+    """Make the function that signs a job's picture, and find out now if it can't.
+
+    Args:
+        job: Names the artist, and perhaps a picture of the artist's own signature.
+        parts: The worker's parts.
+
+    Returns:
+        A function from picture to signed picture.
+
+    Raises:
+        SignatureUnrenderable: The name can't be drawn, or the signature's picture is unusable.
+        StorageError: The bucket can't be reached.
+    """
+    place = {"position": job.signature.position, "opacity": job.signature.opacity}
+    if job.signature.image_url:
+        mark = _fetch_mark(job.signature.image_url, parts.store)
+        return lambda image: add_mark(image, mark, **place)
+    name, font = job.artist_name, parts.font
+    create_text_overlay(name, job.signature.opacity, size=job.resolution, font_path=font)
+    return lambda image: add_watermark(image, name, font_path=font, **place)
+
+
+def _fetch_mark(url: str, store: Store) -> "Image":
+    try:
+        with _downloaded(url, store) as path:
+            if path.stat().st_size > MAX_MARK_BYTES:
+                raise SignatureUnrenderable(f"the signature is over {MAX_MARK_BYTES} bytes")
+            return read_mark(path.read_bytes())
+    except (InvalidMessage, LoraNotFound, LoraInvalid):
+        raise SignatureUnrenderable("the signature's picture can't be fetched") from None
+
+
 @contextmanager
-def _lora_file(job: GenerationJob, store: Store) -> Iterator[str]:
-    path = download_lora_model(job.lora_model_url, store=store)
+def _downloaded(url: str, store: Store) -> Iterator[Path]:
+    path = Path(download_lora_model(url, store=store))
     try:
         yield path
     finally:
-        Path(path).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def make_picture(job: GenerationJob, parts: Parts, on_step: OnStep) -> str:
@@ -152,19 +245,12 @@ def make_picture(job: GenerationJob, parts: Parts, on_step: OnStep) -> str:
     Raises:
         StylegenError: Any of the tree's errors.
     """
-    write = partial(create_text_overlay, job.artist_name, job.signature.opacity)
-    write(size=job.resolution, font_path=parts.font)
-    with _lora_file(job, parts.store) as lora:
+    sign = make_signer(job, parts)
+    with _downloaded(job.lora_model_url, parts.store) as lora:
         image = draw(parts.pipeline, job, lora, on_step=on_step)
-    signed = add_watermark(
-        image,
-        job.artist_name,
-        job.signature.position,
-        job.signature.opacity,
-        font_path=parts.font,
-    )
-    label = Label(str(job.generation_id), job.artist_name, parts.model)
-    return upload_image_to_s3(encode_labelled(signed, label), job.generation_id, store=parts.store)
+        label = parts.labelling.label(job, lora)
+    jpeg = parts.labelling.encode(sign(image), label)
+    return upload_image_to_s3(jpeg, job.generation_id, store=parts.store)
 
 
 # %% ../nbs/09_worker.ipynb #79223222
@@ -376,7 +462,7 @@ def check_machine(settings: Settings) -> dict[str, str]:
         settings: What the environment says.
 
     Returns:
-        Question to answer; an answer that starts with ``no`` says what is missing.
+        Question to answer; an answer that starts with ``no:`` says what is missing.
     """
     checks: dict[str, Callable[[], str]] = {
         "device": partial(pick_device, settings.stylegen_device),
@@ -385,6 +471,8 @@ def check_machine(settings: Settings) -> dict[str, str]:
         "storage": lambda: str(make_store(settings).check() or "writable"),
         "broker": partial(_check_broker, settings),
         "webhooks": lambda: ", ".join(settings.webhook_allowed_origins),
+        "signatures": partial(_check_scripts, settings),
+        "labels": partial(_check_labels, settings),
     }
     return {name: _answer(check) for name, check in checks.items()}
 
@@ -396,6 +484,18 @@ def _check_model(settings: Settings) -> str:
     token = settings.hf_token.get_secret_value() if settings.hf_token else None
     StableDiffusionPipeline.load_config(settings.stylegen_model, token=token)
     return Path(settings.stylegen_model).name
+
+
+def _check_scripts(settings: Settings) -> str:
+    covered = covered_scripts(settings.stylegen_font)
+    missing = [script for script, is_covered in covered.items() if not is_covered]
+    known = ", ".join(script for script, is_covered in covered.items() if is_covered)
+    return known + (f"; refused: {', '.join(missing)}" if missing else "")
+
+
+def _check_labels(settings: Settings) -> str:
+    credentials = make_labelling(settings).credentials
+    return f"{settings.stylegen_label}, {'signed' if credentials else 'not signed'}"
 
 
 def _check_broker(settings: Settings) -> str:
@@ -448,7 +548,7 @@ def _show_check(settings: Settings) -> int:
     answers = check_machine(settings)
     for name, answer in answers.items():
         print(f"{name:10} {answer}")
-    return int(any(answer.startswith("no") for answer in answers.values()))
+    return int(any(answer.startswith("no:") for answer in answers.values()))
 
 
 def _show_job(file: Path, settings: Settings) -> int:

@@ -61,7 +61,7 @@ def backend() -> Iterator[WebhookReceiver]:
 @pytest.fixture
 def parts(pipeline: Any, pocket: Path, backend: WebhookReceiver) -> Parts:
     """A worker's parts on folder storage."""
-    return Parts(pipeline, FolderStore(pocket), (backend.url,), TOKEN, "pocket")
+    return Parts(pipeline, FolderStore(pocket), (backend.url,), TOKEN)
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ class RabbitError(RuntimeError):
 def _tool(name: str) -> str:
     found = str(_LIB / name) if (_LIB / name).exists() else shutil.which(name)
     if not found:
-        raise RabbitError(f"{name} not found: run tools/ensure_rabbitmq.sh")
+        raise RabbitError(f"{name} not found: run tools/ensure_packages.sh")
     return found
 
 

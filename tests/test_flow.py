@@ -138,7 +138,7 @@ def test_stranger_never_gets_the_token(parts: Parts, order: Order) -> None:
 def test_refused_terminal_event_is_raised(parts: Parts, order: Order) -> None:
     """If the receiver does not take the result, the queue's side must know."""
     with WebhookReceiver(lambda webhook: 404) as backend:
-        allowed = Parts(parts.pipeline, parts.store, (backend.url,), TOKEN, "pocket")
+        allowed = Parts(parts.pipeline, parts.store, (backend.url,), TOKEN)
         with pytest.raises(WebhookError):
             handle_generation_task(order | {"webhook_url": backend.url}, allowed)
     assert [webhook.event for webhook in backend.received][-1] == "complete"
@@ -182,7 +182,7 @@ def test_job_file(
     assert main(["--job", str(tmp_path / "none.json")]) == 1
     assert main(["--check"]) == 1
     shown = capsys.readouterr().out
-    assert [line.split()[0] for line in shown.splitlines() if " no" in line] == ["broker"]
+    assert [line.split()[0] for line in shown.splitlines() if " no: " in line] == ["broker"]
 
 
 def test_interrupted_job_file(

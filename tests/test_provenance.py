@@ -29,6 +29,7 @@ def test_round_trip(tmp_path):
         "software": SOFTWARE,
         "description": "AI-generated image in the style of 김하늘",
         "copyright": "© 2026 김하늘",
+        "rights": "© 2026 김하늘",
         "digital_source_type": GENERATED,
         "generation_id": "gen_7",
         "model": "stable-diffusion-v1-5",

@@ -1,0 +1,248 @@
+"""The label as others read it: exiftool, a public parser of such pictures, C2PA's own reader."""
+
+import datetime
+import io
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import c2pa
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from PIL import Image
+from sd_parsers import ParserManager
+
+from stylegen.job import GenerationJob, InvalidMessage, check_job
+from stylegen.provenance import (
+    GENERATED,
+    ContentCredentials,
+    Label,
+    encode_labelled,
+    read_job,
+    read_provenance,
+    srgb_profile,
+)
+from stylegen.worker import Labelling, Parts, handle_generation_task
+
+PICTURE = Image.effect_noise((64, 96), 80).convert("RGB")
+JOB: dict[str, Any] = {
+    "generation_id": 7,
+    "style_id": 10,
+    "lora_model_url": "s3://models/style_10.safetensors",
+    "prompt_tags": ["red", "heart", "white background"],
+    "negative_prompt": "blurry",
+    "artist_name": "김하늘",
+    "webhook_url": "https://api.example.com",
+    "seed": 0,
+    "scheduler": "euler",
+}
+
+
+def full_label(**changes: Any) -> Label:
+    """A label that holds its job."""
+    job = check_job(JOB | changes)
+    digests = {"lora_sha256": "0f" * 32, "model_sha256": "a1" * 32}
+    return Label(job.generation_id, job.artist_name, "pocket", job=job, **digests)
+
+
+def exiftool(path: Path) -> dict[str, Any]:
+    """What exiftool reads, with its group names."""
+    run = subprocess.run(["exiftool", "-json", "-G1", str(path)], capture_output=True, check=True)
+    return dict(json.loads(run.stdout)[0])
+
+
+@pytest.mark.parametrize("artist", ["김하늘", "Zoë", "山田太郎", "أمل", '<&> "Q"'])
+def test_exiftool_shows_the_label(tmp_path: Path, artist: str) -> None:
+    """EXIF, XMP and the profile, as the most used reader sees them."""
+    path = tmp_path / "picture.jpg"
+    notice = f"Style licensed from {artist}"
+    label = Label(7, artist, "pocket", lora_sha256="0f" * 32, copyright_notice=notice)
+    path.write_bytes(encode_labelled(PICTURE, label))
+    seen = exiftool(path)
+    assert seen["IFD0:Artist"] == seen["XMP-dc:Creator"] == artist
+    assert seen["IFD0:Copyright"] == seen["XMP-dc:Rights"] == notice
+    assert seen["XMP-iptcExt:DigitalSourceType"] == GENERATED
+    assert seen["IFD0:Software"].startswith("stylegen ")
+    assert str(seen["XMP-dc:Identifier"]) == "7"
+    assert seen["ICC_Profile:ProfileDescription"].startswith("sRGB")
+    assert "heart" not in json.dumps(seen)
+
+
+def test_exiftool_shows_the_full_label(tmp_path: Path) -> None:
+    """The infotext is a UserComment that exiftool decodes by itself."""
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(encode_labelled(PICTURE, full_label()))
+    comment = exiftool(path)["ExifIFD:UserComment"]
+    assert comment.startswith("red heart white background <lora:style_10:1.0>")
+    assert "Seed: 0, Size: 512x512" in comment
+
+
+def test_public_parser_reads_the_recipe(tmp_path: Path) -> None:
+    """sd-parsers, made for pictures of web UIs, finds prompt, sampler and parameters."""
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(encode_labelled(PICTURE, full_label()))
+    info = ParserManager().parse(path)
+    assert info is not None
+    (sampler,) = info.samplers
+    assert sampler.name == "Euler"
+    assert sampler.parameters["seed"] == "0"
+    assert (sampler.parameters["steps"], sampler.parameters["cfg_scale"]) == ("50", "7.5")
+    assert "red heart white background" in info.full_prompt
+    assert info.full_negative_prompt == "blurry"
+    assert sampler.model is not None and sampler.model.name == "pocket"
+
+
+def test_full_label_is_a_job_again() -> None:
+    """Every field survives, but the webhook's address."""
+    label = full_label(seed=2**63 - 1, aspect_ratio="1:2")
+    fields = read_job(encode_labelled(PICTURE, label))
+    assert "webhook_url" not in fields
+    assert GenerationJob.model_validate(fields | {"webhook_url": JOB["webhook_url"]}) == label.job
+
+
+def test_too_long_a_recipe_is_an_error() -> None:
+    """A JPEG segment holds 64 kB; more is refused, not cut."""
+    with pytest.raises(InvalidMessage):
+        encode_labelled(PICTURE, full_label(prompt_tags=["heart" * 500] * 60))
+
+
+def test_profile_is_the_same_every_time() -> None:
+    """No time stamp: equal pictures stay equal bytes."""
+    first = srgb_profile()
+    srgb_profile.cache_clear()
+    assert srgb_profile() == first
+    with Image.open(io.BytesIO(encode_labelled(PICTURE, full_label()))) as picture:
+        assert picture.info["icc_profile"] == first
+
+
+def certificate(
+    subject: str,
+    issuer: str,
+    key: ec.EllipticCurvePrivateKey,
+    issuer_key: ec.EllipticCurvePrivateKey,
+) -> bytes:
+    """A PEM certificate for tests: a root when it is its own issuer, else a C2PA signer."""
+    is_root = key is issuer_key
+
+    def name(text: str) -> x509.Name:
+        parts = {NameOID.COMMON_NAME: text, NameOID.ORGANIZATION_NAME: "stylegen tests"}
+        return x509.Name([x509.NameAttribute(kind, value) for kind, value in parts.items()])
+
+    start = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=1)
+    usage = dict.fromkeys(
+        ["content_commitment", "key_encipherment", "data_encipherment", "key_agreement"], False
+    )
+    usage |= {"encipher_only": False, "decipher_only": False, "digital_signature": not is_root}
+    usage |= {"key_cert_sign": is_root, "crl_sign": is_root}
+    builder = (
+        x509.CertificateBuilder(name(issuer), name(subject), key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(start)
+        .not_valid_after(start + datetime.timedelta(days=30))
+        .add_extension(x509.BasicConstraints(is_root, None), critical=True)
+        .add_extension(x509.KeyUsage(**usage), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()),
+            critical=False,
+        )
+    )
+    if not is_root:
+        purposes = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION])
+        builder = builder.add_extension(purposes, critical=False)
+    return builder.sign(issuer_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+@pytest.fixture(scope="module")
+def signer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A self-signed test chain and its key, as PEM files."""
+    folder = tmp_path_factory.mktemp("c2pa")
+    root_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    chain = certificate("worker", "root", key, root_key)
+    chain += certificate("root", "root", root_key, root_key)
+    (folder / "chain.pem").write_bytes(chain)
+    (folder / "key.pem").write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return folder / "chain.pem", folder / "key.pem"
+
+
+def read_c2pa(data: bytes) -> tuple[str, dict[str, Any]]:
+    """Validation state and active manifest, by the library's own reader."""
+    with c2pa.Reader("image/jpeg", io.BytesIO(data)) as reader:
+        report = json.loads(reader.json())
+        return reader.get_validation_state(), report["manifests"][report["active_manifest"]]
+
+
+def test_content_credentials(signer: tuple[Path, Path]) -> None:
+    """The manifest says created, by a trained model, from which weights; and it is valid."""
+    label = full_label()
+    plain = encode_labelled(PICTURE, label)
+    signed = ContentCredentials(*signer).sign(plain, label)
+    state, manifest = read_c2pa(signed)
+    assert state == "Valid"
+    (action,) = manifest["assertions"][0]["data"]["actions"]
+    assert (action["action"], action["digitalSourceType"]) == ("c2pa.created", GENERATED)
+    titles = [ingredient["title"] for ingredient in manifest["ingredients"]]
+    assert titles == [f"base model pocket sha256:{'a1' * 32}", f"LoRA sha256:{'0f' * 32}"]
+    assert read_provenance(signed) == read_provenance(plain)
+
+
+def test_a_changed_picture_is_found_out(signer: tuple[Path, Path]) -> None:
+    """One flipped byte of the picture and the manifest is no longer valid."""
+    label = full_label()
+    signed = bytearray(ContentCredentials(*signer).sign(encode_labelled(PICTURE, label), label))
+    signed[-40] ^= 1
+    assert read_c2pa(bytes(signed))[0] == "Invalid"
+
+
+def test_wrong_certificates_are_refused(signer: tuple[Path, Path]) -> None:
+    """A key in place of the chain: refused when the worker starts, not at the first job."""
+    with pytest.raises(ValueError, match="C2PA"):
+        ContentCredentials(signer[1], signer[0])
+
+
+def test_a_job_is_labelled_by_setting(
+    parts: Parts, order: dict[str, Any], signer: tuple[Path, Path]
+) -> None:
+    """The flow passes digests, level and credentials on."""
+    labelling = Labelling("pocket", "a1" * 32, "full", credentials=ContentCredentials(*signer))
+    signing = Parts(
+        parts.pipeline, parts.store, parts.allowed_origins, parts.token, None, labelling
+    )
+    outcome = handle_generation_task(order, signing)
+    assert outcome.error_code is None
+    data = (parts.store.root / "generations/gen_500.jpg").read_bytes()  # type: ignore[attr-defined]
+    assert read_c2pa(data)[0] == "Valid"
+    fields = read_job(data)
+    assert fields["prompt_tags"] == order["prompt_tags"]
+    found = read_provenance(data)
+    assert len(found["lora_sha256"]) == 64 and found["model_sha256"] == "a1" * 32
+    assert found["rights"] == "Style licensed from 김하늘"
+
+
+def test_image_signature(parts: Parts, order: dict[str, Any]) -> None:
+    """A PNG from the bucket signs in place of the name; an unusable one costs no picture."""
+    hand = Image.new("RGBA", (300, 100))
+    hand.paste((10, 10, 60, 255), (20, 40, 280, 60))
+    buffer = io.BytesIO()
+    hand.save(buffer, "PNG")
+    parts.store.put("models/hand.png", buffer.getvalue(), "image/png")
+    parts.store.put("models/broken.png", buffer.getvalue()[:60], "image/png")
+    path = parts.store.root / "generations/gen_500.jpg"  # type: ignore[attr-defined]
+    handle_generation_task(order, parts)
+    named = path.read_bytes()
+    signed = order | {"signature": {"image_url": "s3://models/hand.png"}}
+    assert handle_generation_task(signed, parts).error_code is None
+    assert path.read_bytes() != named
+    for url in ("s3://models/broken.png", "s3://models/none.png", "https://evil.example/x.png"):
+        outcome = handle_generation_task(order | {"signature": {"image_url": url}}, parts)
+        assert outcome.error_code == "SIGNATURE_UNRENDERABLE"
