@@ -1,6 +1,6 @@
 """What signing, labelling and encoding a picture cost, and which chroma subsampling is best.
 
-Usage: ``python bench/label.py [--repeats N]``. Prints a table and writes ``bench/results/label.json``.
+Usage: ``python bench/label.py [--repeats N]``. Prints a table, writes ``bench/results/label.json``.
 Every row is timed in the same run, interleaved, on the same 512x512 drawing.
 """
 
@@ -10,6 +10,8 @@ import json
 import platform
 import statistics
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +21,11 @@ import PIL
 from PIL import Image
 
 from stylegen.pocket import Scene, draw
-from stylegen.provenance import Label, encode_labelled
+from stylegen.provenance import ContentCredentials, Label, encode_labelled
 from stylegen.signature import add_watermark
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from certificates import write_chain  # noqa: E402  pylint: disable=wrong-import-position
 
 LABEL = Label(1, "김하늘", "pocket", lora_sha256="0f" * 32, copyright_notice="김하늘")
 
@@ -53,15 +58,19 @@ def measure(rows: dict[str, Callable[[], object]], repeats: int) -> dict[str, li
 
 def main(repeats: int) -> None:
     """Time, print, write."""
+    with tempfile.TemporaryDirectory() as folder:
+        credentials = ContentCredentials(*write_chain(Path(folder)))
     rng = np.random.default_rng(0)
     picture = draw(Scene.random(rng), 512, 512)
     signed = add_watermark(picture, "김하늘")
+    labelled = encode_labelled(signed, LABEL)
     rows: dict[str, Callable[[], object]] = {
         "encode 4:4:4": lambda: encode(signed, 0),
         "encode 4:2:0": lambda: encode(signed, 2),
         "sign": lambda: add_watermark(picture, "김하늘"),
         "label + encode 4:4:4": lambda: encode_labelled(signed, LABEL),
         "sign + label + encode": lambda: encode_labelled(add_watermark(picture, "김하늘"), LABEL),
+        "C2PA signing": lambda: credentials.sign(labelled, LABEL),
     }
     times = measure(rows, repeats)
     alone = statistics.median(times["encode 4:4:4"])

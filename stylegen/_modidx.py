@@ -239,6 +239,10 @@ d = {
             ),
             "stylegen.queue.JobThread._run": ("queue.html#jobthread._run", "stylegen/queue.py"),
             "stylegen.queue.JobThread.ending": ("queue.html#jobthread.ending", "stylegen/queue.py"),
+            "stylegen.queue.JobThread.is_busy": (
+                "queue.html#jobthread.is_busy",
+                "stylegen/queue.py",
+            ),
             "stylegen.queue.JobThread.settle": ("queue.html#jobthread.settle", "stylegen/queue.py"),
             "stylegen.queue.JobThread.submit": ("queue.html#jobthread.submit", "stylegen/queue.py"),
             "stylegen.queue._Session": ("queue.html#_session", "stylegen/queue.py"),

@@ -413,18 +413,19 @@ def _plain(scene: Scene, outline: Outline, x: Grid, y: Grid) -> Grid:
     return _mix(ground, ink, _cover(outline(x, y)))
 
 
-# %% ../nbs/11_pocket.ipynb #711aaa8b
+# %% ../nbs/11_pocket.ipynb #2e651e40
 _STEP = _PERIOD / 3
 
 
-def _strokes(along: Grid, width: float) -> Grid:
+def _strokes(along: Grid, weight: float) -> Grid:
+    width = weight * np.float32((1.5, 1.0, 0.6))[np.int64(along // _STEP) % 3]
     return _cover(np.abs(along % _STEP - _STEP / 2) - width / 2, 1.5)
 
 
 def _hatching(scene: Scene, outline: Outline, x: Grid, y: Grid) -> Grid:
     ink, ground = _inks(scene)
     distance = outline(x, y)
-    inside = _mix(_mix(ink, _WHITE, 0.62), ink * 0.92, _strokes(x + y, 10))
+    inside = _mix(_mix(ink, _WHITE, 0.62), ink * 0.92, _strokes(x + y, 9))
     faint = ground * 0.72 if ground.mean() > 110 else _mix(ground, _WHITE, 0.3)
     outside = _mix(ground, faint, _strokes(x - y, 4))
     return _mix(_mix(outside, inside, _cover(distance)), ink * 0.45, _cover(np.abs(distance) - 2.5))

@@ -21,7 +21,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -141,18 +141,28 @@ class Delivery:
 
 # %% ../nbs/08_queue.ipynb #65e1435b
 class JobThread:
-    """Runs a callback on one thread of its own, one delivery after the other.
+    """Runs a callback on threads of its own, in the order of deliveries.
 
     Args:
         callback: Gets the message's bytes.
         stop: Once set, no further delivery is started.
+        threads: Deliveries worked on at a time.
     """
 
-    def __init__(self, callback: Callable[[bytes], None], stop: threading.Event) -> None:
+    def __init__(
+        self, callback: Callable[[bytes], None], stop: threading.Event, threads: int = 1
+    ) -> None:
         self.generation = 0
         self.failure: BaseException | None = None
         self._callback, self._stop = callback, stop
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="job")
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="job")
+        self._futures: set[Future[None]] = set()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a delivery is waiting or in hand."""
+        self._futures = {future for future in self._futures if not future.done()}
+        return bool(self._futures)
 
     @property
     def ending(self) -> bool:
@@ -160,8 +170,10 @@ class JobThread:
         return self._stop.is_set() or self.failure is not None
 
     def submit(self, delivery: Delivery, done: Callable[[Delivery], None]) -> Future[None]:
-        """Queue a delivery; `done` gets it, on the job thread, once its callback has returned."""
-        return self._pool.submit(self._run, delivery, done)
+        """Queue a delivery; `done` gets it, on its job thread, once its callback has returned."""
+        future = self._pool.submit(self._run, delivery, done)
+        self._futures.add(future)
+        return future
 
     def _run(self, delivery: Delivery, done: Callable[[Delivery], None]) -> None:
         if self.ending or delivery.generation != self.generation:
@@ -174,9 +186,9 @@ class JobThread:
             done(delivery)
 
     def settle(self) -> None:
-        """Make all deliveries so far stale, and wait for the job in hand."""
+        """Make all deliveries so far stale, and wait for those in hand."""
         self.generation += 1
-        self._pool.submit(int).result()
+        wait(self._futures)
 
 
 # %% ../nbs/08_queue.ipynb #3b95f83c
@@ -188,7 +200,6 @@ class _Session:
     ) -> None:
         ensure_queue(connection, queue_name)
         self.connection, self.jobs = connection, jobs
-        self.job: Future[None] | None = None
         self.channel = connection.channel()
         self.channel.basic_qos(prefetch_count=prefetch_count)
         self.consumer = self.channel.basic_consume(queue_name, self._take)
@@ -201,7 +212,7 @@ class _Session:
         body: bytes,
     ) -> None:
         delivery = Delivery(self.jobs.generation, method.delivery_tag, body)
-        self.job = self.jobs.submit(delivery, self._done)
+        self.jobs.submit(delivery, self._done)
 
     def _done(self, delivery: Delivery) -> None:
         with suppress(ConnectionWrongStateError):
@@ -233,7 +244,7 @@ def _consume(session: _Session) -> None:
 # %% ../nbs/08_queue.ipynb #baa71bbb
 def _drain(session: _Session) -> None:
     session.channel.basic_cancel(session.consumer)
-    while session.job and not session.job.done():
+    while session.jobs.is_busy:
         _tick(session)
     read = threading.Event()
     session.connection.add_callback_threadsafe(read.set)
@@ -322,6 +333,7 @@ def start_rabbitmq_consumer(
     url: str | None = None,
     host: str = "localhost",
     prefetch_count: int = 1,
+    threads: int = 1,
     heartbeat: int = 30,
     stop: threading.Event | None = None,
     on_ready: Callable[[], None] | None = None,
@@ -332,10 +344,11 @@ def start_rabbitmq_consumer(
 
     Args:
         queue_name: Queue; accepted as it is, made durable and plain if there is none.
-        callback: Gets each message's bytes, on one thread of its own, one message at a time.
+        callback: Gets each message's bytes, on a thread of its own.
         url: Broker's full ``amqp(s)://`` address; wins over `host`.
         host: Broker's name.
         prefetch_count: Messages held at a time.
+        threads: Messages worked on at a time, of those held.
         heartbeat: Seconds between signs of life; a job may take longer.
         stop: Set it, from a signal handler or another thread, to finish the job in hand and return.
         on_ready: Called each time the consumer is registered with the broker. Must not raise.
@@ -348,7 +361,7 @@ def start_rabbitmq_consumer(
         raise ValueError("a callback is needed")
     stop = stop or threading.Event()
     parameters = connection_parameters(url, host=host, heartbeat=heartbeat)
-    jobs = JobThread(callback, stop)
+    jobs = JobThread(callback, stop, threads)
     ready = on_ready or (lambda: None)
     serve = partial(_serve, parameters, queue_name, prefetch_count, jobs, ready)
     _until_the_end(jobs, stop, serve)

@@ -39,6 +39,9 @@ class Settings(BaseSettings):
     hf_token: SecretStr | None = Field(None, description="model hub's token, for gated models")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="verbosity")
     stylegen_queue: str = Field("image_generation", description="queue of the jobs")
+    stylegen_prefetch: int = Field(
+        1, ge=1, le=16, description="jobs in hand; 2 stores one picture while the next is drawn"
+    )
     stylegen_storage_folder: Path | None = Field(
         None, description="a folder instead of a bucket, for one machine"
     )

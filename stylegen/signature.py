@@ -484,7 +484,7 @@ def read_mark(data: bytes) -> Image.Image:
 
 # %% ../nbs/02_signature.ipynb #bf7b22b7
 def _with_halo(mark: Image.Image) -> Image.Image:
-    stroke = max(1, mark.height // 24)
+    stroke = max(2, mark.height // 16)
     canvas = Image.new("RGBA", (mark.width + 2 * stroke, mark.height + 2 * stroke))
     canvas.paste(mark, (stroke, stroke))
     alpha = canvas.getchannel("A")

@@ -403,7 +403,14 @@ def consume(settings: Settings, stop: threading.Event) -> None:
             _log.error("set aside on %s: %s: %s", dead, error.error_code, error)
             publish_job(body, queue_name=dead, url=url)
 
-    start_rabbitmq_consumer(settings.stylegen_queue, on_message, stop=stop, url=url)
+    start_rabbitmq_consumer(
+        settings.stylegen_queue,
+        on_message,
+        prefetch_count=settings.stylegen_prefetch,
+        threads=settings.stylegen_prefetch,
+        stop=stop,
+        url=url,
+    )
 
 
 # %% ../nbs/09_worker.ipynb #e75a9b37

@@ -1,6 +1,5 @@
 """The label as others read it: exiftool, a public parser of such pictures, C2PA's own reader."""
 
-import datetime
 import io
 import json
 import subprocess
@@ -9,10 +8,7 @@ from typing import Any
 
 import c2pa
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from certificates import write_chain
 from PIL import Image
 from sd_parsers import ParserManager
 
@@ -119,60 +115,10 @@ def test_profile_is_the_same_every_time() -> None:
         assert picture.info["icc_profile"] == first
 
 
-def certificate(
-    subject: str,
-    issuer: str,
-    key: ec.EllipticCurvePrivateKey,
-    issuer_key: ec.EllipticCurvePrivateKey,
-) -> bytes:
-    """A PEM certificate for tests: a root when it is its own issuer, else a C2PA signer."""
-    is_root = key is issuer_key
-
-    def name(text: str) -> x509.Name:
-        parts = {NameOID.COMMON_NAME: text, NameOID.ORGANIZATION_NAME: "stylegen tests"}
-        return x509.Name([x509.NameAttribute(kind, value) for kind, value in parts.items()])
-
-    start = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=1)
-    usage = dict.fromkeys(
-        ["content_commitment", "key_encipherment", "data_encipherment", "key_agreement"], False
-    )
-    usage |= {"encipher_only": False, "decipher_only": False, "digital_signature": not is_root}
-    usage |= {"key_cert_sign": is_root, "crl_sign": is_root}
-    builder = (
-        x509.CertificateBuilder(name(issuer), name(subject), key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(start)
-        .not_valid_after(start + datetime.timedelta(days=30))
-        .add_extension(x509.BasicConstraints(is_root, None), critical=True)
-        .add_extension(x509.KeyUsage(**usage), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()),
-            critical=False,
-        )
-    )
-    if not is_root:
-        purposes = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION])
-        builder = builder.add_extension(purposes, critical=False)
-    return builder.sign(issuer_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-
 @pytest.fixture(scope="module")
 def signer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A self-signed test chain and its key, as PEM files."""
-    folder = tmp_path_factory.mktemp("c2pa")
-    root_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    chain = certificate("worker", "root", key, root_key)
-    chain += certificate("root", "root", root_key, root_key)
-    (folder / "chain.pem").write_bytes(chain)
-    (folder / "key.pem").write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return folder / "chain.pem", folder / "key.pem"
+    return write_chain(tmp_path_factory.mktemp("c2pa"))
 
 
 def read_c2pa(data: bytes) -> tuple[str, dict[str, Any]]:

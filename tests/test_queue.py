@@ -211,6 +211,33 @@ def test_stop_hands_back_what_was_prefetched(rabbit: RabbitNode, queue: str) -> 
     assert rabbit.queue_state(queue) == (2, 0)
 
 
+def test_two_threads_overlap_and_acknowledge_each(rabbit: RabbitNode, queue: str) -> None:
+    with _Consumer(rabbit, queue, prefetch_count=2, threads=2) as consumer:
+        consumer.gate.clear()
+        for body in (b"first", b"second", b"third"):
+            publish_job(body, url=rabbit.url, queue_name=queue)
+        consumer.wait_seen(2)
+        assert rabbit.queue_state(queue) == (1, 2)
+        consumer.stop.set()
+        consumer.gate.set()
+        consumer.join()
+    assert sorted(consumer.done) == [b"first", b"second"]
+    assert rabbit.queue_state(queue) == (1, 0)
+
+
+def test_two_jobs_cut_off_are_both_delivered_once_more(rabbit: RabbitNode, queue: str) -> None:
+    with _Consumer(rabbit, queue, prefetch_count=2, threads=2) as consumer:
+        consumer.gate.clear()
+        for body in (b"first", b"second"):
+            publish_job(body, url=rabbit.url, queue_name=queue)
+        consumer.wait_seen(2)
+        rabbit.close_all_connections()
+        consumer.gate.set()
+        consumer.wait_done(4)
+        _wait_for(lambda: rabbit.queue_state(queue) == (0, 0))
+    assert sorted(consumer.seen) == [b"first", b"first", b"second", b"second"]
+
+
 def test_an_idle_consumer_survives_a_closed_connection(rabbit: RabbitNode, queue: str) -> None:
     with _Consumer(rabbit, queue) as consumer:
         consumer.wait_connected()
