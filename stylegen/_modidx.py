@@ -118,6 +118,14 @@ d = {
                 "playground.html#playground.job_json",
                 "stylegen/playground.py",
             ),
+            "stylegen.playground.Playground.open": (
+                "playground.html#playground.open",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Playground.save": (
+                "playground.html#playground.save",
+                "stylegen/playground.py",
+            ),
             "stylegen.playground.Playground.start": (
                 "playground.html#playground.start",
                 "stylegen/playground.py",
@@ -280,6 +288,10 @@ d = {
         },
         "stylegen.settings": {
             "stylegen.settings.Settings": ("settings.html#settings", "stylegen/settings.py"),
+            "stylegen.settings.Settings._certificate_and_key": (
+                "settings.html#settings._certificate_and_key",
+                "stylegen/settings.py",
+            ),
             "stylegen.settings.Settings._split": (
                 "settings.html#settings._split",
                 "stylegen/settings.py",

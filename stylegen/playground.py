@@ -17,9 +17,21 @@ from PIL.Image import Image
 
 from .job import RESOLUTIONS, GenerationJob, StylegenError
 from .pipeline import SCHEDULERS
+from .provenance import Label, encode_labelled, read_job
 
 # %% ../nbs/10_playground.ipynb #943b7a50
 Generate = Callable[..., Image]
+_FIELDS = {
+    "tags": "tags",
+    "negative": "negative_prompt",
+    "lora": "style_id",
+    "scale": "lora_scale",
+    "seed": "seed",
+    "aspect": "aspect_ratio",
+    "scheduler": "scheduler",
+    "steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+}
 
 
 def _controls(loras: Mapping[str, Path]) -> dict[str, widgets.Widget]:
@@ -55,6 +67,7 @@ class Playground:
         self.status = widgets.Label("Ready.")
         self.picture = widgets.Image(format="png", width=384)
         self.image: Image | None = None
+        self._drawn: GenerationJob | None = None
         self.button.on_click(lambda _: self.start())
         left = widgets.VBox([*self.controls.values(), self.button, self.progress, self.status])
         self.view = widgets.HBox([left, self.picture])
@@ -94,6 +107,7 @@ class Playground:
             job = self.job()
             self.progress.max, self.progress.value = job.num_inference_steps, 0
             self.status.value = "Drawing …"
+            self._drawn = job
             self.image = self._generate(job, self._loras[str(job.style_id)], on_step=self._on_step)
             self._show(self.image)
             self.status.value = f"Done: seed {job.seed}, {self.image.width}×{self.image.height}."
@@ -109,6 +123,30 @@ class Playground:
         buffer = BytesIO()
         image.save(buffer, "PNG")
         self.picture.value = buffer.getvalue()
+
+    def save(self, path: Path) -> None:
+        """Save the picture as a JPEG that holds its recipe.
+
+        Raises:
+            ValueError: Nothing has been drawn yet.
+        """
+        if self.image is None or self._drawn is None:
+            raise ValueError("nothing has been drawn yet")
+        label = Label(self._drawn.generation_id, self._drawn.artist_name, "", job=self._drawn)
+        path.write_bytes(encode_labelled(self.image, label))
+
+    def open(self, path: Path) -> None:
+        """Set every control from a picture that `save` or a worker with full labels made.
+
+        Raises:
+            InvalidMessage: The picture holds no recipe.
+            OSError: It is no picture.
+        """
+        fields = read_job(path)
+        fields["tags"] = ", ".join(fields["prompt_tags"])
+        for name, field in _FIELDS.items():
+            if name != "lora" or fields[field] in self._loras:
+                self.controls[name].value = fields[field]
 
     def job_json(self) -> str:
         """The job as JSON, for ``python worker.py --job``."""

@@ -9,7 +9,7 @@ __all__ = ["SD15", "Settings", "SettingsError", "load_settings", "settings_table
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 # %% ../nbs/00_settings.ipynb #c7c33bb9
@@ -72,6 +72,12 @@ class Settings(BaseSettings):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
+    @model_validator(mode="after")
+    def _certificate_and_key(self) -> "Settings":
+        if bool(self.stylegen_c2pa_certificate) != bool(self.stylegen_c2pa_key):
+            raise ValueError("STYLEGEN_C2PA_CERTIFICATE and STYLEGEN_C2PA_KEY go together")
+        return self
+
 
 # %% ../nbs/00_settings.ipynb #eae2dc7f
 class SettingsError(Exception):
@@ -95,7 +101,8 @@ def load_settings(**known: Any) -> Settings:
     except ValidationError as error:
         lines = []
         for problem in error.errors(include_url=False, include_input=False, include_context=False):
-            lines.append(f"{str(problem['loc'][0]).upper()}: {problem['msg']}")
+            name = str(problem["loc"][0]).upper() if problem["loc"] else "SETTINGS"
+            lines.append(f"{name}: {problem['msg']}")
         raise SettingsError("\n".join(dict.fromkeys(lines))) from None
 
 

@@ -201,6 +201,22 @@ def test_bad_messages_neither_crash_nor_loop(
     assert not [webhook for webhook in backend.received if webhook.body["generation_id"] == 4]
 
 
+def test_two_jobs_in_hand(
+    environment: dict[str, str], rabbit: RabbitNode, backend: WebhookReceiver, tmp_path: Path
+) -> None:
+    """With ``STYLEGEN_PREFETCH=2`` jobs overlap; each has its own events, in order."""
+    numbers = (11, 12, 13)
+    publish(rabbit, *(job(backend, number, num_inference_steps=4) for number in numbers))
+    with worker(environment | {"STYLEGEN_PREFETCH": "2"}, tmp_path / "worker.log") as process:
+        assert len(backend.wait_for(3, "complete", timeout=120)) == 3
+        wait_until(lambda: rabbit.queue_state(QUEUE) == (0, 0))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    for number in numbers:
+        own = [hook for hook in backend.received if hook.body["generation_id"] == number]
+        assert [hook.event for hook in own] == [*["progress"] * 5, "complete"]
+
+
 def test_stop_finishes_the_job_in_hand(
     environment: dict[str, str], rabbit: RabbitNode, backend: WebhookReceiver, tmp_path: Path
 ) -> None:

@@ -229,6 +229,15 @@ def test_missing_settings_exit_2() -> None:
         assert name in run.stderr
 
 
+def test_half_a_certificate_is_a_wrong_setting(monkeypatch: Any, capsys: Any) -> None:
+    """A certificate without its key would silently leave pictures unsigned."""
+    monkeypatch.setenv("INTERNAL_API_TOKEN", TOKEN)
+    monkeypatch.setenv("WEBHOOK_ALLOWED_ORIGINS", "https://api.example.com")
+    monkeypatch.setenv("STYLEGEN_C2PA_CERTIFICATE", "chain.pem")
+    assert main(["--check"]) == 2
+    assert "STYLEGEN_C2PA_KEY" in capsys.readouterr().err
+
+
 def test_import_is_light() -> None:
     """The worker imports in under a second of CPU; torch, diffusers and boto3 wait until needed."""
     code = (

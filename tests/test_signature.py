@@ -11,8 +11,16 @@ from PIL import Image, ImageChops, features
 
 from stylegen import signature
 from stylegen.job import InvalidMessage, SignatureUnrenderable
-from stylegen.signature import add_watermark, choose_font, create_text_overlay, get_position
-from stylegen.signature import margin_of, packaged_font
+from stylegen.signature import (
+    add_watermark,
+    choose_font,
+    choose_fonts,
+    covered_scripts,
+    create_text_overlay,
+    get_position,
+    margin_of,
+    packaged_font,
+)
 
 DEJAVU = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
 POSITIONS = ("bottom-right", "bottom-left", "top-right", "top-left")
@@ -249,3 +257,38 @@ def test_the_guides_own_test():
     assert watermarked.size == (512, 512)
     assert watermarked.mode == "RGB"
     assert watermarked != image
+
+
+def test_mixed_scripts_are_drawn_by_runs(monkeypatch):
+    """A name that no one font knows is drawn, each run in a font that has it."""
+    monkeypatch.setattr("stylegen.signature._system_fonts", lambda: (DEJAVU,))
+    name = "김하늘 Łukasz"
+    assert [font.name for font in choose_fonts(name)] == [
+        "NotoSansKR-Regular.otf",
+        "DejaVuSans.ttf",
+    ]
+    both = create_text_overlay(name)
+    halves = [create_text_overlay(half) for half in ("김하늘", "Łukasz")]
+    assert both.width > max(half.width for half in halves)
+    assert both.width < sum(half.width for half in halves) * 1.2
+    assert add_watermark(Image.new("RGB", (512, 512)), name).size == (512, 512)
+
+
+def test_mixed_shaped_scripts_are_refused(monkeypatch):
+    """Runs would break the joins of Arabic: no half-right name."""
+    monkeypatch.setattr("stylegen.signature._system_fonts", lambda: (DEJAVU,))
+    with pytest.raises(SignatureUnrenderable):
+        create_text_overlay("김하늘 أمل")
+
+
+def test_coverage_is_told_by_script(monkeypatch):
+    """With the packaged font alone: the scripts of the platform's home, and no more."""
+    monkeypatch.setattr("stylegen.signature._system_fonts", lambda: ())
+    covered = covered_scripts()
+    assert [name for name, is_covered in covered.items() if is_covered] == [
+        "Latin",
+        "Hangul",
+        "Kana",
+        "Han",
+        "Cyrillic",
+    ]
