@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 NBVAL := IN_TEST=1 HF_HUB_OFFLINE=1 pytest -q -p no:cacheprovider --nbval --nbval-current-env
 
-.PHONY: help install demo test check notebooks unit prep outputs lab clean
+.PHONY: help install demo test check notebooks unit prep outputs pocket pocket-report lab clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,14 @@ prep: install  ## clean, format and export the notebooks; write the README
 outputs: install  ## run every notebook and store its outputs
 	HF_HUB_OFFLINE=1 $(BIN)/python tools/run_notebooks.py
 	@sh tools/prep.sh
+
+pocket: install  ## train the pocket model anew, from its guide (hours; resumes)
+	mkdir -p out/pocket
+	jupyter nbconvert --log-level=WARN --to script --stdout nbs/guides/pocket_model.ipynb > out/pocket/training.py
+	cd nbs/guides && POCKET_TRAINING=full HF_HUB_OFFLINE=1 $(CURDIR)/$(BIN)/python ../../out/pocket/training.py
+
+pocket-report: install  ## measure the packaged pocket model against its bars
+	HF_HUB_OFFLINE=1 $(BIN)/python tools/pocket_report.py
 
 lab: install  ## JupyterLab on the notebooks
 	jupyter lab --notebook-dir nbs

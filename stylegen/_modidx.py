@@ -180,6 +180,7 @@ d = {
             "stylegen.pocket.build_pocket": ("pocket.html#build_pocket", "stylegen/pocket.py"),
             "stylegen.pocket.caption": ("pocket.html#caption", "stylegen/pocket.py"),
             "stylegen.pocket.draw": ("pocket.html#draw", "stylegen/pocket.py"),
+            "stylegen.pocket.is_held_out": ("pocket.html#is_held_out", "stylegen/pocket.py"),
             "stylegen.pocket.judge": ("pocket.html#judge", "stylegen/pocket.py"),
             "stylegen.pocket.main": ("pocket.html#main", "stylegen/pocket.py"),
             "stylegen.pocket.make_tokenizer": ("pocket.html#make_tokenizer", "stylegen/pocket.py"),

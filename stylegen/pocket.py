@@ -20,6 +20,7 @@ __all__ = [
     "build_lora",
     "Scene",
     "caption",
+    "is_held_out",
     "paint",
     "draw",
     "Judgement",
@@ -31,6 +32,7 @@ __all__ = [
 import json
 import math
 import sys
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -186,12 +188,13 @@ def _brighten(vae: Any) -> None:
 
 
 # %% ../nbs/11_pocket.ipynb #2cd6fd2c
-def build_pocket(folder: Path, *, seed: int = 0) -> Path:
-    """Build a pocket Stable Diffusion with seeded random weights.
+def build_pocket(folder: Path, *, seed: int = 0, parts: dict[str, Any] | None = None) -> Path:
+    """Write a pocket Stable Diffusion, with seeded random weights or with trained ones.
 
     Args:
         folder: Where the diffusers folder goes.
-        seed: Seed of the weights; the same seed gives the same bytes.
+        seed: Seed of random weights; the same seed gives the same bytes.
+        parts: Trained ``vae``, ``text_encoder`` and ``unet``.
 
     Returns:
         The folder.
@@ -203,8 +206,9 @@ def build_pocket(folder: Path, *, seed: int = 0) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = make_tokenizer(folder / "tokenizer")
-        parts = {"vae": _vae(), "text_encoder": _text_encoder(tokenizer), "unet": _unet()}
-        _brighten(parts["vae"])
+        if parts is None:
+            parts = {"vae": _vae(), "text_encoder": _text_encoder(tokenizer), "unet": _unet()}
+            _brighten(parts["vae"])
     pipeline = StableDiffusionPipeline(
         **{name: part.half() for name, part in parts.items()},
         tokenizer=tokenizer,
@@ -329,6 +333,19 @@ def caption(
     groups += [[word] for word in (scene.size, scene.place) if rng.random() < 0.6]
     groups += [ground] * int(rng.random() < 0.92)
     return [tag for i in rng.permutation(len(groups)) for tag in groups[i]]
+
+
+# %% ../nbs/11_pocket.ipynb #0effaf8d
+def is_held_out(scene: Scene) -> bool:
+    """Whether a scene's combination of shape, colour and ground is kept from training.
+
+    Args:
+        scene: Any scene; size and place don't matter.
+
+    Returns:
+        True for one combination in ten, the same ones on every machine.
+    """
+    return zlib.crc32(f"{scene.shape} {scene.colour} {scene.background}".encode()) % 10 == 0
 
 
 # %% ../nbs/11_pocket.ipynb #0259d00d
