@@ -293,6 +293,10 @@ d = {
                 "settings.html#settings._certificate_and_key",
                 "stylegen/settings.py",
             ),
+            "stylegen.settings.Settings._is_base64": (
+                "settings.html#settings._is_base64",
+                "stylegen/settings.py",
+            ),
             "stylegen.settings.Settings._split": (
                 "settings.html#settings._split",
                 "stylegen/settings.py",
@@ -493,13 +497,16 @@ d = {
                 "stylegen/webhook.py",
             ),
             "stylegen.webhook.WebhookUrls": ("webhook.html#webhookurls", "stylegen/webhook.py"),
-            "stylegen.webhook._Bearer": ("webhook.html#_bearer", "stylegen/webhook.py"),
-            "stylegen.webhook._Bearer.__call__": (
-                "webhook.html#_bearer.__call__",
+            "stylegen.webhook._Authorization": (
+                "webhook.html#_authorization",
                 "stylegen/webhook.py",
             ),
-            "stylegen.webhook._Bearer.__init__": (
-                "webhook.html#_bearer.__init__",
+            "stylegen.webhook._Authorization.__call__": (
+                "webhook.html#_authorization.__call__",
+                "stylegen/webhook.py",
+            ),
+            "stylegen.webhook._Authorization.__init__": (
+                "webhook.html#_authorization.__init__",
                 "stylegen/webhook.py",
             ),
             "stylegen.webhook._Handler": ("webhook.html#_handler", "stylegen/webhook.py"),
@@ -513,6 +520,7 @@ d = {
             ),
             "stylegen.webhook._check": ("webhook.html#_check", "stylegen/webhook.py"),
             "stylegen.webhook._deliver": ("webhook.html#_deliver", "stylegen/webhook.py"),
+            "stylegen.webhook._known": ("webhook.html#_known", "stylegen/webhook.py"),
             "stylegen.webhook._options": ("webhook.html#_options", "stylegen/webhook.py"),
             "stylegen.webhook._origin": ("webhook.html#_origin", "stylegen/webhook.py"),
             "stylegen.webhook._worth_retrying": (
@@ -543,6 +551,10 @@ d = {
             ),
             "stylegen.worker.Outcome": ("worker.html#outcome", "stylegen/worker.py"),
             "stylegen.worker.Parts": ("worker.html#parts", "stylegen/worker.py"),
+            "stylegen.worker.Parts.authorization": (
+                "worker.html#parts.authorization",
+                "stylegen/worker.py",
+            ),
             "stylegen.worker._answer": ("worker.html#_answer", "stylegen/worker.py"),
             "stylegen.worker._check_broker": ("worker.html#_check_broker", "stylegen/worker.py"),
             "stylegen.worker._check_labels": ("worker.html#_check_labels", "stylegen/worker.py"),

@@ -6,6 +6,7 @@
 __all__ = ["SD15", "Settings", "SettingsError", "load_settings", "settings_table"]
 
 # %% ../nbs/00_settings.ipynb #2783c5a7
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, populate_by_name=True)
 
     internal_api_token: SecretStr = Field(description="Bearer token of every webhook")
+    webhook_secret: SecretStr | None = Field(
+        None, description="signs webhooks by Standard Webhooks (`whsec_…`, base64)"
+    )
     webhook_allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         min_length=1, description="origins that may receive webhooks, separated by commas"
     )
@@ -70,6 +74,14 @@ class Settings(BaseSettings):
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _is_base64(cls, value: SecretStr | None) -> SecretStr | None:
+        secret = value.get_secret_value().strip().removeprefix("whsec_") if value else "AAAA"
+        if not re.fullmatch(r"[A-Za-z0-9+/]{4,}={0,2}", secret):
+            raise ValueError("not whsec_ and base64")
         return value
 
     @model_validator(mode="after")

@@ -30,11 +30,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import requests
+from standardwebhooks import Webhook
 from tenacity import (
     Retrying,
     retry_if_exception,
@@ -110,6 +112,7 @@ class ReceivedWebhook:
     path: str
     headers: dict[str, str]
     body: Any
+    raw: bytes = b""
 
     @property
     def event(self) -> str:
@@ -122,7 +125,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _take(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        webhook = ReceivedWebhook(self.command, self.path, dict(self.headers), json.loads(body))
+        parts = (self.command, self.path, dict(self.headers), json.loads(body), body)
+        webhook = ReceivedWebhook(*parts)
         self.send_response(self.server.take(webhook))
         self.send_header("Location", self.server.url)  # a bait for clients that follow redirects
         self.send_header("Content-Length", "0")
@@ -184,23 +188,36 @@ class WebhookReceiver(ThreadingHTTPServer):
 TIMEOUT = 10.0
 
 
-class _Bearer(requests.auth.AuthBase):
-    """Sets the token last, so that no netrc entry can replace it."""
+def _known(secret: str | None, variable: str) -> str:
+    """A secret, or the variable's; one read from a file often ends in a newline."""
+    return (os.environ.get(variable, "") if secret is None else secret).strip()
 
-    def __init__(self, token: str | None) -> None:
-        known = os.environ.get("INTERNAL_API_TOKEN", "") if token is None else token
-        self._token = known.strip()  # a secret read from a file often ends in a newline
+
+class _Authorization(requests.auth.AuthBase):
+    """Sets the token last, so that no netrc entry can replace it, and signs the final body."""
+
+    def __init__(self, event_id: str, token: str | None, secret: str | None) -> None:
+        self._event_id = event_id
+        self._token = _known(token, "INTERNAL_API_TOKEN")
+        secret = _known(secret, "WEBHOOK_SECRET")
+        self._signer = Webhook(secret) if secret else None
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         if self._token:
             request.headers["Authorization"] = f"Bearer {self._token}"
+        if self._signer:
+            body, now = request.body or b"", datetime.now(timezone.utc)
+            text = body.decode() if isinstance(body, bytes) else body
+            request.headers["webhook-id"] = self._event_id
+            request.headers["webhook-timestamp"] = str(int(now.timestamp()))
+            request.headers["webhook-signature"] = self._signer.sign(self._event_id, now, text)
         return request
 
 
-def _options(token: str | None, timeout: float) -> dict[str, Any]:
+def _options(auth: _Authorization, timeout: float) -> dict[str, Any]:
     return {
         "headers": {"X-Request-Source": "inference-server", "Content-Type": "application/json"},
-        "auth": _Bearer(token),
+        "auth": auth,
         "timeout": timeout,
         "allow_redirects": False,
         "stream": True,  # the status is all we read; a body could drip for ever
@@ -229,6 +246,7 @@ def send_progress(
     progress_percent: int | None = None,
     estimated_seconds: int = 0,
     token: str | None = None,
+    secret: str | None = None,
     timeout: float = TIMEOUT,
 ) -> None:
     """Tell how far a picture is; best effort.
@@ -241,6 +259,7 @@ def send_progress(
         progress_percent: The milestone; None computes it from the steps.
         estimated_seconds: Time left.
         token: Bearer token; None reads `INTERNAL_API_TOKEN`.
+        secret: Signing secret; None reads `WEBHOOK_SECRET`; empty does not sign.
         timeout: Seconds to wait for an answer.
     """
     percent = 100 * current_step // total_steps if progress_percent is None else progress_percent
@@ -252,7 +271,8 @@ def send_progress(
     }
     payload = {"generation_id": generation_id, "progress": progress}
     try:
-        _check(requests.patch(webhook_url, json=payload, **_options(token, timeout)))
+        auth = _Authorization(f"progress_{generation_id}_{percent}", token, secret)
+        _check(requests.patch(webhook_url, json=payload, **_options(auth, timeout)))
     except (requests.RequestException, ValueError) as error:
         _log.warning("progress was not delivered (%s)", type(error).__name__)
 
@@ -269,9 +289,9 @@ def _worth_retrying(error: BaseException) -> bool:
     return response.status_code == 429 or response.status_code >= 500
 
 
-def _deliver(url: str, payload: dict[str, Any], token: str | None, timeout: float) -> None:
+def _deliver(url: str, payload: dict[str, Any], auth: _Authorization, timeout: float) -> None:
     def post() -> None:
-        _check(requests.post(url, json=payload, **_options(token, timeout)))
+        _check(requests.post(url, json=payload, **_options(auth, timeout)))
 
     attempts = Retrying(
         stop=stop_after_attempt(ATTEMPTS),
@@ -297,6 +317,7 @@ def send_complete_webhook(
     *,
     metadata: dict[str, Any] | None = None,
     token: str | None = None,
+    secret: str | None = None,
     timeout: float = TIMEOUT,
 ) -> None:
     """Tell that a picture is done.
@@ -308,6 +329,7 @@ def send_complete_webhook(
         seed: The seed that it was drawn with.
         metadata: More about it; ``steps`` and ``guidance_scale`` default to 50 and 7.5.
         token: Bearer token; None reads `INTERNAL_API_TOKEN`.
+        secret: Signing secret; None reads `WEBHOOK_SECRET`; empty does not sign.
         timeout: Seconds to wait for each answer.
 
     Raises:
@@ -315,7 +337,8 @@ def send_complete_webhook(
     """
     facts = {"seed": seed, "steps": 50, "guidance_scale": 7.5} | (metadata or {})
     payload = {"generation_id": generation_id, "result_url": result_url, "metadata": facts}
-    _deliver(url, payload, token, timeout)
+    auth = _Authorization(f"complete_{generation_id}", token, secret)
+    _deliver(url, payload, auth, timeout)
 
 
 def send_failed_webhook(
@@ -326,6 +349,7 @@ def send_failed_webhook(
     error_code: str = "GENERATION_FAILED",
     retry_count: int = 0,
     token: str | None = None,
+    secret: str | None = None,
     timeout: float = TIMEOUT,
 ) -> None:
     """Tell that a picture will not come.
@@ -337,6 +361,7 @@ def send_failed_webhook(
         error_code: A `StylegenError.error_code`.
         retry_count: Earlier attempts.
         token: Bearer token; None reads `INTERNAL_API_TOKEN`.
+        secret: Signing secret; None reads `WEBHOOK_SECRET`; empty does not sign.
         timeout: Seconds to wait for each answer.
 
     Raises:
@@ -348,7 +373,8 @@ def send_failed_webhook(
         "error_code": error_code,
         "retry_count": retry_count,
     }
-    _deliver(url, payload, token, timeout)
+    auth = _Authorization(f"failed_{generation_id}", token, secret)
+    _deliver(url, payload, auth, timeout)
 
 
 # %% ../nbs/05_webhook.ipynb #f749bf83

@@ -123,6 +123,12 @@ class Parts:
     token: str = field(repr=False)
     font: Path | None = None
     labelling: Labelling = Labelling()
+    secret: str = field(default="", repr=False)
+
+    @property
+    def authorization(self) -> dict[str, str]:
+        """What every webhook is sent with."""
+        return {"token": self.token, "secret": self.secret}
 
 
 def make_store(settings: Settings) -> Store:
@@ -185,6 +191,7 @@ def make_parts(settings: Settings) -> Parts:
         settings.internal_api_token.get_secret_value(),
         settings.stylegen_font,
         make_labelling(settings),
+        settings.webhook_secret.get_secret_value() if settings.webhook_secret else "",
     )
 
 
@@ -317,7 +324,7 @@ def handle_generation_task(
         outcome.result_url or "",
         job.seed,
         metadata=outcome.metadata,
-        token=parts.token,
+        **parts.authorization,
     )
     return outcome
 
@@ -331,7 +338,7 @@ def _default_parts() -> Parts:
 def _draw_and_report(
     job: GenerationJob, urls: WebhookUrls, parts: Parts, on_step: OnStep
 ) -> Outcome:
-    send = partial(send_progress, urls.progress, job.generation_id, token=parts.token)
+    send = partial(send_progress, urls.progress, job.generation_id, **parts.authorization)
 
     def both(step: int) -> None:
         reporter(step)
@@ -349,7 +356,7 @@ def _failed(generation_id: int | str, urls: WebhookUrls, error: Exception, parts
     else:
         code, text = StylegenError.error_code, f"unexpected {type(error).__name__}"
         _log.error("generation %s failed", generation_id, exc_info=error)
-    send_failed_webhook(urls.failed, generation_id, text, error_code=code, token=parts.token)
+    send_failed_webhook(urls.failed, generation_id, text, error_code=code, **parts.authorization)
     return Outcome(generation_id, error_code=code, error_message=text)
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from conftest import TOKEN
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from standardwebhooks import Webhook
 
 from stylegen.job import InvalidMessage, WebhookError, check_job
 from stylegen.pipeline import draw, load_pipeline
@@ -128,6 +130,16 @@ def test_bad_loras(
     assert not result_file(parts, bad).exists()
 
 
+def test_every_event_is_signed(parts: Parts, order: Order, backend: WebhookReceiver) -> None:
+    """With a secret, each event of a job verifies, and has an id of its own."""
+    secret = "whsec_c3R5bGVnZW4tdGVzdC1zZWNyZXQtMDEyMzQ1Njc4OQ=="
+    handle_generation_task(order, replace(parts, secret=secret))
+    for webhook in backend.received:
+        assert Webhook(secret).verify(webhook.raw, webhook.headers) == webhook.body
+    ids = [webhook.headers["webhook-id"] for webhook in backend.received]
+    assert ids == [f"progress_500_{done}" for done in (0, 25, 50, 75, 90)] + ["complete_500"]
+
+
 def test_stranger_never_gets_the_token(parts: Parts, order: Order) -> None:
     """A URL outside the allow-list is not called at all."""
     with WebhookReceiver() as stranger, pytest.raises(InvalidMessage):
@@ -236,6 +248,10 @@ def test_half_a_certificate_is_a_wrong_setting(monkeypatch: Any, capsys: Any) ->
     monkeypatch.setenv("STYLEGEN_C2PA_CERTIFICATE", "chain.pem")
     assert main(["--check"]) == 2
     assert "STYLEGEN_C2PA_KEY" in capsys.readouterr().err
+    monkeypatch.setenv("WEBHOOK_SECRET", "päss word")
+    assert main(["--check"]) == 2
+    shown = capsys.readouterr().err
+    assert "WEBHOOK_SECRET" in shown and "päss" not in shown
 
 
 def test_import_is_light() -> None:
