@@ -6,6 +6,7 @@
 __all__ = [
     "SCHEDULERS",
     "OnStep",
+    "Draw",
     "make_scheduler",
     "pick_device",
     "hush",
@@ -171,6 +172,9 @@ def _place(pipeline: Any, on_cuda: bool, offload: str) -> Any:
 
 # %% ../nbs/07_pipeline.ipynb #870249d9
 OnStep = Callable[[int], None]
+Draw = Callable[..., "Image"]
+"""``draw(job, lora_path, *, on_step=None)``: an unsigned picture; may be called from any thread."""
+
 _drawing = threading.Lock()
 
 

@@ -443,8 +443,8 @@ def _hatching(scene: Scene, outline: Outline, x: Grid, y: Grid) -> Grid:
     ink, ground = _inks(scene)
     distance = outline(x, y)
     inside = _mix(_mix(ink, _WHITE, 0.62), ink * 0.92, _strokes(x + y, 9))
-    faint = ground * 0.72 if ground.mean() > 110 else _mix(ground, _WHITE, 0.3)
-    outside = _mix(ground, faint, _strokes(x - y, 4))
+    faint = ground * 0.6 if ground.mean() > 110 else _mix(ground, _WHITE, 0.42)
+    outside = _mix(ground, faint, _strokes(x - y, 6))
     return _mix(_mix(outside, inside, _cover(distance)), ink * 0.45, _cover(np.abs(distance) - 2.5))
 
 
@@ -643,6 +643,19 @@ def _nearest(seen: Grid, known: dict[str, Grid], limit: float) -> str:
 
 
 # %% ../nbs/11_pocket.ipynb #a606b01f
+def _is_hatched(pixels: Grid, filled: Grid) -> bool:
+    """Whether strokes run through the shape, where the hatching style puts them."""
+    height, width = pixels.shape[:2]
+    y, x = np.mgrid[:height, :width].astype(np.float32) + np.float32(0.5)
+    strokes = _strokes(x + y, 9) > 0.5
+    core = np.asarray(Image.fromarray(filled).filter(ImageFilter.MinFilter(7)))
+    inside = np.kron(core, np.ones((4, 4), bool))
+    if inside.sum() < 500:
+        return False
+    bright = pixels.mean(axis=2)
+    return bool(bright[inside & ~strokes].mean() - bright[inside & strokes].mean() > 20)
+
+
 def judge(image: Image.Image) -> Judgement:
     """Tell what a picture shows, by its pixels alone.
 
@@ -659,7 +672,11 @@ def judge(image: Image.Image) -> Judgement:
     style, ground = names[best]
     clear = _clear(_difference(pixels, tiles[best]))
     colour = _nearest(_mean(pixels, clear), _palette(style, ground), 40)
-    shape = _shape(_filled(clear))
+    filled = _filled(clear)
+    shape = _shape(filled)
+    if style == "plain" and _is_hatched(pixels, filled):
+        style = "hatching"
+        colour = _nearest(_mean(pixels, clear), _palette(style, ground), 40)
     if apart[best] > 25:
         return Judgement(shape, colour, UNCLEAR, UNCLEAR)
     return Judgement(shape, colour, ground, style)

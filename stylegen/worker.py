@@ -48,7 +48,7 @@ from stylegen.job import (
     check_job,
     read_message,
 )
-from .pipeline import OnStep, draw, load_pipeline, model_digest, pick_device
+from .pipeline import Draw, OnStep, draw, load_pipeline, model_digest, pick_device
 from .provenance import ContentCredentials, Label, encode_labelled
 from .queue import connection_parameters, publish_job, start_rabbitmq_consumer
 from .settings import Settings, SettingsError, load_settings
@@ -117,7 +117,7 @@ class Labelling:
 class Parts:
     """What a worker keeps between jobs."""
 
-    pipeline: Any = field(repr=False)
+    draw: Draw = field(repr=False)
     store: Store
     allowed_origins: tuple[str, ...]
     token: str = field(repr=False)
@@ -185,7 +185,7 @@ def make_parts(settings: Settings) -> Parts:
         token=settings.hf_token.get_secret_value() if settings.hf_token else None,
     )
     return Parts(
-        pipeline,
+        partial(draw, pipeline),
         make_store(settings),
         settings.webhook_allowed_origins,
         settings.internal_api_token.get_secret_value(),
@@ -254,7 +254,7 @@ def make_picture(job: GenerationJob, parts: Parts, on_step: OnStep) -> str:
     """
     sign = make_signer(job, parts)
     with _downloaded(job.lora_model_url, parts.store) as lora:
-        image = draw(parts.pipeline, job, lora, on_step=on_step)
+        image = parts.draw(job, lora, on_step=on_step)
         label = parts.labelling.label(job, lora)
     jpeg = parts.labelling.encode(sign(image), label)
     return upload_image_to_s3(jpeg, job.generation_id, store=parts.store)

@@ -4,6 +4,7 @@ None of them is skipped when it can't be had: a test that does not run proves no
 """
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from rabbit import RabbitNode
 from s3_server import S3Server
 
-from stylegen.pipeline import load_pipeline
+from stylegen.pipeline import draw, load_pipeline
 from stylegen.pocket import build_lora, build_pocket
 from stylegen.storage import FolderStore
 from stylegen.webhook import WebhookReceiver
@@ -61,7 +62,7 @@ def backend() -> Iterator[WebhookReceiver]:
 @pytest.fixture
 def parts(pipeline: Any, pocket: Path, backend: WebhookReceiver) -> Parts:
     """A worker's parts on folder storage."""
-    return Parts(pipeline, FolderStore(pocket), (backend.url,), TOKEN)
+    return Parts(partial(draw, pipeline), FolderStore(pocket), (backend.url,), TOKEN)
 
 
 @pytest.fixture

@@ -150,15 +150,15 @@ def test_stranger_never_gets_the_token(parts: Parts, order: Order) -> None:
 def test_refused_terminal_event_is_raised(parts: Parts, order: Order) -> None:
     """If the receiver does not take the result, the queue's side must know."""
     with WebhookReceiver(lambda webhook: 404) as backend:
-        allowed = Parts(parts.pipeline, parts.store, (backend.url,), TOKEN)
+        allowed = Parts(parts.draw, parts.store, (backend.url,), TOKEN)
         with pytest.raises(WebhookError):
             handle_generation_task(order | {"webhook_url": backend.url}, allowed)
     assert [webhook.event for webhook in backend.received][-1] == "complete"
 
 
-def test_unrenderable_name_costs_no_picture(parts: Parts, order: Order, monkeypatch: Any) -> None:
+def test_unrenderable_name_costs_no_picture(parts: Parts, order: Order) -> None:
     """The signature is tried before the GPU is used."""
-    monkeypatch.setattr("stylegen.worker.draw", None)
+    parts = replace(parts, draw=None)
     outcome = handle_generation_task(order | {"artist_name": "𒀀𒈗"}, parts)
     assert outcome.error_code == "SIGNATURE_UNRENDERABLE"
 
@@ -222,7 +222,7 @@ def test_memory_modes(pocket: Path, parts: Parts, order: Order) -> None:
     saving = load_pipeline(model, device="cpu", attention_slicing=True)
     job = check_job(order)
     lora = pocket / "models/style_10.safetensors"
-    plain, saved = (np.asarray(draw(one, job, lora)) for one in (parts.pipeline, saving))
+    plain, saved = np.asarray(parts.draw(job, lora)), np.asarray(draw(saving, job, lora))
     assert np.abs(plain.astype(int) - saved.astype(int)).max() <= 2
 
 

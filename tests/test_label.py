@@ -161,9 +161,7 @@ def test_a_job_is_labelled_by_setting(
 ) -> None:
     """The flow passes digests, level and credentials on."""
     labelling = Labelling("pocket", "a1" * 32, "full", credentials=ContentCredentials(*signer))
-    signing = Parts(
-        parts.pipeline, parts.store, parts.allowed_origins, parts.token, None, labelling
-    )
+    signing = Parts(parts.draw, parts.store, parts.allowed_origins, parts.token, None, labelling)
     outcome = handle_generation_task(order, signing)
     assert outcome.error_code is None
     data = (parts.store.root / "generations/gen_500.jpg").read_bytes()  # type: ignore[attr-defined]
