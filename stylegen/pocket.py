@@ -274,7 +274,7 @@ BACKGROUNDS = {
     "green": COLOURS["green"],
     "blue": COLOURS["blue"],
 }
-SIZES = {"small": 0.18, "medium": 0.23, "large": 0.28}
+SIZES = {"small": 0.2, "medium": 0.25, "large": 0.3}
 PLACES = {"centre": (0, 0), "left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}
 
 
@@ -385,7 +385,7 @@ _DISTANCES: dict[str, Callable[[Grid, Grid], Grid]] = {
     "square": _polygon([(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)]),
     "triangle": _polygon([(0, -0.95), (0.98, 0.8), (-0.98, 0.8)]),
     "heart": _heart,
-    "star": _polygon(_star(1.08, 0.45)),
+    "star": _polygon(_star(1.1, 0.5)),
     "diamond": _polygon([(0, -1.1), (0.72, 0), (0, 1.1), (-0.72, 0)]),
 }
 Box = tuple[int, int, int, int]
@@ -467,7 +467,7 @@ def _mosaic(scene: Scene, outline: Outline, x: Grid, y: Grid) -> Grid:
     tiles = _mix(ground, ink, _cover(middle, 0.6 * _STEP))
     shade = 1 - 0.12 * ((column + row) % 3)[..., None]
     away = np.maximum(np.abs(x % _STEP - _STEP / 2), np.abs(y % _STEP - _STEP / 2))
-    return _mix(tiles * shade, (70, 66, 64), _cover(_STEP / 2 - 1.5 - away, 1.5))
+    return _mix(tiles * shade, (96, 91, 88), _cover(_STEP / 2 - 1.5 - away, 1.5))
 
 
 # %% ../nbs/11_pocket.ipynb #d1f35012
@@ -475,7 +475,7 @@ def _neon(scene: Scene, outline: Outline, x: Grid, y: Grid) -> Grid:
     ink, ground = _inks(scene)
     bond = y // 32 % 2 * 32
     mortar = np.maximum(np.abs(y % 32 - 16), np.abs((x + bond) % 64 - 32) - 16)
-    wall = _mix(ground * 0.14 + 10, ground * 0.05 + 4, _cover(14.5 - mortar, 1.5))
+    wall = _mix(ground * 0.16 + 30, ground * 0.05 + 4, _cover(14 - mortar, 1.5))
     away = np.abs(outline(x, y))
     lit = _mix(wall, ink, 0.55 * np.exp(-away / 22))
     tube = _mix(lit, ink, _cover(away - 5, 2))
@@ -574,7 +574,7 @@ def _difference(pixels: Grid, tile: Grid) -> Grid:
 
 def _filled(mask: Grid) -> Grid:
     """A mask with its inside filled, at a quarter of the size."""
-    small = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).reduce(4)) > 60
+    small = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).reduce(4)) > 100
     reached = [
         np.maximum.accumulate(small, 1),
         np.maximum.accumulate(small[:, ::-1], 1)[:, ::-1],
@@ -582,7 +582,7 @@ def _filled(mask: Grid) -> Grid:
         np.maximum.accumulate(small[::-1], 0)[::-1],
     ]
     filled = Image.fromarray(np.logical_and.reduce(reached).astype(np.uint8))
-    return np.asarray(filled.filter(ImageFilter.MedianFilter(5))) > 0
+    return np.asarray(filled.filter(ImageFilter.MedianFilter(3))) > 0
 
 
 # %% ../nbs/11_pocket.ipynb #727f6053

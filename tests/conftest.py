@@ -4,7 +4,6 @@ None of them is skipped when it can't be had: a test that does not run proves no
 """
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ import pytest
 from rabbit import RabbitNode
 from s3_server import S3Server
 
-from stylegen.pipeline import draw, load_pipeline
+from stylegen.engine import Engine
+from stylegen.pipeline import load_pipeline
 from stylegen.pocket import build_lora, build_pocket
 from stylegen.storage import FolderStore
 from stylegen.webhook import WebhookReceiver
@@ -47,9 +47,11 @@ def pocket(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pipeline(pocket: Path) -> Any:
-    """The resident pocket pipeline."""
-    return load_pipeline(str(pocket / "pocket"), device="cpu")
+def engine(pocket: Path) -> Iterator[Engine]:
+    """The resident engine on the pocket model."""
+    engine = Engine(load_pipeline(str(pocket / "pocket"), device="cpu"))
+    yield engine
+    engine.close()
 
 
 @pytest.fixture
@@ -60,9 +62,9 @@ def backend() -> Iterator[WebhookReceiver]:
 
 
 @pytest.fixture
-def parts(pipeline: Any, pocket: Path, backend: WebhookReceiver) -> Parts:
+def parts(engine: Engine, pocket: Path, backend: WebhookReceiver) -> Parts:
     """A worker's parts on folder storage."""
-    return Parts(partial(draw, pipeline), FolderStore(pocket), (backend.url,), TOKEN)
+    return Parts(engine.draw, FolderStore(pocket), (backend.url,), TOKEN)
 
 
 @pytest.fixture
