@@ -9,6 +9,29 @@ d = {
         "lib_path": "stylegen",
     },
     "syms": {
+        "stylegen.cache": {
+            "stylegen.cache.LoraFiles": ("cache.html#lorafiles", "stylegen/cache.py"),
+            "stylegen.cache.LoraFiles.__init__": (
+                "cache.html#lorafiles.__init__",
+                "stylegen/cache.py",
+            ),
+            "stylegen.cache.LoraFiles._current": (
+                "cache.html#lorafiles._current",
+                "stylegen/cache.py",
+            ),
+            "stylegen.cache.LoraFiles._download": (
+                "cache.html#lorafiles._download",
+                "stylegen/cache.py",
+            ),
+            "stylegen.cache.LoraFiles._evict": ("cache.html#lorafiles._evict", "stylegen/cache.py"),
+            "stylegen.cache.LoraFiles._link": ("cache.html#lorafiles._link", "stylegen/cache.py"),
+            "stylegen.cache.LoraFiles.get": ("cache.html#lorafiles.get", "stylegen/cache.py"),
+            "stylegen.cache.Source": ("cache.html#source", "stylegen/cache.py"),
+            "stylegen.cache.Source.fetch": ("cache.html#source.fetch", "stylegen/cache.py"),
+            "stylegen.cache.Source.version": ("cache.html#source.version", "stylegen/cache.py"),
+            "stylegen.cache._place": ("cache.html#_place", "stylegen/cache.py"),
+            "stylegen.cache._read_note": ("cache.html#_read_note", "stylegen/cache.py"),
+        },
         "stylegen.engine": {
             "stylegen.engine.Engine": ("engine.html#engine", "stylegen/engine.py"),
             "stylegen.engine.Engine.__init__": (
@@ -267,6 +290,7 @@ d = {
             "stylegen.pocket.judge": ("pocket.html#judge", "stylegen/pocket.py"),
             "stylegen.pocket.main": ("pocket.html#main", "stylegen/pocket.py"),
             "stylegen.pocket.make_tokenizer": ("pocket.html#make_tokenizer", "stylegen/pocket.py"),
+            "stylegen.pocket.packaged": ("pocket.html#packaged", "stylegen/pocket.py"),
             "stylegen.pocket.paint": ("pocket.html#paint", "stylegen/pocket.py"),
         },
         "stylegen.prompt": {

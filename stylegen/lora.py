@@ -440,7 +440,7 @@ class AdapterCache:
             LoraInvalid: The file fails its check, or does not fit the base model.
         """
         facts = Path(path).stat()
-        key = (str(path), facts.st_ino, facts.st_size, facts.st_mtime_ns)
+        key = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
         with self._lock:
             if key in self._adapters:
                 self._adapters.move_to_end(key)

@@ -15,6 +15,7 @@ __all__ = [
     "Outline",
     "STYLES",
     "UNCLEAR",
+    "packaged",
     "make_tokenizer",
     "build_pocket",
     "build_lora",
@@ -87,6 +88,11 @@ def _vocabulary(words: Iterable[str]) -> tuple[dict[str, int], list[tuple[str, s
 
 
 # %% ../nbs/11_pocket.ipynb #b7023b32
+def packaged() -> Path:
+    """Where the trained pocket model (``pocket``) and its LoRAs (``pocket-loras``) lie."""
+    return Path(__file__).parent / "models"
+
+
 def make_tokenizer(folder: Path) -> Any:
     """Write a small CLIP vocabulary and load it.
 
@@ -582,7 +588,7 @@ def _filled(mask: Grid) -> Grid:
         np.maximum.accumulate(small[::-1], 0)[::-1],
     ]
     filled = Image.fromarray(np.logical_and.reduce(reached).astype(np.uint8))
-    return np.asarray(filled.filter(ImageFilter.MedianFilter(3))) > 0
+    return np.asarray(filled.filter(ImageFilter.MedianFilter(5))) > 0
 
 
 # %% ../nbs/11_pocket.ipynb #727f6053
