@@ -322,7 +322,9 @@ def show(result: dict[str, Any]) -> None:
     for name, row in result["seconds_per_job"].items():
         print(f"{name:28} {row['median']:8.2f} s   {row['min']:.2f} to {row['max']:.2f}")
     for name, row in result["lora_change_ms"].items():
-        print(f"LoRA change, {name:15} {row['median']:8.2f} ms  {row['min']:.2f} to {row['max']:.2f}")
+        print(
+            f"LoRA change, {name:15} {row['median']:8.2f} ms  {row['min']:.2f} to {row['max']:.2f}"
+        )
     print(f"{'outside the model, a job':28} {result['overhead_ms_per_job']['median']:8.2f} ms")
     print(f"{'cold start to picture':28} {result['cold_start_seconds']:8.2f} s")
     print(f"{'peak memory':28} {result['peak_memory_gb']:8.2f} GB")

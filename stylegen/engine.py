@@ -155,19 +155,26 @@ def _kind(task: _Task) -> tuple[Any, ...]:
 class _Batch:
     """The UNet's side of the engine."""
 
-    def __init__(self, pipeline: Any) -> None:
-        self._unet = pipeline.unet
-        self._rows = LoraRows(pipeline.unet, "unet")
+    def __init__(self, pipeline: Any, backend: str | None) -> None:
+        self._unet, self._static = pipeline.unet, backend is not None
+        self._rows = LoraRows(pipeline.unet, "unet", static=self._static)
+        if backend:
+            pipeline.unet.compile(backend=backend, dynamic=False)
 
     def step(self, tasks: Sequence[_Task]) -> None:
         """Take one step of every task's picture; a task that fails takes no other with it."""
         import torch
 
         parts = list(zip(*(task.inputs() for task in tasks), strict=True))
-        latents, timesteps, words = (torch.cat(part) for part in parts)
+        inputs = [torch.cat(part) for part in parts]
         rows = [task.rows for task in tasks]
-        self._rows.put([task.adapter for task in tasks for _ in range(task.rows)])
-        seen = self._unet(latents, timesteps, words, return_dict=False)[0]
+        adapters = [task.adapter for task in tasks for _ in range(task.rows)]
+        if self._static:
+            spare = (1 << (sum(rows) - 1).bit_length()) - sum(rows)
+            inputs = [torch.cat([part, part.new_zeros(spare, *part.shape[1:])]) for part in inputs]
+            adapters += [None] * spare
+        self._rows.put(adapters)
+        seen = self._unet(*inputs, return_dict=False)[0][: sum(rows)]
         for task, part in zip(tasks, seen.split(rows), strict=True):
             with _failing(task):
                 task.advance(part)
@@ -229,14 +236,14 @@ class _Ends:
 class _Loop:
     """The engine's thread: waiting tasks, active tasks, one step after the other."""
 
-    def __init__(self, pipeline: Any, batch: int) -> None:
+    def __init__(self, pipeline: Any, batch: int, backend: str | None) -> None:
         self.waiting: list[_Task] = []
         self.changed = threading.Condition()
         self.closed = False
         self._active: list[_Task] = []
         self._size = batch
         self._limits: dict[tuple[Any, ...], int] = {}
-        self._batch, self._ends = _Batch(pipeline), _Ends(pipeline)
+        self._batch, self._ends = _Batch(pipeline, backend), _Ends(pipeline)
 
     def run(self) -> None:
         """Work until closed and out of tasks."""
@@ -321,12 +328,21 @@ class Engine:
         pipeline: A loaded `StableDiffusionPipeline`, the engine's own from now on.
         batch: Jobs in one batch.
         cache_bytes: Memory for adapters that were used lately.
+        compile_backend: Compile the UNet by this backend of `torch.compile`, e.g. ``inductor``;
+            None runs it as it is. The first picture of each shape then takes minutes.
     """
 
-    def __init__(self, pipeline: Any, *, batch: int = 4, cache_bytes: int = 2 * 2**30) -> None:
+    def __init__(
+        self,
+        pipeline: Any,
+        *,
+        batch: int = 4,
+        cache_bytes: int = 2 * 2**30,
+        compile_backend: str | None = None,
+    ) -> None:
         self.pipeline, self.batch = pipeline, batch
         self.adapters = AdapterCache(partial(read_adapter, pipeline=pipeline), cache_bytes)
-        self._loop = _Loop(pipeline, batch)
+        self._loop = _Loop(pipeline, batch, compile_backend)
         self._thread = threading.Thread(target=self._loop.run, name="engine", daemon=True)
 
     def draw(

@@ -352,32 +352,33 @@ class LoraRows:
     Args:
         model: The pipeline's ``unet`` or ``text_encoder``.
         part: Which of the two; layers' names start with it.
+        static: For a compiled model: hooks are there from the start, and layers, ranks and
+            addresses of buffers never change back, so that another LoRA is the same graph.
     """
 
-    def __init__(self, model: Any, part: str) -> None:
-        self._model, self._part = model, part
-        self._buffers: dict[str, tuple[Any, Any]] = {}
+    def __init__(self, model: Any, part: str, *, static: bool = False) -> None:
+        self._model, self._part, self._static = model, part, static
+        self._buffers: dict[Any, tuple[Any, Any]] = {}
         self._live: dict[Any, tuple[Any, Any]] = {}
         self._hooked: set[str] = set()
         self._shown: tuple[Any, ...] = ()
+        self._kept: tuple[list[str], int] = ([], MIN_RANK)
+        for name, module in model.named_modules() if static else ():
+            if hasattr(module, "weight") and module.weight.ndim in (2, 4):
+                self._hook(f"{part}.{name}")
 
     def put(self, adapters: Sequence[Adapter | None]) -> None:
         """Set the rows' adapters; None is the base model. Rows must match the model's batch."""
         shown = tuple(adapter.sha256 if adapter else None for adapter in adapters)
         if shown == self._shown:
             return
-        layers = dict.fromkeys(layer for a in adapters if a for layer in a.updates)
-        layers = [layer for layer in layers if layer.startswith(f"{self._part}.")]
-        ranks = [
-            a.updates[layer][0].shape[0]
-            for a in adapters
-            if a
-            for layer in layers
-            if layer in a.updates
-        ]
-        rank = max([MIN_RANK, *(1 << (r - 1).bit_length() for r in ranks)])
+        pairs = [(name, pair) for a in adapters if a for name, pair in a.updates.items()]
+        mine = [(name, down) for name, (down, _) in pairs if name.startswith(f"{self._part}.")]
+        kept, rank = self._kept if self._static else ([], MIN_RANK)
+        layers = list(dict.fromkeys([*kept, *(name for name, _ in mine)]))
+        rank = max([rank, *(1 << (len(down) - 1).bit_length() for _, down in mine)])
         self._live = {self._hook(layer): self._fill(layer, adapters, rank) for layer in layers}
-        self._shown = shown
+        self._shown, self._kept = shown, (layers, rank)
 
     def clear(self) -> None:
         """No row has an adapter: the base model as it is."""
@@ -407,15 +408,15 @@ class LoraRows:
         return down, up
 
     def _buffer(self, layer: str, module: Any, rows: int, rank: int) -> tuple[Any, Any]:
-        weight = module.weight
-        known = self._buffers.get(layer)
+        weight, key = module.weight, (layer, rows if self._static else 0)
+        known = self._buffers.get(key)
         if known and known[0].shape[:2] == (rows, rank) and known[0].device == weight.device:
             return known[0].zero_(), known[1].zero_()
         made = (
             weight.new_zeros(rows, rank, *weight.shape[1:]),
             weight.new_zeros(rows, weight.shape[0], rank),
         )
-        self._buffers[layer] = made
+        self._buffers[key] = made
         return made
 
 

@@ -32,6 +32,7 @@ __all__ = [
 # %% ../nbs/11_pocket.ipynb #fb87364f
 import json
 import math
+import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterable
@@ -690,7 +691,7 @@ def judge(image: Image.Image) -> Judgement:
 
 # %% ../nbs/11_pocket.ipynb #dc88ca0c
 def main(arguments: list[str]) -> int:
-    """Build the model and two LoRAs below a folder.
+    """Copy the packaged model and its LoRAs below a folder: ``pocket`` and ``models``.
 
     Args:
         arguments: One folder.
@@ -702,9 +703,8 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m stylegen.pocket FOLDER", file=sys.stderr)
         return 2
     folder = Path(arguments[0])
-    pocket = build_pocket(folder / "pocket")
-    for style in (10, 11):
-        build_lora(folder / "models" / f"style_{style}.safetensors", pocket, seed=style)
+    shutil.copytree(packaged() / "pocket", folder / "pocket", dirs_exist_ok=True)
+    shutil.copytree(packaged() / "pocket-loras", folder / "models", dirs_exist_ok=True)
     print(folder)
     return 0
 

@@ -13,7 +13,7 @@ from s3_server import S3Server
 
 from stylegen.engine import Engine
 from stylegen.pipeline import load_pipeline
-from stylegen.pocket import build_lora, build_pocket
+from stylegen.pocket import main as lay_out_pocket
 from stylegen.storage import FolderStore
 from stylegen.webhook import WebhookReceiver
 from stylegen.worker import Parts
@@ -37,12 +37,11 @@ def s3() -> Iterator[S3Server]:
 
 @pytest.fixture(scope="session")
 def pocket(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the pocket model (``pocket``) and two LoRAs (``models/style_*``)."""
+    """The packaged model (``pocket``) and its artists (``models/style_*``), as a bucket's folder."""
     folder = tmp_path_factory.mktemp("pocket")
-    build_pocket(folder / "pocket")
-    for style in (10, 11):
-        lora = folder / "models" / f"style_{style}.safetensors"
-        build_lora(lora, folder / "pocket", rank=style - 6, seed=style)
+    assert lay_out_pocket([str(folder)]) == 0
+    for style, name in ((10, "watercolour"), (11, "neon")):
+        (folder / f"models/{name}.safetensors").rename(folder / f"models/style_{style}.safetensors")
     return folder
 
 

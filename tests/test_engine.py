@@ -361,3 +361,28 @@ def test_profiles_are_cheaper_and_never_default(
     finally:
         engine.pipeline.unet.forward = forward
     assert set(plain) == {2} and 1 in rows and 2 in rows
+
+
+def test_another_lora_is_the_same_graph(
+    pocket: Path, jobs: list[GenerationJob], loras: list[Path]
+) -> None:
+    """Compiled, a change of LoRA, scale or rank recompiles nothing, and pictures stay the same."""
+    graphs: list[Any] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    pipeline = load_pipeline(str(pocket / "pocket"), device="cpu")
+    engine = Engine(pipeline, batch=1, compile_backend=backend)  # type: ignore[arg-type]
+    plain = Engine(load_pipeline(str(pocket / "pocket"), device="cpu"), batch=1)
+    engine.draw(jobs[2], loras[2])
+    compiled = len(graphs)
+    assert compiled
+    for job, lora in zip(jobs, loras, strict=True):
+        again = job.model_copy(update={"lora_scale": 0.7})
+        apart = np.int16(engine.draw(again, lora)) - np.int16(plain.draw(again, lora))
+        assert np.abs(apart).max() <= 1
+    assert len(graphs) == compiled
+    engine.close()
+    plain.close()
