@@ -436,6 +436,42 @@ d = {
                 "stylegen/storage.py",
             ),
         },
+        "stylegen.supervisor": {
+            "stylegen.supervisor.KeptWorker": (
+                "supervisor.html#keptworker",
+                "stylegen/supervisor.py",
+            ),
+            "stylegen.supervisor.KeptWorker.__init__": (
+                "supervisor.html#keptworker.__init__",
+                "stylegen/supervisor.py",
+            ),
+            "stylegen.supervisor.KeptWorker.run_once": (
+                "supervisor.html#keptworker.run_once",
+                "stylegen/supervisor.py",
+            ),
+            "stylegen.supervisor.KeptWorker.terminate": (
+                "supervisor.html#keptworker.terminate",
+                "stylegen/supervisor.py",
+            ),
+            "stylegen.supervisor.check": ("supervisor.html#check", "stylegen/supervisor.py"),
+            "stylegen.supervisor.keep_running": (
+                "supervisor.html#keep_running",
+                "stylegen/supervisor.py",
+            ),
+            "stylegen.supervisor.main": ("supervisor.html#main", "stylegen/supervisor.py"),
+            "stylegen.supervisor.run_fleet": (
+                "supervisor.html#run_fleet",
+                "stylegen/supervisor.py",
+            ),
+            "stylegen.supervisor.visible_gpus": (
+                "supervisor.html#visible_gpus",
+                "stylegen/supervisor.py",
+            ),
+            "stylegen.supervisor.worker_environments": (
+                "supervisor.html#worker_environments",
+                "stylegen/supervisor.py",
+            ),
+        },
         "stylegen.webhook": {
             "stylegen.webhook.ProgressReporter": (
                 "webhook.html#progressreporter",
