@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 NBVAL := IN_TEST=1 HF_HUB_OFFLINE=1 pytest -q -p no:cacheprovider --nbval --nbval-current-env
 
-.PHONY: help install demo test check notebooks unit prep outputs pocket pocket-report lab clean
+.PHONY: help install demo test check notebooks unit prep outputs pocket pocket-report scale lab clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,8 +25,8 @@ test: install check notebooks unit  ## everything that must hold
 
 check: install  ## format, lint, and whether notebooks, modules and README agree
 	@sh tools/check_sync.sh
-	black --check --quiet nbs stylegen tests tools worker.py setup.py conftest.py
-	flake8 stylegen tests tools worker.py setup.py conftest.py
+	black --check --quiet nbs stylegen tests tools bench worker.py setup.py conftest.py
+	flake8 stylegen tests tools bench worker.py setup.py conftest.py
 	pylint --score=n stylegen worker.py tools
 
 notebooks: install programs  ## the notebooks as tests: nbdev_test and strict nbval
@@ -54,6 +54,9 @@ pocket: install  ## train the pocket model anew, from its guide (hours; resumes)
 
 pocket-report: install  ## measure the packaged pocket model against its bars
 	HF_HUB_OFFLINE=1 $(BIN)/python tools/pocket_report.py
+
+scale: install programs  ## throughput and loss with 1, 2, 4 and 8 workers (half an hour)
+	$(BIN)/python bench/scale.py
 
 lab: install  ## JupyterLab on the notebooks
 	jupyter lab --notebook-dir nbs
