@@ -9,6 +9,21 @@ d = {
         "lib_path": "stylegen",
     },
     "syms": {
+        "stylegen.affinity": {
+            "stylegen.affinity.affinity_exchange": (
+                "affinity.html#affinity_exchange",
+                "stylegen/affinity.py",
+            ),
+            "stylegen.affinity.affinity_queues": (
+                "affinity.html#affinity_queues",
+                "stylegen/affinity.py",
+            ),
+            "stylegen.affinity.declare_affinity": (
+                "affinity.html#declare_affinity",
+                "stylegen/affinity.py",
+            ),
+            "stylegen.affinity.main": ("affinity.html#main", "stylegen/affinity.py"),
+        },
         "stylegen.job": {
             "stylegen.job.GenerationJob": ("job.html#generationjob", "stylegen/job.py"),
             "stylegen.job.GenerationJob._null_is_missing": (
