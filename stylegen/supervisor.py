@@ -63,14 +63,11 @@ def worker_environments(
         workers: How many; None is one per card, or one on a machine without cards.
 
     Returns:
-        An environment per worker: cards in turn, health ports counted up.
+        An environment per worker: cards in turn.
     """
-    port = environment.get("STYLEGEN_HEALTH_PORT")
     environments = []
     for number in range(workers or len(gpus) or 1):
         own = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
-        if port:
-            own["STYLEGEN_HEALTH_PORT"] = str(int(port) + number)
         environments.append({**environment, **own})
     return environments
 
