@@ -13,7 +13,6 @@ Prints a table, writes ``bench/results/engine.json`` and draws ``bench/results/e
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys

@@ -102,6 +102,7 @@ class _Task:
 
     @property
     def is_finished(self) -> bool:
+        """Whether the last step has been taken."""
         return self.step == len(self.scheduler.timesteps)
 
     @property

@@ -655,7 +655,7 @@ def _is_hatched(pixels: Grid, filled: Grid) -> bool:
     height, width = pixels.shape[:2]
     y, x = np.mgrid[:height, :width].astype(np.float32) + np.float32(0.5)
     strokes = _strokes(x + y, 9) > 0.5
-    core = np.asarray(Image.fromarray(filled).filter(ImageFilter.MinFilter(7)))
+    core = Image.fromarray(filled).filter(ImageFilter.MinFilter(7))
     inside = np.kron(core, np.ones((4, 4), bool))
     if inside.sum() < 500:
         return False

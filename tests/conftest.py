@@ -37,11 +37,12 @@ def s3() -> Iterator[S3Server]:
 
 @pytest.fixture(scope="session")
 def pocket(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The packaged model (``pocket``) and its artists (``models/style_*``), as a bucket's folder."""
+    """The packaged model (``pocket``) and two artists (``models/style_*``), as a bucket."""
     folder = tmp_path_factory.mktemp("pocket")
     assert lay_out_pocket([str(folder)]) == 0
     for style, name in ((10, "watercolour"), (11, "neon")):
-        (folder / f"models/{name}.safetensors").rename(folder / f"models/style_{style}.safetensors")
+        lora = folder / f"models/{name}.safetensors"
+        lora.rename(lora.with_stem(f"style_{style}"))
     return folder
 
 

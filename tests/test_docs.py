@@ -101,7 +101,7 @@ def wait_for_consumers(node: RabbitNode, count: int) -> None:
     connection.close()
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", commands(), ids=lambda word: re.sub(r"\W+", "-", word)[:70])
 def test_command_runs(command: str, place: Any) -> None:
     """It exits with 0; those that work until they are asked to end are asked, once they work."""
     folder, environment, node, listen = place

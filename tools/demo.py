@@ -40,7 +40,7 @@ def write_job(folder: Path, webhook_url: str) -> Path:
 
 
 def main(folder: Path) -> int:
-    """Lay the packaged model out, start the receiver, and do the job by the worker's own command."""
+    """Lay the packaged model out, start the receiver, do the job by the worker's command."""
     with contextlib.redirect_stdout(None):
         lay_out_pocket([str(folder)])
     with WebhookReceiver(show) as backend:
