@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 NBVAL := IN_TEST=1 HF_HUB_OFFLINE=1 pytest -q -p no:cacheprovider --nbval --nbval-current-env
 
-.PHONY: help install demo test check notebooks unit prep outputs pocket pocket-report bench lab clean
+.PHONY: help install demo test check notebooks unit prep outputs pocket pocket-report bench scale lab clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,8 +25,8 @@ test: install check notebooks unit  ## everything that must hold
 
 check: install  ## format, lint, and whether notebooks, modules and README agree
 	@sh tools/check_sync.sh
-	black --check --quiet nbs stylegen tests tools worker.py setup.py conftest.py
-	flake8 stylegen tests tools worker.py setup.py conftest.py
+	black --check --quiet nbs stylegen tests tools bench worker.py setup.py conftest.py
+	flake8 stylegen tests tools bench worker.py setup.py conftest.py
 	pylint --score=n stylegen worker.py tools
 
 notebooks: install programs  ## the notebooks as tests: nbdev_test and strict nbval
@@ -58,6 +58,9 @@ pocket-report: install  ## measure the packaged pocket model against its bars
 bench: install  ## the engine beside its peers, and the speed profiles: tables, JSON, plot
 	HF_HUB_OFFLINE=1 $(BIN)/python bench/engine.py
 	HF_HUB_OFFLINE=1 $(BIN)/python bench/profiles.py
+
+scale: install programs  ## throughput and loss with 1, 2, 4 and 8 workers (half an hour)
+	$(BIN)/python bench/scale.py
 
 lab: install  ## JupyterLab on the notebooks
 	jupyter lab --notebook-dir nbs

@@ -28,5 +28,6 @@ setup(
         "c2pa": cfg["c2pa_requirements"].split(),
         "dev": cfg["dev_requirements"].split(),
     },
+    entry_points={"console_scripts": cfg["console_scripts"].split()},
     zip_safe=False,
 )

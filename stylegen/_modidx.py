@@ -9,6 +9,21 @@ d = {
         "lib_path": "stylegen",
     },
     "syms": {
+        "stylegen.affinity": {
+            "stylegen.affinity.affinity_exchange": (
+                "affinity.html#affinity_exchange",
+                "stylegen/affinity.py",
+            ),
+            "stylegen.affinity.affinity_queues": (
+                "affinity.html#affinity_queues",
+                "stylegen/affinity.py",
+            ),
+            "stylegen.affinity.declare_affinity": (
+                "affinity.html#declare_affinity",
+                "stylegen/affinity.py",
+            ),
+            "stylegen.affinity.main": ("affinity.html#main", "stylegen/affinity.py"),
+        },
         "stylegen.cache": {
             "stylegen.cache.LoraFiles": ("cache.html#lorafiles", "stylegen/cache.py"),
             "stylegen.cache.LoraFiles.__init__": (
@@ -129,6 +144,45 @@ d = {
             "stylegen.job.get_resolution": ("job.html#get_resolution", "stylegen/job.py"),
             "stylegen.job.parse_job": ("job.html#parse_job", "stylegen/job.py"),
             "stylegen.job.read_message": ("job.html#read_message", "stylegen/job.py"),
+        },
+        "stylegen.loadgen": {
+            "stylegen.loadgen.Entry": ("loadgen.html#entry", "stylegen/loadgen.py"),
+            "stylegen.loadgen.Ledger": ("loadgen.html#ledger", "stylegen/loadgen.py"),
+            "stylegen.loadgen.Ledger.__init__": (
+                "loadgen.html#ledger.__init__",
+                "stylegen/loadgen.py",
+            ),
+            "stylegen.loadgen.Ledger.order": ("loadgen.html#ledger.order", "stylegen/loadgen.py"),
+            "stylegen.loadgen.Ledger.take": ("loadgen.html#ledger.take", "stylegen/loadgen.py"),
+            "stylegen.loadgen.Ledger.wait": ("loadgen.html#ledger.wait", "stylegen/loadgen.py"),
+            "stylegen.loadgen.Load": ("loadgen.html#load", "stylegen/loadgen.py"),
+            "stylegen.loadgen.Load.moments": ("loadgen.html#load.moments", "stylegen/loadgen.py"),
+            "stylegen.loadgen.LoadReceiver": ("loadgen.html#loadreceiver", "stylegen/loadgen.py"),
+            "stylegen.loadgen.LoadReceiver.__init__": (
+                "loadgen.html#loadreceiver.__init__",
+                "stylegen/loadgen.py",
+            ),
+            "stylegen.loadgen.LoadReceiver.server_bind": (
+                "loadgen.html#loadreceiver.server_bind",
+                "stylegen/loadgen.py",
+            ),
+            "stylegen.loadgen.Report": ("loadgen.html#report", "stylegen/loadgen.py"),
+            "stylegen.loadgen.Report.is_clean": (
+                "loadgen.html#report.is_clean",
+                "stylegen/loadgen.py",
+            ),
+            "stylegen.loadgen._note": ("loadgen.html#_note", "stylegen/loadgen.py"),
+            "stylegen.loadgen._parser": ("loadgen.html#_parser", "stylegen/loadgen.py"),
+            "stylegen.loadgen._percentiles": ("loadgen.html#_percentiles", "stylegen/loadgen.py"),
+            "stylegen.loadgen._show": ("loadgen.html#_show", "stylegen/loadgen.py"),
+            "stylegen.loadgen._upload": ("loadgen.html#_upload", "stylegen/loadgen.py"),
+            "stylegen.loadgen.ensure_bucket": ("loadgen.html#ensure_bucket", "stylegen/loadgen.py"),
+            "stylegen.loadgen.main": ("loadgen.html#main", "stylegen/loadgen.py"),
+            "stylegen.loadgen.orders": ("loadgen.html#orders", "stylegen/loadgen.py"),
+            "stylegen.loadgen.report": ("loadgen.html#report", "stylegen/loadgen.py"),
+            "stylegen.loadgen.run_load": ("loadgen.html#run_load", "stylegen/loadgen.py"),
+            "stylegen.loadgen.send": ("loadgen.html#send", "stylegen/loadgen.py"),
+            "stylegen.loadgen.upload_loras": ("loadgen.html#upload_loras", "stylegen/loadgen.py"),
         },
         "stylegen.lora": {
             "stylegen.lora.Adapter": ("lora.html#adapter", "stylegen/lora.py"),
@@ -545,6 +599,42 @@ d = {
             "stylegen.storage.upload_image_to_s3": (
                 "storage.html#upload_image_to_s3",
                 "stylegen/storage.py",
+            ),
+        },
+        "stylegen.supervisor": {
+            "stylegen.supervisor.KeptWorker": (
+                "supervisor.html#keptworker",
+                "stylegen/supervisor.py",
+            ),
+            "stylegen.supervisor.KeptWorker.__init__": (
+                "supervisor.html#keptworker.__init__",
+                "stylegen/supervisor.py",
+            ),
+            "stylegen.supervisor.KeptWorker.run_once": (
+                "supervisor.html#keptworker.run_once",
+                "stylegen/supervisor.py",
+            ),
+            "stylegen.supervisor.KeptWorker.terminate": (
+                "supervisor.html#keptworker.terminate",
+                "stylegen/supervisor.py",
+            ),
+            "stylegen.supervisor.check": ("supervisor.html#check", "stylegen/supervisor.py"),
+            "stylegen.supervisor.keep_running": (
+                "supervisor.html#keep_running",
+                "stylegen/supervisor.py",
+            ),
+            "stylegen.supervisor.main": ("supervisor.html#main", "stylegen/supervisor.py"),
+            "stylegen.supervisor.run_fleet": (
+                "supervisor.html#run_fleet",
+                "stylegen/supervisor.py",
+            ),
+            "stylegen.supervisor.visible_gpus": (
+                "supervisor.html#visible_gpus",
+                "stylegen/supervisor.py",
+            ),
+            "stylegen.supervisor.worker_environments": (
+                "supervisor.html#worker_environments",
+                "stylegen/supervisor.py",
             ),
         },
         "stylegen.webhook": {

@@ -1,0 +1,58 @@
+# The worker as a container. CPU by default; for CUDA build with
+#   --build-arg BASE=nvidia/cuda:12.8.1-base-ubuntu24.04 --build-arg TORCH_INDEX=https://pypi.org/simple
+# (the wheels of torch bring CUDA's libraries; the base needs none). Models live in a volume, /models.
+ARG BASE=debian:bookworm-slim
+
+# hadolint ignore=DL3006
+FROM ${BASE} AS build
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends python3 python3-venv \
+    && rm -rf /var/lib/apt/lists/* \
+    && python3 -m venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH
+WORKDIR /src
+# Requirements first: a change of our own code does not fetch torch again.
+COPY settings.ini constraints.txt ./
+RUN sed -n -E 's/^(c2pa_)?requirements = //p' settings.ini | tr ' ' '\n' >requirements.txt \
+    && pip install --no-cache-dir --extra-index-url "${TORCH_INDEX}" \
+        -c constraints.txt -r requirements.txt
+COPY setup.py pyproject.toml MANIFEST.in README.md LICENSE ./
+COPY stylegen stylegen
+RUN pip install --no-cache-dir --no-deps .
+
+# hadolint ignore=DL3006
+FROM ${BASE} AS worker
+LABEL org.opencontainers.image.title="stylegen" \
+      org.opencontainers.image.licenses="Apache-2.0"
+# Fonts: a signature is drawn in the artist's own script, or the job fails.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends python3 fonts-noto-core fonts-noto-cjk \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin stylegen \
+    && install -d -o stylegen -g stylegen /models
+COPY --from=build /opt/venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/tmp \
+    HF_HOME=/models/huggingface \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+VOLUME /models
+USER 10001:10001
+# No HEALTHCHECK: the worker has no health port yet. A worker that can't go on exits.
+# The exec form: Python is process 1 and gets SIGTERM itself.
+ENTRYPOINT ["stylegen-worker"]
+
+# The worker's image and an S3 server, for compose.yaml's demo.
+FROM worker AS demo
+USER 0
+COPY constraints.txt /tmp/constraints.txt
+RUN pip install --no-cache-dir -c /tmp/constraints.txt ministack
+USER 10001:10001
+
+# What `docker build` makes when it is told no target.
+FROM worker

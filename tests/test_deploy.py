@@ -1,0 +1,312 @@
+"""Container, compose file, manifests, dashboard and alerts: as far as they can be proved offline.
+
+The Dockerfile is linted by hadolint and never built here. Manifests are validated by Kubernetes'
+own schemas, or by `tests/schemas` for custom resources, and never applied. What compose.yaml
+would start is started as plain processes.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from configparser import ConfigParser
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import promql_parser
+import pytest
+import requests
+import yaml
+from rabbit import RabbitNode
+
+from stylegen.loadgen import LoadReceiver
+from stylegen.queue import publish_job
+from stylegen.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+DEPLOY = ROOT / "deploy"
+MANIFESTS = sorted(path for path in DEPLOY.rglob("*.yaml") if path.name != "kustomization.yaml")
+KUBERNETES = "1.30"
+METRICS = {
+    "rabbitmq_queue_messages_ready",
+    "rabbitmq_queue_messages_unacked",
+    "rabbitmq_queue_consumers",
+}
+SETTINGS = {name.upper() for name in Settings.model_fields}
+
+
+def load(path: Path) -> Any:
+    """A YAML file's one document."""
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def manifest(kind: str) -> dict[str, Any]:
+    """The one manifest of a kind."""
+    (found,) = [each for each in map(load, MANIFESTS) if each["kind"] == kind]
+    return found
+
+
+def tool(name: str) -> str:
+    """A program of the tests' venv."""
+    return str(Path(sys.executable).with_name(name))
+
+
+def test_dockerfile_is_clean() -> None:
+    """hadolint finds nothing; what it is told to ignore is two rules about pinning."""
+    done = subprocess.run([tool("hadolint"), str(ROOT / "Dockerfile")], capture_output=True)
+    assert done.returncode == 0, done.stdout
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    assert set(re.findall(r"ignore=(\w+)", text)) == {"DL3006", "DL3008"}
+
+
+def test_dockerfile_copies_what_exists_and_is_sent() -> None:
+    """Each COPY's source is in the repository and let through by .dockerignore."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    sent = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
+    sources = [
+        word
+        for line in re.findall(r"^COPY (?!--from)(.+)$", text, re.MULTILINE)
+        for word in line.split()[:-1]
+    ]
+    assert sources
+    for source in sources:
+        assert (ROOT / source).exists() and f"!{source}" in sent
+
+
+def test_container_is_not_root_and_hears_signals() -> None:
+    """Numeric user, exec form, and no port or health check that nobody would answer."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    worker = text[text.index(" AS worker") : text.index(" AS demo")]
+    assert "USER 10001:10001" in worker
+    assert json.loads(re.search(r"^ENTRYPOINT (.+)$", worker, re.MULTILINE)[1]) == [
+        "stylegen-worker"
+    ]
+    assert not re.search("^(EXPOSE|HEALTHCHECK)", text, re.MULTILINE)
+    assert set(re.findall(r"\bSTYLEGEN_\w+", text)) <= SETTINGS
+
+
+def test_compose_follows_its_specification() -> None:
+    """The compose specification's own schema, and what we promise of the worker."""
+    command = [tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run([*command, str(ROOT / "compose.yaml")], capture_output=True)
+    assert done.returncode == 0, done.stdout
+    services = load(ROOT / "compose.yaml")["services"]
+    assert set(services) == {"rabbitmq", "s3", "models", "worker", "backend"}
+    assert services["worker"]["read_only"] and services["worker"]["cap_drop"] == ["ALL"]
+    assert not [name for name, service in services.items() if "ports" in service]
+    assert set(services["worker"]["environment"]) <= SETTINGS
+
+
+def as_process(service: dict[str, Any], here: dict[str, str]) -> tuple[list[str], dict[str, str]]:
+    """A service's command and environment, with its host names and volume put in this place."""
+
+    def put(text: str) -> str:
+        names = "|".join(rf"(?<!\w){re.escape(name)}" for name in here)
+        return re.sub(names, lambda match: here[match[0]], text)
+
+    words = [*service.get("entrypoint", ["stylegen-worker"]), *service.get("command", [])]
+    bare = {
+        name: os.environ[name]
+        for name in ("PATH", "HOME", "HF_HUB_OFFLINE", "OMP_NUM_THREADS")
+        if name in os.environ
+    }
+    own = {name: put(str(value)) for name, value in service.get("environment", {}).items()}
+    return [tool(words[0]), *map(put, words[1:])], bare | own
+
+
+def free_address() -> str:
+    """An address that nobody listens on."""
+    with LoadReceiver(lambda webhook: 200) as probe:
+        return f"127.0.0.1:{probe.server_port}"
+
+
+def wait_until_open(address: str, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a process listens, as compose waits for a health check."""
+    host, _, port = address.partition(":")
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            return socket.create_connection((host, int(port)), 1).close()
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError(f"nothing listens on {address}")
+
+
+def test_compose_rehearsal(rabbit: RabbitNode, tmp_path: Path) -> None:
+    """The services' own commands, as processes: six pictures are ordered, drawn and told."""
+    s3, backend = free_address(), free_address()
+    here = {
+        "stylegen:stylegen@rabbitmq:5672": rabbit.url.partition("//")[2].split("/")[0],
+        "s3:9000": s3,
+        "9000": s3.rpartition(":")[2],
+        "0.0.0.0:8000": backend,
+        "backend:8000": backend,
+        "0.0.0.0": "127.0.0.1",
+        "/models": str(tmp_path),
+    }
+    services = load(ROOT / "compose.yaml")["services"]
+    command, environment = as_process(services["models"], here)
+    subprocess.run(command, env=environment, check=True, timeout=120, capture_output=True)
+    processes = []
+    try:
+        for name in ("s3", "worker"):
+            command, environment = as_process(services[name], here)
+            with (tmp_path / f"{name}.log").open("wb") as log:
+                processes.append(
+                    subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd="/")
+                )
+            if name == "s3":
+                wait_until_open(s3, processes[0])
+        command, environment = as_process(services["backend"], here)
+        command = [word.replace("--rate=0.5", "--rate=10") for word in command]
+        done = subprocess.run(
+            command, env=environment, timeout=240, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + (tmp_path / "worker.log").read_text()
+        assert done.stdout.count("/complete {") == 6 and done.stdout.count("/progress {") == 30
+        processes[1].send_signal(signal.SIGTERM)
+        assert processes[1].wait(60) == 0
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+def test_manifest_is_valid(path: Path) -> None:
+    """Kubernetes' schema for its own kinds, ours for the custom ones; strict: no unknown field."""
+    body = load(path)
+    schema = Path(__file__).parent / "schemas" / f"{body['kind']}.json"
+    if schema.exists():
+        jsonschema.validate(body, json.loads(schema.read_text(encoding="utf-8")))
+    else:
+        kubernetes_validate.validate(body, KUBERNETES, strict=True)
+    assert body["metadata"].get("namespace", body["metadata"]["name"]) == "stylegen"
+
+
+def test_validation_does_find_mistakes() -> None:
+    """A misspelt field is refused by both kinds of schema."""
+    wrong = manifest("Deployment")
+    wrong["spec"]["template"]["spec"]["terminationGracePeriod"] = 1
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, KUBERNETES, strict=True)
+    wrong = manifest("ScaledObject")
+    wrong["spec"]["triggers"][0]["metadata"]["queue"] = "x"
+    schema = Path(__file__).parent / "schemas/ScaledObject.json"
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(wrong, json.loads(schema.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("folder", ["base", "monitoring"])
+def test_kustomization_names_each_file(folder: str) -> None:
+    """No manifest is forgotten, none is missing."""
+    listed = load(DEPLOY / folder / "kustomization.yaml")
+    generated = [
+        name for item in listed.get("configMapGenerator", []) for name in item.get("files", [])
+    ]
+    files = {path.name for path in (DEPLOY / folder).iterdir()} - {"kustomization.yaml"}
+    assert files == {*listed["resources"], *generated}
+
+
+def test_parts_fit_each_other() -> None:
+    """Names, labels, ports and secrets that one manifest uses are given by another."""
+    pod = manifest("Deployment")["spec"]["template"]
+    (container,) = pod["spec"]["containers"]
+    labels = pod["metadata"]["labels"]
+    for kind, where in (
+        ("PodDisruptionBudget", "selector"),
+        ("NetworkPolicy", "podSelector"),
+    ):
+        assert manifest(kind)["spec"][where]["matchLabels"] == labels
+    assert "ports" not in container and manifest("NetworkPolicy")["spec"]["ingress"] == []
+    scaled = manifest("ScaledObject")["spec"]
+    assert scaled["scaleTargetRef"]["name"] == manifest("Deployment")["metadata"]["name"]
+    (trigger,) = scaled["triggers"]
+    authentication = manifest("TriggerAuthentication")
+    assert trigger["authenticationRef"]["name"] == authentication["metadata"]["name"]
+    (reference,) = authentication["spec"]["secretTargetRef"]
+    secrets = [
+        each["valueFrom"]["secretKeyRef"] for each in container["env"] if "valueFrom" in each
+    ]
+    assert (reference["name"], reference["key"]) in {
+        (each["name"], each["key"]) for each in secrets
+    }
+
+
+def test_deployment_keeps_its_promises() -> None:
+    """One GPU, no root, read-only, secrets by reference, time enough to finish a job."""
+    spec = manifest("Deployment")["spec"]
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    assert "replicas" not in spec and manifest("ScaledObject")["spec"]["minReplicaCount"] == 0
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"] == 10001
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    assert not [name for name in container if name.endswith("Probe")]  # nobody would answer
+    assert pod["terminationGracePeriodSeconds"] >= 300
+    settings = manifest("ConfigMap")["data"]
+    assert settings["STYLEGEN_PREFETCH"] == settings["STYLEGEN_BATCH"]
+    named = {each["name"] for each in container["env"]} | set(settings)
+    assert named <= SETTINGS and not {name for name in settings if re.search("SECRET|TOKEN", name)}
+    required = {n.upper() for n, field in Settings.model_fields.items() if field.is_required()}
+    assert required <= named
+    images = load(DEPLOY / "base/kustomization.yaml")["images"]
+    parser = ConfigParser(delimiters=["="])
+    parser.read(ROOT / "settings.ini", encoding="utf-8")
+    assert [(image["name"], str(image["newTag"])) for image in images] == [
+        (container["image"], parser["DEFAULT"]["version"])
+    ]
+
+
+def expressions() -> list[str]:
+    """Every query of the alert rules and of the dashboard."""
+    groups = manifest("PrometheusRule")["spec"]["groups"]
+    board = json.loads((DEPLOY / "monitoring/dashboard.json").read_text(encoding="utf-8"))
+    queries = [rule["expr"] for group in groups for rule in group["rules"]]
+    queries += [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    return [query.replace("$__rate_interval", "5m") for query in queries]
+
+
+@pytest.mark.parametrize("query", expressions())
+def test_query_parses_and_uses_known_metrics(query: str) -> None:
+    """PromQL's grammar, by Prometheus' parser; the broker's metrics and our queues alone."""
+    promql_parser.parse(query)
+    names = set(re.findall(r"\b[a-z]+_queue_\w+", query))
+    assert names and names <= METRICS and "stylegen_" not in query
+    queues = re.findall(r'\{queue="([^"]*)"\}', query)
+    assert queues and set(queues) <= {"image_generation", "image_generation.dead"}
+
+
+def test_broker_has_these_metrics() -> None:
+    """A real broker with its Prometheus plugin tells each metric that a query uses, by queue."""
+    address = free_address()
+    node = RabbitNode()
+    (node.folder / "plugins").write_text("[rabbitmq_prometheus].\n")
+    with (node.folder / "rabbitmq.conf").open("a") as config:
+        config.write(f"prometheus.tcp.ip = 127.0.0.1\nprometheus.tcp.port = {address[10:]}\n")
+    with node:
+        publish_job(b"{}", url=node.url)
+        text = requests.get(f"http://{address}/metrics/per-object", timeout=20).text
+    for metric in METRICS:
+        assert re.search(rf'^{metric}\{{[^}}]*queue="image_generation"[^}}]*\}} \d', text, re.M)
+
+
+def test_dashboard_panels_have_room() -> None:
+    """Panels do not overlap and have distinct ids; each metric is shown."""
+    board = json.loads((DEPLOY / "monitoring/dashboard.json").read_text(encoding="utf-8"))
+    text = json.dumps(board["panels"])
+    assert not [name for name in METRICS if name not in text]
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+    cells = [
+        (x, y)
+        for panel in board["panels"]
+        for x in range(panel["gridPos"]["x"], panel["gridPos"]["x"] + panel["gridPos"]["w"])
+        for y in range(panel["gridPos"]["y"], panel["gridPos"]["y"] + panel["gridPos"]["h"])
+    ]
+    assert len(set(cells)) == len(cells) and max(x for x, _ in cells) < 24

@@ -1,0 +1,208 @@
+"""The documentation: its commands are run, its examples are checked, its links lead somewhere."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pika
+import pytest
+from conftest import TOKEN
+from rabbit import RabbitNode
+from s3_server import S3Server
+
+from stylegen import job as job_module
+from stylegen.job import GenerationJob, StylegenError, check_job
+from stylegen.loadgen import LoadReceiver
+from stylegen.settings import Settings
+from stylegen.webhook import WebhookReceiver
+from stylegen.worker import describe
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+ENDLESS = ("python worker.py", "python -m stylegen.supervisor --workers 2")
+sys.path.insert(0, str(ROOT / "tools"))
+import job_schema  # noqa: E402  pylint: disable=wrong-import-position
+
+
+def blocks(page: Path, kind: str) -> list[str]:
+    """The page's fenced blocks of a kind."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^```{kind}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    """Each distinct command of the pages; a block that uses the shell's jobs is one command."""
+    found = []
+    for page in PAGES:
+        for block in blocks(page, "sh"):
+            whole = [block] if "$!" in block else block.replace("\\\n", " ").splitlines()
+            found += [command.strip() for command in whole if command.strip()]
+    return list(dict.fromkeys(found))
+
+
+@pytest.fixture(scope="module")
+def place(pocket: Path, s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A checkout's look, a broker with the exchange, a bucket and a receiver; how to run there."""
+    folder = tmp_path_factory.mktemp("docs")
+    for name in ("worker.py", "bench"):
+        (folder / name).symlink_to(ROOT / name)
+    for name in ("tools", "docs"):
+        shutil.copytree(ROOT / name, folder / name)
+    (folder / "out/demo").mkdir(parents=True)
+    (folder / "out/demo/models").symlink_to(pocket / "models")
+    client = s3.client()
+    for bucket in ("models", "stylelicense-images"):
+        client.create_bucket(Bucket=bucket)
+    client.upload_file(
+        str(pocket / "models/style_10.safetensors"), "models", "style_10.safetensors"
+    )
+    node = RabbitNode()
+    (node.folder / "plugins").write_text("[rabbitmq_consistent_hash_exchange].\n")
+    with LoadReceiver(lambda webhook: 200) as probe:
+        listen = f"127.0.0.1:{probe.server_port}"
+    with node, WebhookReceiver() as backend:
+        (example,) = blocks(ROOT / "docs/messages.md", "json job")
+        job = json.loads(example) | {"webhook_url": backend.url, "num_inference_steps": 2}
+        (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+        environment = os.environ | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "INTERNAL_API_TOKEN": TOKEN,
+            "WEBHOOK_ALLOWED_ORIGINS": f"{backend.url},http://{listen}",
+            "RABBITMQ_URL": node.url,
+            "AWS_ENDPOINT_URL_S3": s3.endpoint_url,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "STYLEGEN_MODEL": str(pocket / "pocket"),
+            "STYLEGEN_DEVICE": "cpu",
+        }
+        yield folder, environment, node, listen
+
+
+def wait_for_consumers(node: RabbitNode, count: int) -> None:
+    """Wait at most two minutes for that many consumers of the jobs' queue."""
+    connection = pika.BlockingConnection(pika.URLParameters(node.url))
+    channel, deadline = connection.channel(), time.monotonic() + 120
+    declare = channel.queue_declare
+    while declare("image_generation", durable=True).method.consumer_count != count:
+        assert time.monotonic() < deadline
+        connection.sleep(0.2)
+    connection.close()
+
+
+@pytest.mark.parametrize("command", commands(), ids=lambda word: re.sub(r"\W+", "-", word)[:70])
+def test_command_runs(command: str, place: Any) -> None:
+    """It exits with 0; those that work until they are asked to end are asked, once they work."""
+    folder, environment, node, listen = place
+    words = command.replace("127.0.0.1:8099", listen)
+    script = f"exec {words}" if command in ENDLESS else f"set -eu\n{words}"
+    with subprocess.Popen(
+        ["bash", "-c", script],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            if command in ENDLESS:
+                wait_for_consumers(node, 2 if command.endswith("2") else 1)
+                process.send_signal(signal.SIGTERM)
+            output, _ = process.communicate(timeout=150)
+        finally:
+            process.kill()
+    assert process.returncode == 0, output
+    for shown in [
+        block for page in PAGES for block in blocks(page, "text of " + re.escape(command))
+    ]:
+        assert output == shown
+
+
+def test_schema_is_the_models() -> None:
+    """The stored schema is what the model says today, and takes the example."""
+    stored = (ROOT / "docs/job.schema.json").read_text(encoding="utf-8")
+    assert stored == job_schema.schema()
+    (example,) = blocks(ROOT / "docs/messages.md", "json job")
+    jsonschema.validate(json.loads(example), json.loads(stored))
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(json.loads(example) | {"seed": -1}, json.loads(stored))
+
+
+def test_messages_are_the_workers() -> None:
+    """The page's table names every field but those it puts off; its webhooks have our shapes."""
+    page = ROOT / "docs/messages.md"
+    named = set(re.findall(r"^\| `(\w+)` \|", page.read_text(encoding="utf-8"), re.MULTILINE))
+    assert named == set(GenerationJob.model_fields) - {"extra_loras"}
+    (example,), (complete,) = blocks(page, "json job"), blocks(page, "json complete")
+    assert json.loads(complete)["metadata"] == describe(check_job(json.loads(example)))
+    (failed,) = blocks(page, "json failed")
+    assert json.loads(failed)["error_code"] in codes()
+
+
+def codes() -> set[str]:
+    """Every error code there is."""
+    kinds = [kind for kind in vars(job_module).values() if isinstance(kind, type)]
+    return {kind.error_code for kind in kinds if issubclass(kind, StylegenError)}
+
+
+def test_troubleshooting_has_each_code() -> None:
+    """A section for each code, and none for a code that no job ends with."""
+    text = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^## ([A-Z_]+)$", text, re.MULTILINE)) == codes()
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.stem)
+def test_page_names_what_there_is(page: Path) -> None:
+    """Links lead to files and headings, settings and make targets exist."""
+    text = page.read_text(encoding="utf-8")
+    for target, anchor in re.findall(r"(?<!!)\[[^\]]*\]\((?!https?:)([^)#]*)#?([^)]*)\)", text):
+        linked = (page.parent / target).resolve() if target else page
+        if not (ROOT / "stylegen/models/pocket/README.md") == linked:  # written by the training
+            assert linked.exists(), target
+        if anchor:
+            heads = re.findall(r"^#+ (.+)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in heads}
+    settings = {name.upper() for name in Settings.model_fields}
+    assert set(re.findall(r"\bSTYLEGEN_\w+", text)) <= settings
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE):
+        assert f"\n{target}:" in makefile
+
+
+def test_readme_quotes_the_results() -> None:
+    """The table of figures is the stored results', and the settings' table is complete."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    scale = json.loads((ROOT / "bench/results/scale.json").read_text(encoding="utf-8"))
+    speed = {row["workers"]: row["full_queue"]["jobs_per_second"] for row in scale["fleets"]}
+    assert f"{speed[4] / speed[1]:.2f}×" in text
+    assert not [name for name in Settings.model_fields if f"| `{name.upper()}` |" not in text]
+
+
+def test_sizing_quotes_the_results() -> None:
+    """Each row of its tables is a stored result."""
+    text = (ROOT / "docs/sizing.md").read_text(encoding="utf-8")
+    scale, affinity = (
+        json.loads((ROOT / f"bench/results/{name}.json").read_text(encoding="utf-8"))
+        for name in ("scale", "affinity")
+    )
+    for row in scale["fleets"]:
+        speed, waits = row["full_queue"]["jobs_per_second"], row["random_arrivals"]
+        first = scale["fleets"][0]["full_queue"]["jobs_per_second"]
+        cells = f"{waits['wait_p50']:.2f} s | {waits['wait_p99']:.2f} s"
+        assert f"| {row['workers']} | {speed:.2f} | {speed / first:.2f}× | {cells} |" in text
+    for row in affinity["rows"]:
+        hits = f"{row['shared']['hits']:.0%} | {row['by_style']['hits']:.0%}"
+        cells = f"{row['artists']} | {row['popularity']} | {hits}"
+        assert f"| {cells} | {row['by_style']['busiest']:.2f} |" in text
+    assert f"{scale['broker_ms_per_job']:.2f} ms a job" in text

@@ -1,0 +1,143 @@
+"""The operator's commands and benches, in small: load, scaling, supervision, affinity."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pika
+import pytest
+from conftest import TOKEN
+from rabbit import RabbitNode
+from s3_server import S3Server
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "bench"))
+import affinity as affinity_bench  # noqa: E402  pylint: disable=wrong-import-position
+import scale  # noqa: E402  pylint: disable=wrong-import-position
+
+
+@pytest.fixture(scope="module")
+def bench(
+    rabbit: RabbitNode, s3: S3Server, tmp_path_factory: pytest.TempPathFactory
+) -> scale.Bench:
+    """The scale bench's parts."""
+    made = scale.Bench(rabbit, s3, tmp_path_factory.mktemp("scale"))
+    scale.upload(made, scale.Load())
+    return made
+
+
+def test_two_workers_do_more_than_one(bench: scale.Bench) -> None:
+    """The bench of `make scale` with two fleets of a few jobs; nothing is lost."""
+    one, two = (scale.measure_fleet(bench, count, 0.5, 6) for count in (1, 2))
+    for row in (one, two):
+        for name in ("full_queue", "random_arrivals"):
+            assert row[name]["complete"] == row[name]["ordered"] and row[name]["lost"] == 0
+    speeds = [row["full_queue"]["jobs_per_second"] for row in (one, two)]
+    assert speeds[1] > 1.5 * speeds[0]
+
+
+def test_killed_workers_lose_nothing(bench: scale.Bench) -> None:
+    """The long run in short: two workers are killed in the middle of a job."""
+    sums = scale.soak(bench, 60, count=2, kills=2)
+    assert sums["complete"] == sums["pictures"] == 60
+    assert sums["lost"] == sums["left_in_queue"] == 0
+
+
+def loadgen(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run the load generator's command."""
+    command = [sys.executable, "-m", "stylegen.loadgen", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_ledger_counts_what_is_lost(rabbit: RabbitNode) -> None:
+    """Nobody consumes this queue: every job is lost, and the command says so."""
+    done = loadgen(
+        "--broker", rabbit.url, "--queue", "nobody", "--jobs=3", "--rate=inf", "--patience=0.5"
+    )
+    assert done.returncode == 1
+    sums = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    assert (sums["ordered"], sums["complete"], sums["lost"]) == ("3", "0", "3")
+    assert rabbit.queue_state("nobody") == (3, 0)
+
+
+def test_loadgen_reads_no_environment(rabbit: RabbitNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exported address of a broker is not where a load goes."""
+    monkeypatch.setenv("RABBITMQ_URL", rabbit.url)
+    monkeypatch.setenv("RABBITMQ_HOST", "127.0.0.1")
+    done = loadgen("--jobs=1", "--queue", "not_here")
+    assert done.returncode != 0 and "refused" in done.stderr.lower()
+    with pytest.raises(KeyError):
+        rabbit.queue_state("not_here")
+
+
+def consumers(rabbit: RabbitNode, queue: str) -> int:
+    """How many consumers a queue has."""
+    connection = pika.BlockingConnection(pika.URLParameters(rabbit.url))
+    count = connection.channel().queue_declare(queue, durable=True).method.consumer_count
+    connection.close()
+    return int(count)
+
+
+def wait_for_consumers(rabbit: RabbitNode, queue: str, count: int) -> None:
+    """Wait at most two minutes for that many consumers."""
+    deadline = time.monotonic() + 120
+    while consumers(rabbit, queue) != count:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_supervisor_replaces_and_ends_workers(rabbit: RabbitNode, pocket: Path) -> None:
+    """Two real workers; one is killed and comes back; SIGTERM ends all of them, with code 0."""
+    environment = os.environ | {
+        "INTERNAL_API_TOKEN": TOKEN,
+        "WEBHOOK_ALLOWED_ORIGINS": "http://127.0.0.1:8099",
+        "RABBITMQ_URL": rabbit.url,
+        "STYLEGEN_STORAGE_FOLDER": str(pocket),
+        "STYLEGEN_MODEL": str(pocket / "pocket"),
+        "STYLEGEN_DEVICE": "cpu",
+        "STYLEGEN_QUEUE": "supervised",
+    }
+    command = [sys.executable, "-m", "stylegen.supervisor", "--workers", "2"]
+    with subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, cwd="/"
+    ) as supervisor:
+        try:
+            numbers = [int(supervisor.stderr.readline().rsplit(" ", 1)[1]) for _ in range(2)]
+            wait_for_consumers(rabbit, "supervised", 2)
+            os.kill(numbers[0], signal.SIGKILL)
+            wait_for_consumers(rabbit, "supervised", 1)
+            wait_for_consumers(rabbit, "supervised", 2)
+            supervisor.send_signal(signal.SIGTERM)
+            assert supervisor.wait(60) == 0
+            wait_for_consumers(rabbit, "supervised", 0)
+        finally:
+            supervisor.kill()
+
+
+def test_supervisor_ends_with_wrong_settings() -> None:
+    """Settings that no restart mends end it, with the worker's own code."""
+    bare = {"PATH": os.environ["PATH"], "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "stylegen.supervisor", "--workers", "2"]
+    done = subprocess.run(command, env=bare, capture_output=True, text=True, timeout=60, cwd="/")
+    assert done.returncode == 2 and "INTERNAL_API_TOKEN" in done.stderr
+
+
+def test_affinity_finds_more_styles_at_hand() -> None:
+    """With 64 artists, four workers and eight kept styles, at least twice the hits."""
+    node = RabbitNode()
+    (node.folder / "plugins").write_text("[rabbitmq_consistent_hash_exchange].\n")
+    styles = affinity_bench.styles_of(300, 64, "equal")
+    with node:
+        shared, affine = (affinity_bench.measure(node, styles, way) for way in (False, True))
+    assert affine["hits"] > 2 * shared["hits"]
+
+
+def test_stored_results_keep_the_promises() -> None:
+    """What the documents quote was measured by this bench, and was good."""
+    result: dict[str, Any] = json.loads((scale.RESULTS / "scale.json").read_text(encoding="utf-8"))
+    assert scale.is_kept(result) and result["soak"]["ordered"] >= 10_000
