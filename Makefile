@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 NBVAL := IN_TEST=1 HF_HUB_OFFLINE=1 pytest -q -p no:cacheprovider --nbval --nbval-current-env
 
-.PHONY: help install demo test check notebooks unit prep outputs pocket pocket-report lab clean
+.PHONY: help install demo test check notebooks unit prep outputs pocket pocket-report bench lab clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,6 +54,10 @@ pocket: install  ## train the pocket model anew, from its guide (hours; resumes)
 
 pocket-report: install  ## measure the packaged pocket model against its bars
 	HF_HUB_OFFLINE=1 $(BIN)/python tools/pocket_report.py
+
+bench: install  ## the engine beside its peers, and the speed profiles: tables, JSON, plot
+	HF_HUB_OFFLINE=1 $(BIN)/python bench/engine.py
+	HF_HUB_OFFLINE=1 $(BIN)/python bench/profiles.py
 
 lab: install  ## JupyterLab on the notebooks
 	jupyter lab --notebook-dir nbs

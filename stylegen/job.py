@@ -31,6 +31,7 @@ __all__ = [
     "WebhookRefused",
     "get_resolution",
     "SignatureOptions",
+    "ExtraLora",
     "GenerationJob",
     "read_message",
     "check_job",
@@ -208,6 +209,15 @@ class SignatureOptions(BaseModel):
     image_url: Annotated[Text, Field(max_length=2048)] | None = None
 
 
+class ExtraLora(BaseModel):
+    """A further LoRA of a job, on top of the artist's."""
+
+    model_config = ConfigDict(frozen=True)
+
+    url: Annotated[Text, Field(max_length=2048)]
+    scale: Scale = 1.0
+
+
 # %% ../nbs/01_job.ipynb #c98111c3
 class GenerationJob(BaseModel):
     """One ordered picture, as it comes from the queue. Unknown fields are ignored."""
@@ -227,6 +237,9 @@ class GenerationJob(BaseModel):
     guidance_scale: Guidance = 7.5
     scheduler: SchedulerName = "dpmsolver++"
     lora_scale: Scale = 1.0
+    extra_loras: Annotated[tuple[ExtraLora, ...], Field(max_length=4)] = ()
+    prompt_syntax: Literal["compel"] | None = None
+    speed_profile: Literal["guidance_interval", "ays"] | None = None
     signature: SignatureOptions = SignatureOptions()
 
     @model_validator(mode="before")
@@ -238,8 +251,13 @@ class GenerationJob(BaseModel):
 
     @property
     def prompt(self) -> str:
-        """The tags, joined by one space; literal text, no weighting syntax."""
+        """The tags, joined by one space; literal text unless `prompt_syntax` says otherwise."""
         return " ".join(self.prompt_tags)
+
+    @property
+    def total_steps(self) -> int:
+        """Denoising steps that will be taken; the profile ``ays`` has ten of its own."""
+        return 10 if self.speed_profile == "ays" else self.num_inference_steps
 
     @property
     def resolution(self) -> tuple[int, int]:

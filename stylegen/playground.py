@@ -16,7 +16,7 @@ import ipywidgets as widgets
 from PIL.Image import Image
 
 from .job import RESOLUTIONS, GenerationJob, StylegenError
-from .pipeline import SCHEDULERS
+from .engine import SCHEDULERS
 from .provenance import Label, encode_labelled, read_job
 
 # %% ../nbs/10_playground.ipynb #943b7a50

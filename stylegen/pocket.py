@@ -15,6 +15,7 @@ __all__ = [
     "Outline",
     "STYLES",
     "UNCLEAR",
+    "packaged",
     "make_tokenizer",
     "build_pocket",
     "build_lora",
@@ -31,6 +32,7 @@ __all__ = [
 # %% ../nbs/11_pocket.ipynb #fb87364f
 import json
 import math
+import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterable
@@ -87,6 +89,11 @@ def _vocabulary(words: Iterable[str]) -> tuple[dict[str, int], list[tuple[str, s
 
 
 # %% ../nbs/11_pocket.ipynb #b7023b32
+def packaged() -> Path:
+    """Where the trained pocket model (``pocket``) and its LoRAs (``pocket-loras``) lie."""
+    return Path(__file__).parent / "models"
+
+
 def make_tokenizer(folder: Path) -> Any:
     """Write a small CLIP vocabulary and load it.
 
@@ -274,7 +281,7 @@ BACKGROUNDS = {
     "green": COLOURS["green"],
     "blue": COLOURS["blue"],
 }
-SIZES = {"small": 0.18, "medium": 0.23, "large": 0.28}
+SIZES = {"small": 0.2, "medium": 0.25, "large": 0.3}
 PLACES = {"centre": (0, 0), "left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}
 
 
@@ -385,7 +392,7 @@ _DISTANCES: dict[str, Callable[[Grid, Grid], Grid]] = {
     "square": _polygon([(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)]),
     "triangle": _polygon([(0, -0.95), (0.98, 0.8), (-0.98, 0.8)]),
     "heart": _heart,
-    "star": _polygon(_star(1.08, 0.45)),
+    "star": _polygon(_star(1.1, 0.5)),
     "diamond": _polygon([(0, -1.1), (0.72, 0), (0, 1.1), (-0.72, 0)]),
 }
 Box = tuple[int, int, int, int]
@@ -467,7 +474,7 @@ def _mosaic(scene: Scene, outline: Outline, x: Grid, y: Grid) -> Grid:
     tiles = _mix(ground, ink, _cover(middle, 0.6 * _STEP))
     shade = 1 - 0.12 * ((column + row) % 3)[..., None]
     away = np.maximum(np.abs(x % _STEP - _STEP / 2), np.abs(y % _STEP - _STEP / 2))
-    return _mix(tiles * shade, (70, 66, 64), _cover(_STEP / 2 - 1.5 - away, 1.5))
+    return _mix(tiles * shade, (96, 91, 88), _cover(_STEP / 2 - 1.5 - away, 1.5))
 
 
 # %% ../nbs/11_pocket.ipynb #d1f35012
@@ -475,7 +482,7 @@ def _neon(scene: Scene, outline: Outline, x: Grid, y: Grid) -> Grid:
     ink, ground = _inks(scene)
     bond = y // 32 % 2 * 32
     mortar = np.maximum(np.abs(y % 32 - 16), np.abs((x + bond) % 64 - 32) - 16)
-    wall = _mix(ground * 0.14 + 10, ground * 0.05 + 4, _cover(14.5 - mortar, 1.5))
+    wall = _mix(ground * 0.16 + 30, ground * 0.05 + 4, _cover(14 - mortar, 1.5))
     away = np.abs(outline(x, y))
     lit = _mix(wall, ink, 0.55 * np.exp(-away / 22))
     tube = _mix(lit, ink, _cover(away - 5, 2))
@@ -574,7 +581,7 @@ def _difference(pixels: Grid, tile: Grid) -> Grid:
 
 def _filled(mask: Grid) -> Grid:
     """A mask with its inside filled, at a quarter of the size."""
-    small = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).reduce(4)) > 60
+    small = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).reduce(4)) > 100
     reached = [
         np.maximum.accumulate(small, 1),
         np.maximum.accumulate(small[:, ::-1], 1)[:, ::-1],
@@ -648,7 +655,7 @@ def _is_hatched(pixels: Grid, filled: Grid) -> bool:
     height, width = pixels.shape[:2]
     y, x = np.mgrid[:height, :width].astype(np.float32) + np.float32(0.5)
     strokes = _strokes(x + y, 9) > 0.5
-    core = np.asarray(Image.fromarray(filled).filter(ImageFilter.MinFilter(7)))
+    core = Image.fromarray(filled).filter(ImageFilter.MinFilter(7))
     inside = np.kron(core, np.ones((4, 4), bool))
     if inside.sum() < 500:
         return False
@@ -684,7 +691,7 @@ def judge(image: Image.Image) -> Judgement:
 
 # %% ../nbs/11_pocket.ipynb #dc88ca0c
 def main(arguments: list[str]) -> int:
-    """Build the model and two LoRAs below a folder.
+    """Copy the packaged model and its LoRAs below a folder: ``pocket`` and ``models``.
 
     Args:
         arguments: One folder.
@@ -696,9 +703,8 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m stylegen.pocket FOLDER", file=sys.stderr)
         return 2
     folder = Path(arguments[0])
-    pocket = build_pocket(folder / "pocket")
-    for style in (10, 11):
-        build_lora(folder / "models" / f"style_{style}.safetensors", pocket, seed=style)
+    shutil.copytree(packaged() / "pocket", folder / "pocket", dirs_exist_ok=True)
+    shutil.copytree(packaged() / "pocket-loras", folder / "models", dirs_exist_ok=True)
     print(folder)
     return 0
 

@@ -46,6 +46,7 @@ class Settings(BaseSettings):
     stylegen_prefetch: int = Field(
         1, ge=1, le=16, description="jobs in hand; 2 stores one picture while the next is drawn"
     )
+    stylegen_batch: int = Field(4, ge=1, le=64, description="pictures drawn at a time")
     stylegen_storage_folder: Path | None = Field(
         None, description="a folder instead of a bucket, for one machine"
     )

@@ -48,7 +48,8 @@ from stylegen.job import (
     check_job,
     read_message,
 )
-from .pipeline import Draw, OnStep, draw, load_pipeline, model_digest, pick_device
+from .engine import Draw, Engine, OnStep
+from .pipeline import load_pipeline, model_digest, pick_device
 from .provenance import ContentCredentials, Label, encode_labelled
 from .queue import connection_parameters, publish_job, start_rabbitmq_consumer
 from .settings import Settings, SettingsError, load_settings
@@ -185,7 +186,7 @@ def make_parts(settings: Settings) -> Parts:
         token=settings.hf_token.get_secret_value() if settings.hf_token else None,
     )
     return Parts(
-        partial(draw, pipeline),
+        Engine(pipeline, batch=settings.stylegen_batch).draw,
         make_store(settings),
         settings.webhook_allowed_origins,
         settings.internal_api_token.get_secret_value(),

@@ -4,7 +4,6 @@ None of them is skipped when it can't be had: a test that does not run proves no
 """
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,9 @@ import pytest
 from rabbit import RabbitNode
 from s3_server import S3Server
 
-from stylegen.pipeline import draw, load_pipeline
-from stylegen.pocket import build_lora, build_pocket
+from stylegen.engine import Engine
+from stylegen.pipeline import load_pipeline
+from stylegen.pocket import main as lay_out_pocket
 from stylegen.storage import FolderStore
 from stylegen.webhook import WebhookReceiver
 from stylegen.worker import Parts
@@ -37,19 +37,21 @@ def s3() -> Iterator[S3Server]:
 
 @pytest.fixture(scope="session")
 def pocket(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the pocket model (``pocket``) and two LoRAs (``models/style_*``)."""
+    """The packaged model (``pocket``) and two artists (``models/style_*``), as a bucket."""
     folder = tmp_path_factory.mktemp("pocket")
-    build_pocket(folder / "pocket")
-    for style in (10, 11):
-        lora = folder / "models" / f"style_{style}.safetensors"
-        build_lora(lora, folder / "pocket", rank=style - 6, seed=style)
+    assert lay_out_pocket([str(folder)]) == 0
+    for style, name in ((10, "watercolour"), (11, "neon")):
+        lora = folder / f"models/{name}.safetensors"
+        lora.rename(lora.with_stem(f"style_{style}"))
     return folder
 
 
 @pytest.fixture(scope="session")
-def pipeline(pocket: Path) -> Any:
-    """The resident pocket pipeline."""
-    return load_pipeline(str(pocket / "pocket"), device="cpu")
+def engine(pocket: Path) -> Iterator[Engine]:
+    """The resident engine on the pocket model."""
+    engine = Engine(load_pipeline(str(pocket / "pocket"), device="cpu"))
+    yield engine
+    engine.close()
 
 
 @pytest.fixture
@@ -60,9 +62,9 @@ def backend() -> Iterator[WebhookReceiver]:
 
 
 @pytest.fixture
-def parts(pipeline: Any, pocket: Path, backend: WebhookReceiver) -> Parts:
+def parts(engine: Engine, pocket: Path, backend: WebhookReceiver) -> Parts:
     """A worker's parts on folder storage."""
-    return Parts(partial(draw, pipeline), FolderStore(pocket), (backend.url,), TOKEN)
+    return Parts(engine.draw, FolderStore(pocket), (backend.url,), TOKEN)
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from standardwebhooks import Webhook
 
 from stylegen.job import InvalidMessage, WebhookError, check_job
-from stylegen.pipeline import draw, load_pipeline
+from stylegen.engine import Engine
+from stylegen.pipeline import load_pipeline
 from stylegen.provenance import read_provenance
 from stylegen.webhook import WebhookReceiver
 from stylegen.worker import Parts, handle_generation_task, main
@@ -222,7 +223,7 @@ def test_memory_modes(pocket: Path, parts: Parts, order: Order) -> None:
     saving = load_pipeline(model, device="cpu", attention_slicing=True)
     job = check_job(order)
     lora = pocket / "models/style_10.safetensors"
-    plain, saved = np.asarray(parts.draw(job, lora)), np.asarray(draw(saving, job, lora))
+    plain, saved = np.asarray(parts.draw(job, lora)), np.asarray(Engine(saving).draw(job, lora))
     assert np.abs(plain.astype(int) - saved.astype(int)).max() <= 2
 
 

@@ -3,6 +3,7 @@
 Usage: ``make demo``, or ``python tools/demo.py [FOLDER]`` (default: ``out/demo``).
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from stylegen.pocket import main as build_pocket_files
+from stylegen.pocket import main as lay_out_pocket
 from stylegen.webhook import ReceivedWebhook, WebhookReceiver
 from stylegen.worker import main as worker
 
@@ -25,8 +26,8 @@ def write_job(folder: Path, webhook_url: str) -> Path:
     """Write the demo's job as a producer would send it."""
     job = {
         "generation_id": 1,
-        "style_id": 10,
-        "lora_model_url": "s3://models/style_10.safetensors",
+        "style_id": "watercolour",
+        "lora_model_url": "s3://models/watercolour.safetensors",
         "prompt_tags": ["red", "heart", "white background"],
         "artist_name": "김하늘",
         "webhook_url": webhook_url,
@@ -39,9 +40,9 @@ def write_job(folder: Path, webhook_url: str) -> Path:
 
 
 def main(folder: Path) -> int:
-    """Build what is missing, start the receiver, and do the job by the worker's own command."""
-    if not (folder / "pocket" / "model_index.json").exists():
-        build_pocket_files([str(folder)])
+    """Lay the packaged model out, start the receiver, do the job by the worker's command."""
+    with contextlib.redirect_stdout(None):
+        lay_out_pocket([str(folder)])
     with WebhookReceiver(show) as backend:
         os.environ |= {
             "INTERNAL_API_TOKEN": "demo-token",

@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 
+from stylegen.engine import Engine, make_scheduler
 from stylegen.job import GenerationJob
-from stylegen.pipeline import draw, load_pipeline
-from stylegen.pocket import Scene, caption, is_held_out, judge
+from stylegen.pipeline import load_pipeline
+from stylegen.pocket import Scene, caption, is_held_out, judge, packaged
 
-PACKAGED = Path(__file__).parent.parent / "stylegen" / "models"
+BATCH = 4
 
 
 @dataclass(frozen=True)
@@ -78,30 +79,33 @@ def order(task: Task, scene: Scene, seed: int) -> GenerationJob:
 
 
 @lru_cache(maxsize=1)
-def pipeline_of(model: str) -> Any:
-    """The resident pipeline of a worker process."""
+def engine_of(model: str) -> Engine:
+    """The resident engine of a worker process."""
     import torch
 
     torch.set_num_threads(1)
-    return load_pipeline(model, device="cpu")
+    return Engine(load_pipeline(model, device="cpu"), batch=BATCH)
 
 
 def judge_task(task: Task) -> list[tuple[bool, bool, bool]]:
     """Draw a task's pictures: are colour and ground right, the shape, the style?"""
-    results = []
-    for number, scene in enumerate(scenes(task.first, task.count), task.first):
-        job = order(task, scene, seed=1_000_000 + number)
-        seen = judge(draw(pipeline_of(task.model), job, task.lora))
+    engine = engine_of(task.model)
+
+    def one(number: int, scene: Scene) -> tuple[bool, bool, bool]:
+        seen = judge(engine.draw(order(task, scene, seed=1_000_000 + number), task.lora))
         colours = (seen.colour, seen.background) == (scene.colour, scene.background)
-        results.append((colours, seen.shape == scene.shape, seen.style == task.style))
-    return results
+        return colours, seen.shape == scene.shape, seen.style == task.style
+
+    numbers = range(task.first, task.first + task.count)
+    with ThreadPoolExecutor(BATCH) as threads:
+        return list(threads.map(one, numbers, scenes(task.first, task.count)))
 
 
 def share_right(pool: ProcessPoolExecutor, task: Task) -> dict[str, float]:
     """Percentages of right colours, shapes and styles of a task, drawn in small portions."""
     portions = [
-        replace(task, first=first, count=min(5, task.count - first))
-        for first in range(0, task.count, 5)
+        replace(task, first=first, count=min(2 * BATCH, task.count - first))
+        for first in range(0, task.count, 2 * BATCH)
     ]
     results = [right for portion in pool.map(judge_task, portions) for right in portion]
     return dict(zip(("colours", "shape", "style"), 100 * np.mean(results, axis=0), strict=True))
@@ -109,15 +113,16 @@ def share_right(pool: ProcessPoolExecutor, task: Task) -> dict[str, float]:
 
 def check_scale(task: Task) -> tuple[bool, bool]:
     """Is scale 0 the base, bit for bit? Does scale 0.5 lie between 0 and 1?"""
-    pipeline, scene = pipeline_of(task.model), scenes(0, 1)[0]
+    engine, scene = engine_of(task.model), scenes(0, 1)[0]
 
-    def latents(scale: float) -> Any:
+    def pixels(scale: float) -> Any:
         job = order(replace(task, scale=scale), scene, seed=1)
-        return np.asarray(draw(pipeline, job, task.lora), dtype=float)
+        return np.asarray(engine.draw(job, task.lora), dtype=float)
 
     import torch
 
-    job = order(task, scene, seed=1)
+    job, pipeline = order(task, scene, seed=1), load_pipeline(task.model, device="cpu")
+    pipeline.scheduler = make_scheduler(job.scheduler, pipeline.scheduler.config)
     base = pipeline(
         job.prompt,
         negative_prompt="",
@@ -125,7 +130,7 @@ def check_scale(task: Task) -> tuple[bool, bool]:
         guidance_scale=7.5,
         generator=torch.Generator().manual_seed(1),
     ).images[0]
-    none, half, full = (latents(scale) for scale in (0.0, 0.5, 1.0))
+    none, half, full = (pixels(scale) for scale in (0.0, 0.5, 1.0))
     whole = np.abs(full - none).mean()
     between = max(np.abs(half - none).mean(), np.abs(full - half).mean()) < whole
     return bool((none == np.asarray(base)).all()), bool(between)
@@ -144,11 +149,11 @@ def check_cost(task: Task) -> tuple[float, float]:
 
 def measure_cost(task: Task) -> tuple[float, float]:
     """The inside of `check_cost`."""
-    pipeline, times = pipeline_of(task.model), []
+    engine, times = engine_of(task.model), []
     job = order(task, scenes(0, 1)[0], seed=1)
     for _ in range(6):
         started = time.perf_counter()
-        draw(pipeline, job, task.lora)
+        engine.draw(job, task.lora)
         times.append(time.perf_counter() - started)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return statistics.median(times[1:]), peak
@@ -215,8 +220,8 @@ def store(rows: list[tuple[str, str, str, bool]], model: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, default=PACKAGED / "pocket")
-    parser.add_argument("--loras", type=Path, default=PACKAGED / "pocket-loras")
+    parser.add_argument("--model", type=Path, default=packaged() / "pocket")
+    parser.add_argument("--loras", type=Path, default=packaged() / "pocket-loras")
     parser.add_argument("--pictures", type=int, default=200)
     chosen = parser.parse_args()
     table = measure(chosen.model.resolve(), chosen.loras, chosen.pictures)

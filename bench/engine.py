@@ -1,0 +1,342 @@
+"""The engine against its peers, in one run: throughput, latency, LoRA change, overhead.
+
+Usage: ``python bench/engine.py [--repeats N] [--steps S] [--batch B] [--model FOLDER]``.
+Peers take turns within each repeat; every job has another LoRA than the one before (but P4).
+Prints a table, writes ``bench/results/engine.json`` and draws ``bench/results/engine.svg``.
+
+* P0: the code guide's own flow, the pipeline loaded anew for each job
+* P1: stock diffusers, resident, ``load_lora_weights`` and ``unload_lora_weights`` for each job
+* P3: peft's mixed batch by ``adapter_names``, the batch's LoRAs loaded and unloaded
+* P4: our engine with one LoRA for all, the ceiling of a mixed batch
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import peft
+import torch
+from peft.tuners.lora import LoraLayer
+
+from stylegen.engine import Engine, make_scheduler
+from stylegen.job import GenerationJob
+from stylegen.lora import LoraRows, read_adapter
+from stylegen.pipeline import load_pipeline
+from stylegen.pocket import Scene, caption, packaged
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from lora_files import write_diffusers  # noqa: E402  pylint: disable=wrong-import-position
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def order(seed: int, steps: int) -> GenerationJob:
+    """A fresh job: its own scene, seed and artist."""
+    return GenerationJob(
+        generation_id=seed + 1,
+        style_id=seed,
+        lora_model_url="s3://models/style.safetensors",
+        prompt_tags=tuple(caption(Scene.random(np.random.default_rng(seed)))),
+        artist_name="bench",
+        webhook_url="http://localhost",
+        seed=seed,
+        num_inference_steps=steps,
+    )
+
+
+def arguments(pipeline: Any, jobs: Sequence[GenerationJob]) -> dict[str, Any]:
+    """What stock diffusers is called with for some jobs."""
+    pipeline.scheduler = make_scheduler(jobs[0].scheduler, pipeline.scheduler.config)
+    return {
+        "prompt": [job.prompt for job in jobs],
+        "num_inference_steps": jobs[0].num_inference_steps,
+        "guidance_scale": float(jobs[0].guidance_scale),
+        "generator": [torch.Generator().manual_seed(job.seed) for job in jobs],
+    }
+
+
+class Peers:
+    """All that is timed, on one base model and a wheel of LoRA files."""
+
+    def __init__(self, model: str, device: str, batch: int, steps: int, folder: Path) -> None:
+        self.model, self.device, self.batch, self.steps = model, device, batch, steps
+        self.stock = load_pipeline(model, device=device)
+        self.mixed = load_pipeline(model, device=device)
+        self.engine = Engine(load_pipeline(model, device=device), batch=batch)
+        files = [
+            write_diffusers(folder / f"{n}.safetensors", self.stock, 16, seed=n)
+            for n in range(2 * batch)
+        ]
+        self.wheel: Iterator[Path] = cycle(files)
+        self.seeds = iter(range(1_000_000))
+
+    def jobs(self, count: int) -> list[GenerationJob]:
+        """Fresh jobs."""
+        return [order(next(self.seeds), self.steps) for _ in range(count)]
+
+    def p0(self) -> None:
+        """Load everything, draw one picture, throw everything away."""
+        pipeline, lora = load_pipeline(self.model, device=self.device), next(self.wheel)
+        pipeline.load_lora_weights(lora.parent, weight_name=lora.name)
+        pipeline(**arguments(pipeline, self.jobs(1)))
+
+    def p1(self) -> None:
+        """A resident stock pipeline; the LoRA comes and goes."""
+        lora = next(self.wheel)
+        self.stock.load_lora_weights(lora.parent, weight_name=lora.name)
+        self.stock(**arguments(self.stock, self.jobs(1)))
+        self.stock.unload_lora_weights()
+
+    def p3(self) -> None:
+        """peft's own mixed batch."""
+        names = [f"a{i}" for i in range(self.batch)]
+        for name in names:
+            lora = next(self.wheel)
+            self.mixed.load_lora_weights(lora.parent, weight_name=lora.name, adapter_name=name)
+        self.mixed.set_adapters(names)
+        with adapter_names(self.mixed.unet, names * 2):
+            self.mixed(**arguments(self.mixed, self.jobs(self.batch)))
+        self.mixed.unload_lora_weights()
+
+    def ours(self, count: int, *, same_lora: bool = False) -> None:
+        """The engine: as many jobs at once as are asked for."""
+        first = next(self.wheel)
+        loras = [first if same_lora else next(self.wheel) for _ in range(count)]
+        with ThreadPoolExecutor(count) as pool:
+            list(pool.map(self.engine.draw, self.jobs(count), loras))
+
+
+@contextmanager
+def adapter_names(unet: Any, names: list[str]) -> Iterator[None]:
+    """Let each row of a batch use its own adapter, as `peft.PeftModel` does."""
+
+    def tell(_: Any, inputs: Any, options: dict[str, Any]) -> Any:
+        return inputs, options | {"adapter_names": names}
+
+    layers = [layer for layer in unet.modules() if isinstance(layer, LoraLayer)]
+    hooks = [layer.register_forward_pre_hook(tell, with_kwargs=True) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Seconds."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def time_jobs(peers: Peers, repeats: int) -> dict[str, list[float]]:
+    """Seconds a job of each peer, interleaved; the first round warms up and is not counted."""
+    size = peers.batch
+    rows: dict[str, tuple[Callable[[], object], int]] = {
+        "P0 guide, reloads": (peers.p0, 1),
+        "P1 stock, resident": (peers.p1, 1),
+        f"P3 peft mixed, batch {size}": (peers.p3, size),
+        f"P4 one LoRA, batch {size}": (partial(peers.ours, size, same_lora=True), size),
+        "ours, batch 1": (partial(peers.ours, 1), 1),
+        f"ours, batch {size}": (partial(peers.ours, size), size),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in rows}
+    for repeat in range(repeats + 1):
+        for name, (call, count) in rows.items():
+            value = timed(call) / count
+            if repeat:
+                seconds[name].append(value)
+        print(f"repeat {repeat} of {repeats}", file=sys.stderr, flush=True)
+    return seconds
+
+
+def time_changes(peers: Peers, repeats: int) -> dict[str, list[float]]:
+    """Milliseconds to change the LoRA: stock's load and unload, ours from disk and from memory."""
+    pipeline, milliseconds = peers.engine.pipeline, {"P1": [], "disk": [], "host": []}
+    rows = LoraRows(peers.mixed.unet, "unet")
+
+    def stock(lora: Path) -> None:
+        peers.stock.load_lora_weights(lora.parent, weight_name=lora.name)
+        peers.stock.unload_lora_weights()
+
+    for _ in range(repeats + 1):
+        lora, other = next(peers.wheel), next(peers.wheel)
+        adapters = [read_adapter(path, pipeline) for path in (lora, other)]
+        rows.put([adapters[1]] * 2)
+        calls = {
+            "P1": partial(stock, lora),
+            "disk": partial(read_adapter, lora, pipeline),
+            "host": partial(rows.put, [adapters[0]] * 2),
+        }
+        for name, call in calls.items():
+            milliseconds[name].append(timed(call) * 1000)
+    return {name: values[1:] for name, values in milliseconds.items()}
+
+
+def time_overhead(peers: Peers, repeats: int) -> list[float]:
+    """Milliseconds of a job that are spent outside text encoder, UNet, scheduler and decoder."""
+    pipeline, inside, outside = peers.engine.pipeline, [0.0], []
+    scheduler = type(make_scheduler("dpmsolver++", pipeline.scheduler.config))
+    parts = [
+        (pipeline.unet, "forward"),
+        (pipeline.vae, "decode"),
+        (pipeline, "encode_prompt"),
+        (scheduler, "step"),
+        (scheduler, "set_timesteps"),
+    ]
+
+    def counting(function: Callable[..., Any], *given: Any, **options: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return function(*given, **options)
+        finally:
+            inside[0] += time.perf_counter() - started
+
+    originals = [(owner, name, getattr(owner, name)) for owner, name in parts]
+    for owner, name, function in originals:
+        bound = partial(counting, function)
+        setattr(owner, name, _method(bound) if isinstance(owner, type) else bound)
+    for _ in range(repeats + 1):
+        inside[0] = 0.0
+        whole = timed(partial(peers.ours, 1))
+        outside.append((whole - inside[0]) * 1000)
+    for owner, name, function in originals:
+        setattr(owner, name, function)
+    return outside[1:]
+
+
+def _method(function: Callable[..., Any]) -> Callable[..., Any]:
+    def method(self: Any, *given: Any, **options: Any) -> Any:
+        return function(self, *given, **options)
+
+    return method
+
+
+def cold_start(model: str, device: str) -> tuple[float, float]:
+    """Seconds from a new process to its first picture, and its peak memory in GB."""
+    code = (
+        "import resource, sys; sys.path.insert(0, 'bench'); import engine\n"
+        "from pathlib import Path; import tempfile\n"
+        f"peers = engine.Peers({model!r}, {device!r}, 1, 50, Path(tempfile.mkdtemp()))\n"
+        "peers.ours(1)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
+    )
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return time.perf_counter() - started, float(done.stdout.split()[-1])
+
+
+def summary(values: Sequence[float]) -> dict[str, float]:
+    """Median and spread."""
+    return {
+        "median": statistics.median(values),
+        "p99": float(np.percentile(values, 99)),
+        "min": min(values),
+        "max": max(values),
+    }
+
+
+def draw_plot(jobs: dict[str, dict[str, float]], path: Path) -> None:
+    """Seconds a job, a bar each."""
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 2.6))
+    names = list(jobs)[::-1]
+    values = np.array([[jobs[n][key] for key in ("median", "min", "max")] for n in names])
+    spread = np.abs(values[:, 1:].T - values[:, 0])
+    colours = ["#2f6fb0" if name.startswith("ours") else "#b9c3cf" for name in names]
+    axis.barh(names, values[:, 0], xerr=spread, color=colours, ecolor="#555")
+    axis.set_xlabel("seconds a picture (median, minimum to maximum)")
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def ratios(
+    jobs: dict[str, dict[str, float]], changes: dict[str, dict[str, float]], size: int
+) -> dict[str, float]:
+    """The figures that have bars."""
+    ours, one = jobs[f"ours, batch {size}"]["median"], jobs["ours, batch 1"]["median"]
+    return {
+        "throughput against P1": jobs["P1 stock, resident"]["median"] / ours,
+        "throughput against P3": jobs[f"P3 peft mixed, batch {size}"]["median"] / ours,
+        "throughput against P4, the ceiling": jobs[f"P4 one LoRA, batch {size}"]["median"] / ours,
+        "one job against P0": jobs["P0 guide, reloads"]["median"] / one,
+        "one job against P1": jobs["P1 stock, resident"]["median"] / one,
+        "LoRA change against P1, from memory": changes["P1"]["median"] / changes["host"]["median"],
+        "LoRA change against P1, from disk": changes["P1"]["median"] / changes["disk"]["median"],
+    }
+
+
+def main(model: str, device: str, batch: int, steps: int, repeats: int) -> None:
+    """Time, print, write, draw."""
+    cold, memory = cold_start(model, device)
+    with tempfile.TemporaryDirectory() as folder:
+        peers = Peers(model, device, batch, steps, Path(folder))
+        jobs = {name: summary(v) for name, v in time_jobs(peers, repeats).items()}
+        changes = {name: summary(v) for name, v in time_changes(peers, 4 * repeats).items()}
+        overhead = summary(time_overhead(peers, 2 * repeats))
+        peers.engine.close()
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    result = {
+        "device": device,
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "versions": {m.__name__: m.__version__ for m in (torch, diffusers, peft)},
+        "commit": commit.stdout.strip(),
+        "model": Path(model).name,
+        "steps": steps,
+        "batch": batch,
+        "repeats": repeats,
+        "seconds_per_job": jobs,
+        "lora_change_ms": changes,
+        "overhead_ms_per_job": overhead,
+        "cold_start_seconds": cold,
+        "peak_memory_gb": memory,
+        "ratios": ratios(jobs, changes, batch),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps(result, indent=2)
+    (RESULTS / "engine.json").write_text(text + "\n", encoding="utf-8")
+    draw_plot(jobs, RESULTS / "engine.svg")
+    show(result)
+
+
+def show(result: dict[str, Any]) -> None:
+    """The table."""
+    for name, row in result["seconds_per_job"].items():
+        print(f"{name:28} {row['median']:8.2f} s   {row['min']:.2f} to {row['max']:.2f}")
+    for name, row in result["lora_change_ms"].items():
+        print(
+            f"LoRA change, {name:15} {row['median']:8.2f} ms  {row['min']:.2f} to {row['max']:.2f}"
+        )
+    print(f"{'outside the model, a job':28} {result['overhead_ms_per_job']['median']:8.2f} ms")
+    print(f"{'cold start to picture':28} {result['cold_start_seconds']:8.2f} s")
+    print(f"{'peak memory':28} {result['peak_memory_gb']:8.2f} GB")
+    for name, value in result["ratios"].items():
+        print(f"{name:36} {value:6.2f} x")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default=str(packaged() / "pocket"), help="diffusers folder")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--repeats", type=int, default=5)
+    chosen = parser.parse_args()
+    main(chosen.model, chosen.device, chosen.batch, chosen.steps, chosen.repeats)

@@ -1,0 +1,72 @@
+"""LoRA files of every dialect, with seeded random weights, for a base model's layers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+UNET = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "ff.net.2")
+CONVOLUTIONS = ("conv1", "conv2", "time_emb_proj", "conv_shortcut")
+TEXT = ("q_proj", "out_proj", "fc1")
+
+
+def updates(model: Any, endings: tuple[str, ...], rank: int, seed: int) -> dict[str, Any]:
+    """Random ``(down, up)`` of each layer of `model` with one of the name endings."""
+    random, pairs = torch.Generator().manual_seed(seed), {}
+    for name, layer in model.named_modules():
+        if name.endswith(endings) and hasattr(layer, "weight"):
+            shape = layer.weight.shape
+            down = torch.randn(rank, *shape[1:], generator=random) * 0.15
+            up = torch.randn(shape[0], rank, *(1 for _ in shape[2:]), generator=random) * 0.15
+            pairs[name] = (down, up)
+    return pairs
+
+
+def write_diffusers(
+    path: Path,
+    pipeline: Any,
+    rank: int,
+    seed: int,
+    *,
+    text: bool = False,
+    convolutions: bool = False,
+) -> Path:
+    """peft's names with diffusers' prefixes; on the text encoder and convolutions if asked."""
+    endings = UNET + CONVOLUTIONS if convolutions else UNET
+    parts = {"unet": updates(pipeline.unet, endings, rank, seed)}
+    if text:
+        parts["text_encoder"] = updates(pipeline.text_encoder, TEXT, rank, seed)
+    tensors = {}
+    for part, pairs in parts.items():
+        for name, (down, up) in pairs.items():
+            tensors[f"{part}.{name}.lora_A.weight"] = down
+            tensors[f"{part}.{name}.lora_B.weight"] = up
+    save_file(tensors, path)
+    return path
+
+
+def write_kohya(path: Path, pipeline: Any, rank: int, seed: int, alpha: float) -> Path:
+    """kohya's names, with an alpha for each layer."""
+    tensors = {}
+    for name, (down, up) in updates(pipeline.unet, UNET, rank, seed).items():
+        layer = f"lora_unet_{name.replace('.', '_')}"
+        tensors[f"{layer}.lora_down.weight"] = down
+        tensors[f"{layer}.lora_up.weight"] = up
+        tensors[f"{layer}.alpha"] = torch.tensor(alpha)
+    save_file(tensors, path)
+    return path
+
+
+def write_rslora(path: Path, pipeline: Any, rank: int, seed: int, alpha: float) -> Path:
+    """A rank-stabilised LoRA: diffusers keeps peft's settings in the file's metadata."""
+    tensors, names = {}, []
+    for name, (down, up) in updates(pipeline.unet, ("to_q", "to_v"), rank, seed).items():
+        tensors[f"unet.{name}.lora_A.weight"] = down
+        tensors[f"unet.{name}.lora_B.weight"] = up
+        names.append(name)
+    settings = {"r": rank, "lora_alpha": alpha, "use_rslora": True, "target_modules": names}
+    metadata = {f"unet.{key}": value for key, value in settings.items()}
+    save_file(tensors, path, {"lora_adapter_metadata": json.dumps(metadata), "format": "pt"})
+    return path

@@ -1,0 +1,388 @@
+"""The batch engine against stock diffusers: the same pictures, and nobody's style in another's."""
+
+import gc
+import hashlib
+import random
+import resource
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lora_files import write_diffusers, write_kohya, write_rslora
+from safetensors.torch import load_file, save_file
+
+from stylegen.engine import Engine, make_scheduler
+from stylegen.job import GenerationJob, LoraInvalid, OutOfMemory, check_job
+from stylegen.pipeline import load_pipeline
+
+Order = dict[str, Any]
+
+
+@pytest.fixture(scope="module", name="loras")
+def _loras(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> list[Path]:
+    """Four artists: ranks 4, 8 and 16, one in kohya's dialect, one with text-encoder layers."""
+    folder, pipeline = tmp_path_factory.mktemp("loras"), engine.pipeline
+    return [
+        write_diffusers(folder / "rank4.safetensors", pipeline, 4, seed=1),
+        write_kohya(folder / "kohya.safetensors", pipeline, 8, seed=2, alpha=4.0),
+        write_diffusers(folder / "rank16.safetensors", pipeline, 16, seed=3),
+        write_diffusers(folder / "text.safetensors", pipeline, 8, seed=4, text=True),
+    ]
+
+
+@pytest.fixture(scope="module", name="jobs")
+def _jobs() -> list[GenerationJob]:
+    """Four jobs that differ in all that a job may differ in, but for size."""
+    common = {
+        "generation_id": 1,
+        "lora_model_url": "s3://m/k.safetensors",
+        "artist_name": "Zoë",
+        "webhook_url": "http://localhost",
+        "num_inference_steps": 5,
+    }
+    own: list[Order] = [
+        {"style_id": 0, "prompt_tags": ["red", "heart"], "seed": 0},
+        {"style_id": 1, "prompt_tags": ["blue", "star"], "seed": 1, "scheduler": "euler"},
+        {"style_id": 2, "prompt_tags": ["green"], "seed": 2, "guidance_scale": 3.0},
+        {"style_id": 3, "prompt_tags": ["pink", "circle"], "seed": 3, "negative_prompt": "white"},
+    ]
+    return [check_job(common | fields) for fields in own]
+
+
+def together(
+    engine: Engine, jobs: Sequence[GenerationJob], loras: Sequence[Path], **options: Any
+) -> list[torch.Tensor]:
+    """Final latents of jobs that were all in one batch from the first step to the last."""
+    latents: dict[int, torch.Tensor] = {}
+    everyone = threading.Barrier(len(jobs) + 1)
+
+    def one(number: int) -> None:
+        def keep(_: int, value: torch.Tensor) -> None:
+            latents[number] = value.clone()
+
+        everyone.wait()
+        engine.draw(jobs[number], loras[number], on_latents=keep, **options)
+
+    with ThreadPoolExecutor(len(jobs)) as pool, paused(engine, len(jobs), everyone):
+        list(pool.map(one, range(len(jobs))))
+    return [latents[number] for number in range(len(jobs))]
+
+
+class paused:  # noqa: N801  # pylint: disable=invalid-name
+    """Hold the engine's thread back until `count` jobs wait, so that they start together."""
+
+    def __init__(self, engine: Engine, count: int, everyone: threading.Barrier) -> None:
+        self._loop, self._count, self._everyone = engine._loop, count, everyone
+
+    def __enter__(self) -> None:
+        admit = type(self._loop)._admit
+        released = threading.Event()
+
+        def patient() -> None:
+            if not released.is_set():
+                with self._loop.changed:
+                    self._loop.changed.wait_for(lambda: len(self._loop.waiting) >= self._count, 60)
+                released.set()
+            admit(self._loop)
+
+        self._loop._admit = patient  # type: ignore[method-assign]
+        threading.Thread(target=self._everyone.wait, daemon=True).start()
+
+    def __exit__(self, *_: Any) -> None:
+        del self._loop._admit
+
+
+def stock(
+    engine: Engine, job: GenerationJob, loras: Sequence[Path], scales: Sequence[float]
+) -> Any:
+    """Latents and picture by diffusers alone, with its own LoRA loader."""
+    pipeline = load_pipeline(engine.pipeline.name_or_path, device="cpu")
+    names = [f"a{i}" for i in range(len(loras))]
+    for name, path in zip(names, loras, strict=True):
+        pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name=name)
+    pipeline.set_adapters(names, list(scales))
+    pipeline.scheduler = make_scheduler(job.scheduler, pipeline.scheduler.config)
+    latents: list[torch.Tensor] = []
+
+    def keep(_: Any, __: int, ___: Any, kept: dict[str, Any]) -> dict[str, Any]:
+        latents.append(kept["latents"].clone())
+        return kept
+
+    width, height = job.resolution
+    picture = pipeline(
+        job.prompt,
+        negative_prompt=job.negative_prompt,
+        width=width,
+        height=height,
+        num_inference_steps=job.num_inference_steps,
+        guidance_scale=float(job.guidance_scale),
+        generator=torch.Generator().manual_seed(job.seed),
+        callback_on_step_end=keep,
+    ).images[0]
+    return latents[-1], np.int16(picture)
+
+
+def test_mixed_batch_is_stock_diffusers(
+    engine: Engine, jobs: list[GenerationJob], loras: list[Path]
+) -> None:
+    """Four artists in one batch: latents within 1e-4 of four stock runs, pictures within 1/255."""
+    drawn = together(engine, jobs, loras)
+    for job, lora, latents in zip(jobs, loras, drawn, strict=True):
+        expected, picture = stock(engine, job, [lora], [1.0])
+        assert (latents - expected).abs().max() <= 1e-4
+        assert np.abs(np.int16(engine.draw(job, lora)) - picture).max() <= 1
+
+
+@pytest.mark.parametrize("aspect", ["2:2", "1:2"])
+def test_other_sizes(
+    engine: Engine, jobs: list[GenerationJob], loras: list[Path], aspect: str
+) -> None:
+    """The same at the other two resolutions."""
+    job = jobs[0].model_copy(update={"aspect_ratio": aspect, "num_inference_steps": 3})
+    picture = stock(engine, job, loras[:1], [1.0])[1]
+    assert np.abs(np.int16(engine.draw(job, loras[0])) - picture).max() <= 1
+
+
+def test_neighbours_and_place_do_not_matter(
+    engine: Engine, jobs: list[GenerationJob], loras: list[Path]
+) -> None:
+    """In batches of the same width a job's latents are the same bits, wherever it is."""
+    first = together(engine, jobs, loras)
+    order = [2, 0, 3, 1]
+    shuffled = together(engine, [jobs[i] for i in order], [loras[i] for i in order])
+    again = together(engine, [jobs[0], *[jobs[1]] * 3], [loras[0], *[loras[2]] * 3])
+    for place, number in enumerate(order):
+        assert torch.equal(shuffled[place], first[number])
+    assert torch.equal(again[0], first[0])
+
+
+def test_one_of_four_is_cancelled(
+    engine: Engine, jobs: list[GenerationJob], loras: list[Path]
+) -> None:
+    """The three others are drawn, and equal what they would have been."""
+    undisturbed = together(engine, jobs, loras)
+    kept: dict[int, torch.Tensor] = {}
+
+    def draw(number: int) -> None:
+        def keep(step: int, latents: torch.Tensor) -> None:
+            kept[number] = latents.clone()
+            if (number, step) == (1, 3):
+                raise InterruptedError
+
+        engine.draw(jobs[number], loras[number], on_latents=keep)
+
+    everyone = threading.Barrier(1)
+    with ThreadPoolExecutor(4) as pool, paused(engine, 4, everyone):
+        futures = [pool.submit(draw, number) for number in range(4)]
+        errors = [future.exception() for future in futures]
+    assert [type(error) for error in errors] == [type(None), InterruptedError, *[type(None)] * 2]
+    for number in (0, 2, 3):
+        assert (kept[number] - undisturbed[number]).abs().max() < 1e-4
+
+
+def test_a_job_joins_a_running_batch(
+    engine: Engine, jobs: list[GenerationJob], loras: list[Path]
+) -> None:
+    """It does not wait for the others' end, and its picture is its own."""
+    long, short = jobs[0].model_copy(update={"num_inference_steps": 30}), jobs[1]
+    alone = np.int16(engine.draw(short, loras[1]))
+    under_way, ends = threading.Event(), []
+
+    def on_step(step: int) -> None:
+        if step == 3:
+            under_way.set()
+
+    def draw(job: GenerationJob, lora: Path, **options: Any) -> Any:
+        picture = engine.draw(job, lora, **options)
+        ends.append(job.style_id)
+        return picture
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(draw, long, loras[0], on_step=on_step)
+        assert under_way.wait(60)
+        joined = draw(short, loras[1])
+        first.result()
+    assert ends == [short.style_id, long.style_id]
+    assert np.abs(np.int16(joined) - alone).max() <= 1
+
+
+def test_scales_and_several_loras(
+    engine: Engine, jobs: list[GenerationJob], loras: list[Path]
+) -> None:
+    """0 is the base model bit for bit, and two LoRAs with scales equal diffusers' mixture."""
+    base = jobs[0].model_copy(update={"lora_scale": 0.0})
+    bare = load_pipeline(engine.pipeline.name_or_path, device="cpu")
+    bare.scheduler = make_scheduler(base.scheduler, bare.scheduler.config)
+    noise = torch.Generator().manual_seed(base.seed)
+    expected = bare(base.prompt, num_inference_steps=5, generator=noise).images[0]
+    assert engine.draw(base, loras[0]).tobytes() == expected.tobytes()
+    extra = {"url": "s3://m/other.safetensors", "scale": -0.5}
+    both = check_job(jobs[0].model_dump() | {"lora_scale": 0.75, "extra_loras": [extra]})
+    picture = stock(engine, both, [loras[0], loras[1]], [0.75, -0.5])[1]
+    drawn = engine.draw(both, loras[0], extra_loras=[loras[1]])
+    assert np.abs(np.int16(drawn) - picture).max() <= 1
+
+
+@pytest.mark.parametrize("dialect", ["convolutions", "rslora"])
+def test_dialects(engine: Engine, jobs: list[GenerationJob], tmp_path: Path, dialect: str) -> None:
+    """Convolutions (LoCon's plain form) and rank-stabilised scaling mean what diffusers draws."""
+    path, pipeline = tmp_path / "lora.safetensors", engine.pipeline
+    if dialect == "rslora":
+        write_rslora(path, pipeline, 4, seed=5, alpha=6.0)
+    else:
+        write_diffusers(path, pipeline, 4, seed=5, convolutions=True)
+    picture = stock(engine, jobs[0], [path], [1.0])[1]
+    assert np.abs(np.int16(engine.draw(jobs[0], path)) - picture).max() <= 1
+    assert engine.adapters.get(path).updates
+
+
+def test_pefts_own_prefix(
+    engine: Engine, jobs: list[GenerationJob], loras: list[Path], tmp_path: Path
+) -> None:
+    """A file that peft's ``save_pretrained`` wrote means the same."""
+    path = tmp_path / "peft.safetensors"
+    tensors = {
+        k.replace("unet.", "base_model.model.", 1): v for k, v in load_file(loras[0]).items()
+    }
+    save_file(tensors, path)
+    assert engine.draw(jobs[0], path).tobytes() == engine.draw(jobs[0], loras[0]).tobytes()
+
+
+@pytest.mark.parametrize("change", ["stranger", "size", "dora", "loha"])
+def test_what_does_not_fit_is_refused(
+    engine: Engine, jobs: list[GenerationJob], loras: list[Path], tmp_path: Path, change: str
+) -> None:
+    """Never silently ignored, and the next picture is as before."""
+    before = engine.draw(jobs[0], loras[0]).tobytes()
+    tensors, name = load_file(loras[0]), next(iter(load_file(loras[0]))).rpartition(".lora_")[0]
+    changes = {
+        "stranger": {f"unet.no.such.lora_{half}.weight": torch.ones(4, 4) for half in "AB"},
+        "size": {f"{name}.lora_A.weight": torch.ones(4, 7)},
+        "dora": {f"{name}.lora_magnitude_vector": torch.ones(4)},
+        "loha": {f"{name}.hada_w1_a": torch.ones(4, 4)},
+    }
+    save_file(tensors | changes[change], tmp_path / "bad.safetensors")
+    with pytest.raises(LoraInvalid):
+        engine.draw(jobs[0], tmp_path / "bad.safetensors")
+    assert engine.draw(jobs[0], loras[0]).tobytes() == before
+
+
+def _digest(pipeline: Any) -> str:
+    digest = hashlib.sha256()
+    for model in (pipeline.unet, pipeline.text_encoder, pipeline.vae):
+        for name, weight in sorted(model.state_dict().items()):
+            digest.update(name.encode() + weight.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def test_two_hundred_jobs_leave_no_trace(
+    engine: Engine, jobs: list[GenerationJob], loras: list[Path]
+) -> None:
+    """The last picture equals the first of the same job; weights untouched; memory flat."""
+    chance, digest = random.Random(0), _digest(engine.pipeline)
+    quick = [job.model_copy(update={"num_inference_steps": 2}) for job in jobs]
+    first = engine.draw(quick[0], loras[0]).tobytes()
+    memory = []
+
+    def one(number: int) -> None:
+        i = chance.randrange(4)
+        scale = chance.choice([0.3, 1.0, 1.5])
+        engine.draw(quick[i].model_copy(update={"lora_scale": scale, "seed": number}), loras[i])
+        if number in (60, 199):
+            gc.collect()
+            memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(one, range(200)))
+    assert engine.draw(quick[0], loras[0]).tobytes() == first
+    assert _digest(engine.pipeline) == digest
+    assert memory[1] < memory[0] * 1.1
+
+
+def test_memory_too_short_for_one(
+    engine: Engine, jobs: list[GenerationJob], loras: list[Path], monkeypatch: Any
+) -> None:
+    """A picture that does not fit even alone fails with its own error; the next one is drawn."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as patch, pytest.raises(OutOfMemory):
+        patch.setattr(engine.pipeline.unet, "forward", refuse)
+        engine.draw(jobs[0], loras[0])
+    assert engine.draw(jobs[0], loras[0]).size == (512, 512)
+
+
+def test_the_first_in_line_is_not_starved(
+    engine: Engine, jobs: list[GenerationJob], loras: list[Path]
+) -> None:
+    """A picture of another size is drawn although small ones keep coming."""
+    ended: list[str] = []
+    small = [jobs[i % 4].model_copy(update={"num_inference_steps": 2 + i % 3}) for i in range(40)]
+    large = jobs[0].model_copy(update={"num_inference_steps": 2, "aspect_ratio": "2:2"})
+
+    def draw(job: GenerationJob) -> None:
+        engine.draw(job, loras[0])
+        ended.append(job.aspect_ratio)
+
+    with ThreadPoolExecutor(48) as pool:
+        futures = [pool.submit(draw, job) for job in [*small[:5], large, *small[5:]]]
+        for future in futures:
+            future.result()
+    assert ended.index("2:2") < 5 + 16 + 2 * engine.batch
+
+
+def test_profiles_are_cheaper_and_never_default(
+    engine: Engine, jobs: list[GenerationJob], loras: list[Path]
+) -> None:
+    """``ays`` takes ten steps; ``guidance_interval`` asks fewer rows of the UNet."""
+    steps: list[int] = []
+    ays = jobs[0].model_copy(update={"speed_profile": "ays", "num_inference_steps": 50})
+    engine.draw(ays, loras[0], on_step=steps.append)
+    assert steps == list(range(11)) and ays.total_steps == 10
+    rows: list[int] = []
+    forward = engine.pipeline.unet.forward
+
+    def counted(latents: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        rows.append(len(latents))
+        return forward(latents, *arguments, **options)
+
+    try:
+        engine.pipeline.unet.forward = counted
+        job = jobs[0].model_copy(update={"num_inference_steps": 20})
+        engine.draw(job, loras[0])
+        plain, rows[:] = list(rows), []
+        engine.draw(job.model_copy(update={"speed_profile": "guidance_interval"}), loras[0])
+    finally:
+        engine.pipeline.unet.forward = forward
+    assert set(plain) == {2} and 1 in rows and 2 in rows
+
+
+def test_another_lora_is_the_same_graph(
+    pocket: Path, jobs: list[GenerationJob], loras: list[Path]
+) -> None:
+    """Compiled, a change of LoRA, scale or rank recompiles nothing, and pictures stay the same."""
+    graphs: list[Any] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    pipeline = load_pipeline(str(pocket / "pocket"), device="cpu")
+    engine = Engine(pipeline, batch=1, compile_backend=backend)  # type: ignore[arg-type]
+    plain = Engine(load_pipeline(str(pocket / "pocket"), device="cpu"), batch=1)
+    engine.draw(jobs[2], loras[2])
+    compiled = len(graphs)
+    assert compiled
+    for job, lora in zip(jobs, loras, strict=True):
+        again = job.model_copy(update={"lora_scale": 0.7})
+        apart = np.int16(engine.draw(again, lora)) - np.int16(plain.draw(again, lora))
+        assert np.abs(apart).max() <= 1
+    assert len(graphs) == compiled
+    engine.close()
+    plain.close()
