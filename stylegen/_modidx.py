@@ -115,6 +115,7 @@ d = {
             "stylegen.job.NsfwContent": ("job.html#nsfwcontent", "stylegen/job.py"),
             "stylegen.job.OutOfMemory": ("job.html#outofmemory", "stylegen/job.py"),
             "stylegen.job.PermanentError": ("job.html#permanenterror", "stylegen/job.py"),
+            "stylegen.job.RetriesExhausted": ("job.html#retriesexhausted", "stylegen/job.py"),
             "stylegen.job.SignatureOptions": ("job.html#signatureoptions", "stylegen/job.py"),
             "stylegen.job.SignatureUnrenderable": (
                 "job.html#signatureunrenderable",
@@ -356,6 +357,12 @@ d = {
         },
         "stylegen.queue": {
             "stylegen.queue.Delivery": ("queue.html#delivery", "stylegen/queue.py"),
+            "stylegen.queue.Delivery._count": ("queue.html#delivery._count", "stylegen/queue.py"),
+            "stylegen.queue.Delivery.attempt": ("queue.html#delivery.attempt", "stylegen/queue.py"),
+            "stylegen.queue.Delivery.redeliveries": (
+                "queue.html#delivery.redeliveries",
+                "stylegen/queue.py",
+            ),
             "stylegen.queue.JobThread": ("queue.html#jobthread", "stylegen/queue.py"),
             "stylegen.queue.JobThread.__init__": (
                 "queue.html#jobthread.__init__",
@@ -369,6 +376,13 @@ d = {
             ),
             "stylegen.queue.JobThread.settle": ("queue.html#jobthread.settle", "stylegen/queue.py"),
             "stylegen.queue.JobThread.submit": ("queue.html#jobthread.submit", "stylegen/queue.py"),
+            "stylegen.queue.Retries": ("queue.html#retries", "stylegen/queue.py"),
+            "stylegen.queue.Retries.again": ("queue.html#retries.again", "stylegen/queue.py"),
+            "stylegen.queue.Retries.later": ("queue.html#retries.later", "stylegen/queue.py"),
+            "stylegen.queue.Retries.set_aside": (
+                "queue.html#retries.set_aside",
+                "stylegen/queue.py",
+            ),
             "stylegen.queue._Session": ("queue.html#_session", "stylegen/queue.py"),
             "stylegen.queue._Session.__init__": (
                 "queue.html#_session.__init__",
@@ -387,6 +401,7 @@ d = {
             ),
             "stylegen.queue._drain": ("queue.html#_drain", "stylegen/queue.py"),
             "stylegen.queue._log_loss": ("queue.html#_log_loss", "stylegen/queue.py"),
+            "stylegen.queue._publish_surely": ("queue.html#_publish_surely", "stylegen/queue.py"),
             "stylegen.queue._serve": ("queue.html#_serve", "stylegen/queue.py"),
             "stylegen.queue._tick": ("queue.html#_tick", "stylegen/queue.py"),
             "stylegen.queue._until_the_end": ("queue.html#_until_the_end", "stylegen/queue.py"),
@@ -394,9 +409,11 @@ d = {
                 "queue.html#connection_parameters",
                 "stylegen/queue.py",
             ),
+            "stylegen.queue.dead_letters": ("queue.html#dead_letters", "stylegen/queue.py"),
             "stylegen.queue.ensure_queue": ("queue.html#ensure_queue", "stylegen/queue.py"),
             "stylegen.queue.publish_job": ("queue.html#publish_job", "stylegen/queue.py"),
             "stylegen.queue.reconnecting": ("queue.html#reconnecting", "stylegen/queue.py"),
+            "stylegen.queue.redrive": ("queue.html#redrive", "stylegen/queue.py"),
             "stylegen.queue.start_rabbitmq_consumer": (
                 "queue.html#start_rabbitmq_consumer",
                 "stylegen/queue.py",
@@ -420,6 +437,7 @@ d = {
                 "settings.html#settingserror",
                 "stylegen/settings.py",
             ),
+            "stylegen.settings._shown": ("settings.html#_shown", "stylegen/settings.py"),
             "stylegen.settings.load_settings": (
                 "settings.html#load_settings",
                 "stylegen/settings.py",
@@ -738,16 +756,21 @@ d = {
             ),
             "stylegen.worker._failed": ("worker.html#_failed", "stylegen/worker.py"),
             "stylegen.worker._fetch_mark": ("worker.html#_fetch_mark", "stylegen/worker.py"),
+            "stylegen.worker._last_word": ("worker.html#_last_word", "stylegen/worker.py"),
+            "stylegen.worker._redrive": ("worker.html#_redrive", "stylegen/worker.py"),
+            "stylegen.worker._refuse": ("worker.html#_refuse", "stylegen/worker.py"),
             "stylegen.worker._return_address": (
                 "worker.html#_return_address",
                 "stylegen/worker.py",
             ),
             "stylegen.worker._show_check": ("worker.html#_show_check", "stylegen/worker.py"),
             "stylegen.worker._show_job": ("worker.html#_show_job", "stylegen/worker.py"),
+            "stylegen.worker._write_down": ("worker.html#_write_down", "stylegen/worker.py"),
             "stylegen.worker.broker_url": ("worker.html#broker_url", "stylegen/worker.py"),
             "stylegen.worker.check_machine": ("worker.html#check_machine", "stylegen/worker.py"),
             "stylegen.worker.consume": ("worker.html#consume", "stylegen/worker.py"),
             "stylegen.worker.describe": ("worker.html#describe", "stylegen/worker.py"),
+            "stylegen.worker.do_delivery": ("worker.html#do_delivery", "stylegen/worker.py"),
             "stylegen.worker.handle_generation_task": (
                 "worker.html#handle_generation_task",
                 "stylegen/worker.py",

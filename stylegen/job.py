@@ -24,6 +24,7 @@ __all__ = [
     "LoraInvalid",
     "SignatureUnrenderable",
     "NsfwContent",
+    "RetriesExhausted",
     "Conflict",
     "OutOfMemory",
     "StorageError",
@@ -111,6 +112,12 @@ class NsfwContent(PermanentError):
 
 
 # %% ../nbs/01_job.ipynb #60ceb1d9
+class RetriesExhausted(PermanentError):
+    """The job was tried as often as the operator allows."""
+
+    error_code = "RETRIES_EXHAUSTED"
+
+
 class Conflict(PermanentError):
     """The id belongs to another job, whose result stays as it is. Nobody is told."""
 

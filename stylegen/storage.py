@@ -300,7 +300,7 @@ class S3Store:
 
     def read(self, key: str) -> bytes | None:
         """Download an object of at most `MAX_READ_BYTES`."""
-        with _s3_errors(f"s3://{self.bucket}/{key}", missing=FileNotFoundError):
+        with _s3_errors(f"s3://{self.bucket}/{key}", missing=StorageError):
             try:
                 body = self._client.get_object(Bucket=self.bucket, Key=key)["Body"]
                 data: bytes = body.read(MAX_READ_BYTES + 1)
