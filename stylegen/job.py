@@ -24,9 +24,12 @@ __all__ = [
     "LoraInvalid",
     "SignatureUnrenderable",
     "NsfwContent",
+    "RetriesExhausted",
+    "Conflict",
     "OutOfMemory",
     "StorageError",
     "WebhookError",
+    "WebhookRefused",
     "get_resolution",
     "SignatureOptions",
     "ExtraLora",
@@ -34,9 +37,11 @@ __all__ = [
     "read_message",
     "check_job",
     "parse_job",
+    "job_digest",
 ]
 
 # %% ../nbs/01_job.ipynb #cc147a11
+import hashlib
 import json
 import logging
 import re
@@ -106,6 +111,19 @@ class NsfwContent(PermanentError):
     error_code = "NSFW_CONTENT"
 
 
+# %% ../nbs/01_job.ipynb #60ceb1d9
+class RetriesExhausted(PermanentError):
+    """The job was tried as often as the operator allows."""
+
+    error_code = "RETRIES_EXHAUSTED"
+
+
+class Conflict(PermanentError):
+    """The id belongs to another job, whose result stays as it is. Nobody is told."""
+
+    error_code = "CONFLICT"
+
+
 # %% ../nbs/01_job.ipynb #6ebbe549
 class OutOfMemory(TransientError):
     """The device has too little memory for this picture."""
@@ -123,6 +141,13 @@ class WebhookError(TransientError):
     """The receiver did not take a terminal event."""
 
     error_code = "WEBHOOK_FAILED"
+
+
+class WebhookRefused(WebhookError):
+    """The receiver answered a terminal event in a way that asking again won't change."""
+
+    error_code = "WEBHOOK_REFUSED"
+    transient = False
 
 
 # %% ../nbs/01_job.ipynb #a32a1e5e
@@ -310,3 +335,20 @@ def parse_job(body: bytes) -> GenerationJob:
         InvalidMessage: The bytes hold no valid job.
     """
     return check_job(read_message(body))
+
+
+# %% ../nbs/01_job.ipynb #536240bc
+def job_digest(job: GenerationJob | dict[str, Any]) -> str:
+    """Tell whether two messages order the same picture.
+
+    Args:
+        job: A checked job; or a message's fields, if they could not be checked.
+
+    Returns:
+        SHA-256 in hexadecimal of its canonical JSON, without `webhook_url`.
+    """
+    if isinstance(job, GenerationJob):
+        job = job.model_dump(mode="json", exclude_defaults=True)
+    fields = {name: value for name, value in job.items() if name != "webhook_url"}
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

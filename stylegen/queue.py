@@ -5,6 +5,8 @@
 # %% auto #0
 __all__ = [
     "BLOCKED_TIMEOUT",
+    "ATTEMPT",
+    "REDELIVERIES",
     "TICK",
     "SETTLED",
     "connection_parameters",
@@ -14,21 +16,26 @@ __all__ = [
     "JobThread",
     "reconnecting",
     "start_rabbitmq_consumer",
+    "dead_letters",
+    "Retries",
+    "redrive",
 ]
 
 # %% ../nbs/08_queue.ipynb #d1fe1b84
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
 from pika.exceptions import (
+    AMQPError,
     ChannelClosedByBroker,
     ChannelWrongStateError,
     ConnectionWrongStateError,
@@ -39,6 +46,7 @@ from tenacity import (
     Retrying,
     retry_if_exception_type,
     sleep_using_event,
+    stop_after_attempt,
     stop_when_event_set,
     wait_random_exponential,
 )
@@ -80,12 +88,15 @@ def connection_parameters(
 _NOT_FOUND = 404
 
 
-def ensure_queue(connection: BlockingConnection, queue_name: str) -> None:
-    """Accept the queue as it is, or make it durable and plain if there is none.
+def ensure_queue(
+    connection: BlockingConnection, queue_name: str, arguments: dict[str, Any] | None = None
+) -> None:
+    """Accept the queue as it is, or make it durable if there is none.
 
     Args:
         connection: Open connection.
         queue_name: Queue to look for.
+        arguments: For the case that it must be made; None makes it plain.
 
     Raises:
         ChannelClosedByBroker: The account may not use it, or it belongs to another connection.
@@ -97,33 +108,47 @@ def ensure_queue(connection: BlockingConnection, queue_name: str) -> None:
         if error.reply_code != _NOT_FOUND:
             raise
         with connection.channel() as maker:
-            maker.queue_declare(queue_name, durable=True)
+            maker.queue_declare(queue_name, durable=True, arguments=arguments)
 
 
 # %% ../nbs/08_queue.ipynb #1a6a3835
-def publish_job(body: bytes, *, url: str, queue_name: str = "image_generation") -> None:
+def publish_job(
+    body: bytes,
+    *,
+    url: str,
+    queue_name: str = "image_generation",
+    headers: Mapping[str, Any] | None = None,
+    arguments: dict[str, Any] | None = None,
+) -> None:
     """Put one message into the queue and wait until the broker has stored it.
 
     Args:
         body: The message, UTF-8 JSON.
         url: Broker's ``amqp(s)://`` address.
         queue_name: Queue; made if there is none.
+        headers: The message's headers.
+        arguments: Those of the queue, if it must be made.
 
     Raises:
         AMQPError: The broker cannot be reached, or did not take the message.
     """
     connection = pika.BlockingConnection(connection_parameters(url))
     try:
-        ensure_queue(connection, queue_name)
+        ensure_queue(connection, queue_name, arguments)
         channel = connection.channel()
         channel.confirm_delivery()
-        kind = pika.BasicProperties(delivery_mode=2, content_type="application/json")
+        kind = pika.BasicProperties(
+            delivery_mode=2, content_type="application/json", headers=dict(headers or {})
+        )
         channel.basic_publish("", queue_name, body, kind, mandatory=True)
     finally:
         connection.close()
 
 
 # %% ../nbs/08_queue.ipynb #9a730bb6
+ATTEMPT, REDELIVERIES = "x-stylegen-attempt", "x-stylegen-redeliveries"
+
+
 @dataclass(frozen=True)
 class Delivery:
     """A message in hand.
@@ -132,11 +157,29 @@ class Delivery:
         generation: Number of the connection that brought it.
         tag: The broker's name for it, on that connection only.
         body: The message's bytes.
+        headers: Its headers; anybody may have written them.
+        redelivered: Whether somebody had it in hand before, and did not acknowledge it.
     """
 
     generation: int
     tag: int
     body: bytes
+    headers: Mapping[str, Any] = field(default_factory=dict)
+    redelivered: bool = False
+
+    @property
+    def attempt(self) -> int:
+        """How often it was tried before, and failed."""
+        return self._count(ATTEMPT)
+
+    @property
+    def redeliveries(self) -> int:
+        """How often it was in hand when a worker or a connection died."""
+        return self._count(REDELIVERIES)
+
+    def _count(self, name: str) -> int:
+        value = self.headers.get(name)
+        return min(max(value, 0), 1000) if isinstance(value, int) else 0
 
 
 # %% ../nbs/08_queue.ipynb #65e1435b
@@ -144,13 +187,13 @@ class JobThread:
     """Runs a callback on threads of its own, in the order of deliveries.
 
     Args:
-        callback: Gets the message's bytes.
+        callback: Gets the delivery.
         stop: Once set, no further delivery is started.
         threads: Deliveries worked on at a time.
     """
 
     def __init__(
-        self, callback: Callable[[bytes], None], stop: threading.Event, threads: int = 1
+        self, callback: Callable[[Delivery], None], stop: threading.Event, threads: int = 1
     ) -> None:
         self.generation = 0
         self.failure: BaseException | None = None
@@ -179,7 +222,7 @@ class JobThread:
         if self.ending or delivery.generation != self.generation:
             return
         try:
-            self._callback(delivery.body)
+            self._callback(delivery)
         except BaseException as error:  # pylint: disable=broad-exception-caught
             self.failure = error
         else:
@@ -208,10 +251,16 @@ class _Session:
         self,
         _channel: BlockingChannel,
         method: pika.spec.Basic.Deliver,
-        _properties: pika.BasicProperties,
+        properties: pika.BasicProperties,
         body: bytes,
     ) -> None:
-        delivery = Delivery(self.jobs.generation, method.delivery_tag, body)
+        delivery = Delivery(
+            self.jobs.generation,
+            method.delivery_tag,
+            body,
+            properties.headers or {},
+            method.redelivered,
+        )
         self.jobs.submit(delivery, self._done)
 
     def _done(self, delivery: Delivery) -> None:
@@ -330,6 +379,7 @@ def start_rabbitmq_consumer(
     queue_name: str = "image_generation",
     callback: Callable[[bytes], None] | None = None,
     *,
+    on_delivery: Callable[[Delivery], None] | None = None,
     url: str | None = None,
     host: str = "localhost",
     prefetch_count: int = 1,
@@ -345,6 +395,7 @@ def start_rabbitmq_consumer(
     Args:
         queue_name: Queue; accepted as it is, made durable and plain if there is none.
         callback: Gets each message's bytes, on a thread of its own.
+        on_delivery: Instead of `callback`: gets the whole delivery.
         url: Broker's full ``amqp(s)://`` address; wins over `host`.
         host: Broker's name.
         prefetch_count: Messages held at a time.
@@ -357,11 +408,106 @@ def start_rabbitmq_consumer(
         ValueError: There is no `callback`, or `url` cannot be read.
         BaseException: Whatever `callback` raised; its message stays in the queue.
     """
-    if callback is None:
+    if callback is None and on_delivery is None:
         raise ValueError("a callback is needed")
+    handle = on_delivery or (lambda delivery: callback(delivery.body) if callback else None)
     stop = stop or threading.Event()
     parameters = connection_parameters(url, host=host, heartbeat=heartbeat)
-    jobs = JobThread(callback, stop, threads)
+    jobs = JobThread(handle, stop, threads)
     ready = on_ready or (lambda: None)
     serve = partial(_serve, parameters, queue_name, prefetch_count, jobs, ready)
     _until_the_end(jobs, stop, serve)
+
+
+# %% ../nbs/08_queue.ipynb #becdfd99
+_PUBLISHING = 5
+
+
+def _publish_surely(body: bytes, **options: Any) -> None:
+    """Publish; several times, while the broker is away. The message at hand is still unacked."""
+    attempts = Retrying(
+        stop=stop_after_attempt(_PUBLISHING),
+        wait=wait_random_exponential(min=0.5, max=8),
+        retry=retry_if_exception_type((AMQPError, OSError)),
+        before_sleep=_log_loss,
+        reraise=True,
+    )
+    attempts(publish_job, body, **options)
+
+
+def dead_letters(queue_name: str) -> str:
+    """The queue on which messages are set aside."""
+    return f"{queue_name}.dead"
+
+
+# %% ../nbs/08_queue.ipynb #6a068b13
+@dataclass(frozen=True)
+class Retries:
+    """Where a message goes that could not be done. Acknowledge it afterwards.
+
+    Attributes:
+        url: Broker's address.
+        queue_name: The work queue.
+        delays: Seconds before each new attempt.
+        max_redeliveries: How often a message may be in hand when a worker dies.
+    """
+
+    url: str = field(repr=False)
+    queue_name: str = "image_generation"
+    delays: tuple[int, ...] = (5, 30, 300)
+    max_redeliveries: int = 20
+
+    def later(self, delivery: Delivery) -> None:
+        """Into the retry queue of its attempt; there must be one left."""
+        seconds = self.delays[delivery.attempt]
+        back = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": self.queue_name}
+        _publish_surely(
+            delivery.body,
+            url=self.url,
+            queue_name=f"{self.queue_name}.retry.{seconds}s",
+            headers={ATTEMPT: delivery.attempt + 1, REDELIVERIES: delivery.redeliveries},
+            arguments=back | {"x-message-ttl": seconds * 1000},
+        )
+
+    def again(self, delivery: Delivery) -> None:
+        """To the end of the work queue, counted."""
+        headers = {ATTEMPT: delivery.attempt, REDELIVERIES: delivery.redeliveries + 1}
+        _publish_surely(delivery.body, url=self.url, queue_name=self.queue_name, headers=headers)
+
+    def set_aside(self, delivery: Delivery, code: str, text: str) -> None:
+        """Among the dead letters, with the reason."""
+        reason = {"x-stylegen-error-code": code, "x-stylegen-error": text}
+        headers = reason | {ATTEMPT: delivery.attempt, REDELIVERIES: delivery.redeliveries}
+        name = dead_letters(self.queue_name)
+        _publish_surely(delivery.body, url=self.url, queue_name=name, headers=headers)
+
+
+# %% ../nbs/08_queue.ipynb #9a22cabb
+def redrive(url: str, queue_name: str, chosen: Callable[[bytes], bool] = lambda body: True) -> int:
+    """Move dead letters back into the work queue, as if they had never been tried.
+
+    Args:
+        url: Broker's address.
+        queue_name: The work queue.
+        chosen: Gets a message's bytes and tells whether it is one of those.
+
+    Returns:
+        How many were moved.
+
+    Raises:
+        AMQPError: The broker cannot be reached, or did not take a message.
+    """
+    moved, dead = 0, dead_letters(queue_name)
+    connection = pika.BlockingConnection(connection_parameters(url))
+    try:
+        ensure_queue(connection, dead)
+        channel = connection.channel()
+        for _ in range(channel.queue_declare(dead, passive=True).method.message_count):
+            method, _properties, body = channel.basic_get(dead)
+            if method and chosen(body):
+                publish_job(body, url=url, queue_name=queue_name)
+                channel.basic_ack(method.delivery_tag)
+                moved += 1
+    finally:
+        connection.close()
+    return moved

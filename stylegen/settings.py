@@ -10,7 +10,14 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 # %% ../nbs/00_settings.ipynb #c7c33bb9
@@ -46,6 +53,12 @@ class Settings(BaseSettings):
     stylegen_prefetch: int = Field(
         1, ge=1, le=16, description="jobs in hand; 2 stores one picture while the next is drawn"
     )
+    stylegen_retry_delays: Annotated[tuple[PositiveInt, ...], NoDecode] = Field(
+        (5, 30, 300), description="seconds before each new attempt at a job, separated by commas"
+    )
+    stylegen_max_redeliveries: int = Field(
+        20, ge=1, le=1000, description="how often a job may be in hand when a worker dies"
+    )
     stylegen_batch: int = Field(4, ge=1, le=64, description="pictures drawn at a time")
     stylegen_storage_folder: Path | None = Field(
         None, description="a folder instead of a bucket, for one machine"
@@ -70,7 +83,7 @@ class Settings(BaseSettings):
     )
     stylegen_c2pa_key: Path | None = Field(None, description="PEM key of that certificate")
 
-    @field_validator("webhook_allowed_origins", mode="before")
+    @field_validator("webhook_allowed_origins", "stylegen_retry_delays", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -120,11 +133,15 @@ def load_settings(**known: Any) -> Settings:
 
 
 # %% ../nbs/00_settings.ipynb #b7b2d556
+def _shown(default: Any) -> str:
+    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
 def settings_table() -> str:
     """The variables as a Markdown table: name, default, meaning."""
     rows = ["| variable | default | meaning |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
-        default = "required" if field.is_required() else f"`{field.default}`"
+        default = "required" if field.is_required() else f"`{_shown(field.default)}`"
         shown = "" if field.default is None else default
         rows.append(f"| `{name.upper()}` | {shown} | {field.description} |")
     return "\n".join(rows)

@@ -5,6 +5,8 @@
 # %% auto #0
 __all__ = [
     "MAX_LORA_BYTES",
+    "MAX_READ_BYTES",
+    "PROBE_KEY",
     "parse_s3_url",
     "Store",
     "FolderStore",
@@ -13,9 +15,16 @@ __all__ = [
     "download_lora_model",
     "upload_image_to_s3",
     "encode_jpeg",
+    "Manifest",
+    "manifest_key",
+    "find_manifest",
+    "commit",
+    "store_result",
 ]
 
 # %% ../nbs/04_storage.ipynb #cbcbe389
+import hashlib
+import json
 import logging
 import os
 import re
@@ -23,13 +32,14 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote, urlsplit
 from urllib.request import url2pathname
 
-from .job import InvalidMessage, LoraInvalid, LoraNotFound, StorageError
+from .job import Conflict, InvalidMessage, LoraInvalid, LoraNotFound, StorageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -69,6 +79,8 @@ def parse_s3_url(s3_url: str) -> tuple[str, str]:
 
 # %% ../nbs/04_storage.ipynb #80071bba
 MAX_LORA_BYTES = 2 * 2**30
+MAX_READ_BYTES = 2**20
+PROBE_KEY = "manifests/probe.json"
 
 
 class Store(Protocol):
@@ -80,8 +92,22 @@ class Store(Protocol):
     def put(self, key: str, data: bytes, content_type: str) -> str:
         """Store `data` under `key`; returns its public URL."""
 
+    def put_once(
+        self, key: str, data: bytes, content_type: str, *, facts: dict[str, str], public: bool
+    ) -> dict[str, str] | None:
+        """Store `data` unless `key` is taken; then returns the facts stored with what is there."""
+
+    def read(self, key: str) -> bytes | None:
+        """A small object's bytes; None if there is none."""
+
+    def url(self, key: str) -> str:
+        """The public URL of a key."""
+
     def check(self) -> None:
         """Raise `StorageError` if results could not be stored."""
+
+    def probe(self) -> bool:
+        """Find out whether `put_once` is safe when two workers meet."""
 
 
 # %% ../nbs/04_storage.ipynb #d1d4fd5f
@@ -126,7 +152,43 @@ class FolderStore:
                 os.replace(part, path)
         except OSError as error:
             raise StorageError(f"the result can't be written ({error.strerror})") from None
+        return self.url(key)
+
+    def put_once(  # pylint: disable=unused-argument
+        self, key: str, data: bytes, content_type: str, *, facts: dict[str, str], public: bool
+    ) -> dict[str, str] | None:
+        """As `put`, but a public file, whose facts a folder can't hold, is written again."""
+        if public:
+            self.put(key, data, content_type)
+            return None
+        path = self._inside(key)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _beside(path) as part:
+                part.write_bytes(data)
+                os.link(part, path)
+        except FileExistsError:
+            return {}
+        except OSError as error:
+            raise StorageError(f"the result can't be written ({error.strerror})") from None
+        return None
+
+    def read(self, key: str) -> bytes | None:
+        """The bytes of ``root/key``."""
+        try:
+            return self._inside(key).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StorageError(f"the result can't be read ({error.strerror})") from None
+
+    def url(self, key: str) -> str:
+        """A ``file:`` URL, or one below `public_url`."""
         return f"{self._base}/{quote(key)}"
+
+    def probe(self) -> bool:
+        """A folder is for one machine; its links are exclusive."""
+        return True
 
     def check(self) -> None:
         """Raise `StorageError` if the folder can't be written."""
@@ -180,6 +242,7 @@ class S3Store:
         self.bucket, self._client = bucket, client
         self._base = (public_url or _public_base(bucket, client.meta.endpoint_url)).rstrip("/")
         self._acl: dict[str, str] = {"ACL": "public-read"}
+        self._conditional = True
 
     def fetch(self, url: str, target: Path) -> None:
         """Download an ``s3:`` URL, if it is not larger than `MAX_LORA_BYTES`."""
@@ -192,20 +255,83 @@ class S3Store:
     def put(self, key: str, data: bytes, content_type: str) -> str:
         """Upload `data`; publicly readable where the bucket lets it be."""
         with _s3_errors(f"s3://{self.bucket}/{key}", missing=StorageError):
+            self._put_public(key, data, content_type)
+        return self.url(key)
+
+    def _put_public(self, key: str, data: bytes, content_type: str, **more: Any) -> None:
+        try:
+            self._put(key, data, content_type, **more, **self._acl)
+        except self._client.exceptions.ClientError as error:
+            if error.response["Error"]["Code"] != "AccessControlListNotSupported":
+                raise
+            _log.warning("the bucket refuses ACLs; results are stored without one")
+            self._acl = {}
+            self._put(key, data, content_type, **more)
+
+    def _put(self, key: str, data: bytes, content_type: str, **more: Any) -> None:
+        self._client.put_object(
+            Bucket=self.bucket, Key=key, Body=data, ContentType=content_type, **more
+        )
+
+    def put_once(
+        self, key: str, data: bytes, content_type: str, *, facts: dict[str, str], public: bool
+    ) -> dict[str, str] | None:
+        """Upload with ``If-None-Match: *``; where a server ignores that, look first."""
+        with _s3_errors(f"s3://{self.bucket}/{key}", missing=StorageError):
+            if not self._conditional and (there := self._facts(key)) is not None:
+                return there
+            more: dict[str, Any] = {"IfNoneMatch": "*"} if self._conditional else {}
+            put = self._put_public if public else self._put
             try:
-                self._put(key, data, content_type)
+                put(key, data, content_type, Metadata=facts, **more)
             except self._client.exceptions.ClientError as error:
-                if error.response["Error"]["Code"] != "AccessControlListNotSupported":
+                if error.response["Error"]["Code"] not in _TAKEN:
                     raise
-                _log.warning("the bucket refuses ACLs; results are stored without one")
-                self._acl = {}
-                self._put(key, data, content_type)
+                return self._facts(key) or {}
+        return None
+
+    def _facts(self, key: str) -> dict[str, str] | None:
+        try:
+            return self._client.head_object(Bucket=self.bucket, Key=key)["Metadata"]
+        except self._client.exceptions.ClientError as error:
+            if error.response["Error"]["Code"] not in _MISSING:
+                raise
+            return None
+
+    def read(self, key: str) -> bytes | None:
+        """Download an object of at most `MAX_READ_BYTES`."""
+        with _s3_errors(f"s3://{self.bucket}/{key}", missing=StorageError):
+            try:
+                body = self._client.get_object(Bucket=self.bucket, Key=key)["Body"]
+                data: bytes = body.read(MAX_READ_BYTES + 1)
+            except self._client.exceptions.NoSuchKey:
+                return None
+        if len(data) > MAX_READ_BYTES:
+            raise StorageError(f"s3://{self.bucket}/{key}: longer than {MAX_READ_BYTES} bytes")
+        return data
+
+    def url(self, key: str) -> str:
+        """The address under which a browser finds the object."""
         return f"{self._base}/{key}"
 
-    def _put(self, key: str, data: bytes, content_type: str) -> None:
-        self._client.put_object(
-            Bucket=self.bucket, Key=key, Body=data, ContentType=content_type, **self._acl
-        )
+    def probe(self) -> bool:
+        """Write a small object twice with ``If-None-Match: *``; the second must be refused."""
+        again = {"IfNoneMatch": "*"}
+        with _s3_errors(f"s3://{self.bucket}", missing=StorageError):
+            for _ in range(2):
+                try:
+                    self._put(PROBE_KEY, b"{}", "application/json", **again)
+                except self._client.exceptions.ClientError as error:
+                    code = error.response["Error"]["Code"]
+                    if code not in _TAKEN | {"NotImplemented"}:
+                        raise
+                    self._conditional = code in _TAKEN
+                    break
+            else:
+                self._conditional = False
+        if not self._conditional:
+            _log.warning("the bucket has no conditional writes: two workers may both store a job")
+        return self._conditional
 
     def check(self) -> None:
         """Raise `StorageError` if the bucket can't be reached."""
@@ -215,6 +341,7 @@ class S3Store:
 
 # %% ../nbs/04_storage.ipynb #9d6c5a38
 _MISSING = {"404", "NoSuchKey", "NoSuchBucket"}
+_TAKEN = {"PreconditionFailed", "412"}
 
 
 def _public_base(bucket: str, endpoint: str) -> str:
@@ -312,7 +439,10 @@ def download_lora_model(
         LoraInvalid: It is larger than `MAX_LORA_BYTES`.
         StorageError: The bucket can't be reached, or refuses.
     """
-    handle, name = tempfile.mkstemp(".safetensors", "stylegen-", folder)
+    try:
+        handle, name = tempfile.mkstemp(".safetensors", "stylegen-", folder)
+    except OSError as error:
+        raise StorageError(f"no place for the LoRA's file ({error.strerror})") from None
     os.close(handle)
     try:
         (store or _default_store()).fetch(s3_url, Path(name))
@@ -349,3 +479,121 @@ def encode_jpeg(image: "Image") -> bytes:
     buffer = BytesIO()
     image.convert("RGB").save(buffer, "JPEG", quality=95, subsampling=0)
     return buffer.getvalue()
+
+
+# %% ../nbs/04_storage.ipynb #d51b2503
+@dataclass(frozen=True)
+class Manifest:
+    """A job's result, for good.
+
+    Attributes:
+        generation_id: Which picture.
+        job: Digest of the job's message; ``*`` is any job of this id (it was canceled).
+        event: ``complete`` or ``failed``.
+        payload: The event's body.
+        event_id: The event's name, the same each time it is told.
+        picture: SHA-256 of the stored JPEG.
+    """
+
+    generation_id: int | str
+    job: str
+    event: str
+    payload: dict[str, Any]
+    event_id: str
+    picture: str | None = None
+
+
+def manifest_key(generation_id: int | str, redrive: int = 0) -> str:
+    """Where a job's manifest lies; each time an operator orders it anew has its own."""
+    again = f"_r{redrive}" if redrive else ""
+    return f"manifests/gen_{generation_id}{again}.json"
+
+
+# %% ../nbs/04_storage.ipynb #58e11d9c
+def find_manifest(
+    store: Store, generation_id: int | str, job: str, redrive: int = 0
+) -> Manifest | None:
+    """Look up whether a job is done.
+
+    Args:
+        store: Where results lie.
+        generation_id: Which picture.
+        job: Digest of the message.
+        redrive: How often an operator has ordered it anew.
+
+    Returns:
+        The manifest, or None.
+
+    Raises:
+        Conflict: The id belongs to another job.
+        StorageError: The bucket can't be read, or the manifest is damaged.
+    """
+    for number in range(redrive + 1):
+        data = store.read(manifest_key(generation_id, number))
+        found = _manifest(data) if data is not None else None
+        if found and found.job not in (job, "*"):
+            raise Conflict(f"generation {generation_id} is the id of another job")
+        if found and (found.event == "complete" or number == redrive):
+            return found
+    return None
+
+
+def _manifest(data: bytes) -> Manifest:
+    try:
+        return Manifest(**json.loads(data))
+    except (ValueError, TypeError):
+        raise StorageError("a result's manifest is damaged") from None
+
+
+# %% ../nbs/04_storage.ipynb #01e28e1a
+def commit(store: Store, manifest: Manifest, redrive: int = 0) -> Manifest:
+    """Write a manifest down, unless somebody was first.
+
+    Args:
+        store: Where results lie.
+        manifest: What this worker would tell.
+        redrive: How often an operator has ordered the job anew.
+
+    Returns:
+        What everybody tells: this manifest, or the first one.
+
+    Raises:
+        Conflict: The first one is of another job.
+        StorageError: It could not be written.
+    """
+    key = manifest_key(manifest.generation_id, redrive)
+    data = json.dumps(asdict(manifest)).encode()
+    if store.put_once(key, data, "application/json", facts={}, public=False) is None:
+        return manifest
+    first = find_manifest(store, manifest.generation_id, manifest.job, redrive)
+    if first is None:
+        raise StorageError("a result's manifest can't be found again")
+    return first
+
+
+# %% ../nbs/04_storage.ipynb #a8ee84da
+def store_result(store: Store, generation_id: int | str, jpeg: bytes, job: str) -> tuple[str, str]:
+    """Store a job's picture, or adopt the one that this job has stored before.
+
+    Args:
+        store: Where to.
+        generation_id: Which picture.
+        jpeg: Its bytes.
+        job: Digest of the message.
+
+    Returns:
+        The picture's public URL, and the SHA-256 of what lies there.
+
+    Raises:
+        StorageError: It could not be stored, or another job is about to finish under this id.
+    """
+    key = f"generations/gen_{generation_id}.jpg"
+    facts = {"job": job, "sha256": hashlib.sha256(jpeg).hexdigest()}
+    there = store.put_once(key, jpeg, "image/jpeg", facts=facts, public=True)
+    if there is None:
+        return store.url(key), facts["sha256"]
+    if there.get("job") == job:
+        return store.url(key), there["sha256"]
+    if "job" not in there:  # stored by a version that wrote no manifests
+        return store.put(key, jpeg, "image/jpeg"), facts["sha256"]
+    raise StorageError(f"{key} holds another job's picture, not finished yet")

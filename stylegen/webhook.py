@@ -8,6 +8,7 @@ __all__ = [
     "Id",
     "ATTEMPTS",
     "WAIT",
+    "PATIENCE",
     "MILESTONES",
     "allowed_url",
     "WebhookUrls",
@@ -15,6 +16,9 @@ __all__ = [
     "ReceivedWebhook",
     "WebhookReceiver",
     "send_progress",
+    "deliver_event",
+    "complete_payload",
+    "failed_payload",
     "send_complete_webhook",
     "send_failed_webhook",
     "ProgressReporter",
@@ -31,6 +35,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -38,13 +43,15 @@ from urllib.parse import urlsplit
 import requests
 from standardwebhooks import Webhook
 from tenacity import (
+    RetryCallState,
     Retrying,
     retry_if_exception,
     stop_after_attempt,
+    stop_before_delay,
     wait_random_exponential,
 )
 
-from .job import InvalidMessage, WebhookError
+from .job import InvalidMessage, WebhookError, WebhookRefused
 
 _log = logging.getLogger(__name__)
 
@@ -225,6 +232,27 @@ def _options(auth: _Authorization, timeout: float) -> dict[str, Any]:
     }
 
 
+def _within(seconds: float, call: Callable[[], None]) -> None:
+    """Do a call on a thread, and wait for so long: an answer's headers may drip for ever."""
+    errors: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:  # pylint: disable=broad-exception-caught
+            errors.put(error)
+        else:
+            errors.put(None)
+
+    threading.Thread(target=run, name="webhook", daemon=True).start()
+    try:
+        error = errors.get(timeout=seconds)
+    except queue.Empty:
+        raise requests.Timeout("no whole answer in time") from None
+    if error is not None:
+        raise error
+
+
 def _check(response: requests.Response) -> None:
     response.close()
     response.raise_for_status()
@@ -248,7 +276,7 @@ def send_progress(
     token: str | None = None,
     secret: str | None = None,
     timeout: float = TIMEOUT,
-) -> None:
+) -> bool:
     """Tell how far a picture is; best effort.
 
     Args:
@@ -261,6 +289,9 @@ def send_progress(
         token: Bearer token; None reads `INTERNAL_API_TOKEN`.
         secret: Signing secret; None reads `WEBHOOK_SECRET`; empty does not sign.
         timeout: Seconds to wait for an answer.
+
+    Returns:
+        Whether it was taken.
     """
     percent = 100 * current_step // total_steps if progress_percent is None else progress_percent
     progress = {
@@ -272,14 +303,20 @@ def send_progress(
     payload = {"generation_id": generation_id, "progress": progress}
     try:
         auth = _Authorization(f"progress_{generation_id}_{percent}", token, secret)
-        _check(requests.patch(webhook_url, json=payload, **_options(auth, timeout)))
+        options = _options(auth, timeout)
+        _within(timeout, lambda: _check(requests.patch(webhook_url, json=payload, **options)))
     except (requests.RequestException, ValueError) as error:
         _log.warning("progress was not delivered (%s)", type(error).__name__)
+        return False
+    return True
 
 
 # %% ../nbs/05_webhook.ipynb #b462d70b
 ATTEMPTS = 4
 WAIT = wait_random_exponential(multiplier=0.5, max=8)
+PATIENCE = 60.0
+"""Seconds for all attempts at one event."""
+_LONGEST_PAUSE = 30.0
 
 
 def _worth_retrying(error: BaseException) -> bool:
@@ -289,23 +326,73 @@ def _worth_retrying(error: BaseException) -> bool:
     return response.status_code == 429 or response.status_code >= 500
 
 
-def _deliver(url: str, payload: dict[str, Any], auth: _Authorization, timeout: float) -> None:
-    def post() -> None:
-        _check(requests.post(url, json=payload, **_options(auth, timeout)))
+def _pause(state: RetryCallState) -> float:
+    """What the receiver asks for, if it is a number of seconds; and no less than our own."""
+    error = state.outcome.exception() if state.outcome else None
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    asked = str(headers.get("Retry-After", ""))
+    return max(min(int(asked), _LONGEST_PAUSE) if asked.isdecimal() else 0, WAIT(state))
 
+
+def deliver_event(
+    url: str,
+    payload: dict[str, Any],
+    event_id: str,
+    *,
+    token: str | None = None,
+    secret: str | None = None,
+    timeout: float = TIMEOUT,
+) -> None:
+    """Deliver a terminal event: the same words on each attempt.
+
+    Args:
+        url: Where to.
+        payload: The body.
+        event_id: The event's name; the same on each attempt.
+        token: Bearer token; None reads `INTERNAL_API_TOKEN`.
+        secret: Signing secret; None reads `WEBHOOK_SECRET`; empty does not sign.
+        timeout: Seconds to wait for each answer.
+
+    Raises:
+        WebhookRefused: The receiver does not want it.
+        WebhookError: The receiver could not be reached, or failed, each time.
+    """
     attempts = Retrying(
-        stop=stop_after_attempt(ATTEMPTS),
-        wait=WAIT,
+        stop=stop_after_attempt(ATTEMPTS) | stop_before_delay(PATIENCE),
+        wait=_pause,
         retry=retry_if_exception(_worth_retrying),
         reraise=True,
     )
     try:
-        attempts(post)
+        options = _options(_Authorization(event_id, token, secret), timeout)
+        post = partial(requests.post, url, json=payload, **options)
+        attempts(lambda: _within(timeout, lambda: _check(post())))
     except (requests.RequestException, ValueError) as error:
         status = getattr(getattr(error, "response", None), "status_code", type(error).__name__)
         scheme, host, port = _origin(url)
-        where = f"{scheme}://{host}:{port}"
-        raise WebhookError(f"{where} did not take the event ({status})") from None
+        kind = WebhookError if _worth_retrying(error) else WebhookRefused
+        raise kind(f"{scheme}://{host}:{port} did not take the event ({status})") from None
+
+
+# %% ../nbs/05_webhook.ipynb #9f20f075
+def complete_payload(
+    generation_id: Id, result_url: str, seed: int, metadata: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The body of a completion; ``steps`` and ``guidance_scale`` default to 50 and 7.5."""
+    facts = {"seed": seed, "steps": 50, "guidance_scale": 7.5} | (metadata or {})
+    return {"generation_id": generation_id, "result_url": result_url, "metadata": facts}
+
+
+def failed_payload(
+    generation_id: Id, error: str, error_code: str = "GENERATION_FAILED", retry_count: int = 0
+) -> dict[str, Any]:
+    """The body of a failure."""
+    return {
+        "generation_id": generation_id,
+        "error_message": error,
+        "error_code": error_code,
+        "retry_count": retry_count,
+    }
 
 
 # %% ../nbs/05_webhook.ipynb #bf813da6
@@ -335,10 +422,9 @@ def send_complete_webhook(
     Raises:
         WebhookError: The receiver did not take it.
     """
-    facts = {"seed": seed, "steps": 50, "guidance_scale": 7.5} | (metadata or {})
-    payload = {"generation_id": generation_id, "result_url": result_url, "metadata": facts}
-    auth = _Authorization(f"complete_{generation_id}", token, secret)
-    _deliver(url, payload, auth, timeout)
+    payload = complete_payload(generation_id, result_url, seed, metadata)
+    event_id = f"complete_{generation_id}"
+    deliver_event(url, payload, event_id, token=token, secret=secret, timeout=timeout)
 
 
 def send_failed_webhook(
@@ -367,14 +453,9 @@ def send_failed_webhook(
     Raises:
         WebhookError: The receiver did not take it.
     """
-    payload = {
-        "generation_id": generation_id,
-        "error_message": error,
-        "error_code": error_code,
-        "retry_count": retry_count,
-    }
-    auth = _Authorization(f"failed_{generation_id}", token, secret)
-    _deliver(url, payload, auth, timeout)
+    payload = failed_payload(generation_id, error, error_code, retry_count)
+    event_id = f"failed_{generation_id}"
+    deliver_event(url, payload, event_id, token=token, secret=secret, timeout=timeout)
 
 
 # %% ../nbs/05_webhook.ipynb #f749bf83
@@ -389,7 +470,7 @@ class ProgressReporter:
         total_steps: All steps of the picture.
     """
 
-    def __init__(self, send: Callable[..., None], total_steps: int) -> None:
+    def __init__(self, send: Callable[..., object], total_steps: int) -> None:
         self._send, self._total = send, total_steps
         self._ahead = list(MILESTONES)
         self._started = time.monotonic()

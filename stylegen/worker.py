@@ -15,6 +15,7 @@ __all__ = [
     "Outcome",
     "describe",
     "handle_generation_task",
+    "do_delivery",
     "broker_url",
     "consume",
     "stop_on_signals",
@@ -33,7 +34,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,15 +44,23 @@ from stylegen.job import (
     InvalidMessage,
     LoraInvalid,
     LoraNotFound,
+    RetriesExhausted,
     SignatureUnrenderable,
     StylegenError,
     check_job,
+    job_digest,
     read_message,
 )
 from .engine import Draw, Engine, OnStep
 from .pipeline import load_pipeline, model_digest, pick_device
 from .provenance import ContentCredentials, Label, encode_labelled
-from .queue import connection_parameters, publish_job, start_rabbitmq_consumer
+from stylegen.queue import (
+    Delivery,
+    Retries,
+    connection_parameters,
+    redrive,
+    start_rabbitmq_consumer,
+)
 from .settings import Settings, SettingsError, load_settings
 from stylegen.signature import (
     add_mark,
@@ -63,16 +72,21 @@ from stylegen.signature import (
 )
 from stylegen.storage import (
     FolderStore,
+    Manifest,
     Store,
+    commit,
     download_lora_model,
+    find_manifest,
     make_s3_store,
+    store_result,
     upload_image_to_s3,
 )
 from stylegen.webhook import (
     ProgressReporter,
     WebhookUrls,
     allowed_url,
-    send_complete_webhook,
+    complete_payload,
+    deliver_event,
     send_failed_webhook,
     send_progress,
     webhook_urls,
@@ -125,6 +139,8 @@ class Parts:
     font: Path | None = None
     labelling: Labelling = Labelling()
     secret: str = field(default="", repr=False)
+    once: bool = False
+    """Whether a job's result is written down, and told again instead of drawn again."""
 
     @property
     def authorization(self) -> dict[str, str]:
@@ -258,6 +274,8 @@ def make_picture(job: GenerationJob, parts: Parts, on_step: OnStep) -> str:
         image = parts.draw(job, lora, on_step=on_step)
         label = parts.labelling.label(job, lora)
     jpeg = parts.labelling.encode(sign(image), label)
+    if parts.once:
+        return store_result(parts.store, job.generation_id, jpeg, job_digest(job))[0]
     return upload_image_to_s3(jpeg, job.generation_id, store=parts.store)
 
 
@@ -292,6 +310,8 @@ def handle_generation_task(
     parts: Parts | None = None,
     *,
     on_step: OnStep = lambda step: None,
+    attempt: int = 0,
+    retries: int = 0,
 ) -> Outcome:
     """Do one job: LoRA, picture, signature, upload, terminal webhook.
 
@@ -299,6 +319,8 @@ def handle_generation_task(
         message: The job, as an object or as the queue's bytes.
         parts: The worker's parts; None makes them from the environment, once.
         on_step: Also called with the number of finished steps.
+        attempt: How often it was tried before.
+        retries: How often it may be tried again in all; until then a transient error is raised.
 
     Returns:
         What became of it, after the terminal webhook was taken.
@@ -306,6 +328,9 @@ def handle_generation_task(
     Raises:
         InvalidMessage: The message is wrong, and names nobody who may be told.
         WebhookError: The receiver did not take the terminal webhook.
+        Conflict: The id belongs to another job (with `Parts.once`).
+        TransientError: Try later, up to `retries` times.
+        StorageError: The bucket can't tell, or can't be told, that the job is done (so too).
     """
     parts = parts or _default_parts()
     fields = read_message(message) if isinstance(message, bytes) else message
@@ -314,20 +339,35 @@ def handle_generation_task(
         urls = webhook_urls(allowed_url(job.webhook_url, parts.allowed_origins))
     except InvalidMessage as error:
         generation_id, urls = _return_address(fields, parts, error)
-        return _failed(generation_id, urls, error, parts)
-    try:
-        outcome = _draw_and_report(job, urls, parts, on_step)
-    except Exception as error:  # pylint: disable=broad-exception-caught
-        return _failed(job.generation_id, urls, error, parts)
-    send_complete_webhook(
-        urls.complete,
-        job.generation_id,
-        outcome.result_url or "",
-        job.seed,
-        metadata=outcome.metadata,
-        **parts.authorization,
-    )
-    return outcome
+        return _failed(generation_id, urls, error, parts, attempt)
+    done = find_manifest(parts.store, job.generation_id, job_digest(job)) if parts.once else None
+    if done is None:
+        try:
+            outcome = _draw_and_report(job, urls, parts, on_step)
+        except Exception as error:  # pylint: disable=broad-exception-caught
+            error = _last_word(error, attempt, retries)
+            return _failed(job.generation_id, urls, error, parts, attempt)
+        done = _write_down(job, outcome, parts)
+    deliver_event(urls.complete, done.payload, done.event_id, **parts.authorization)
+    facts = done.payload
+    return Outcome(job.generation_id, facts["result_url"], metadata=facts["metadata"])
+
+
+def _last_word(error: Exception, attempt: int, retries: int) -> Exception:
+    """Raise what may be better later; else tell what the failure is called."""
+    if not retries or not (isinstance(error, StylegenError) and error.transient):
+        return error
+    if attempt < retries:
+        raise error
+    return RetriesExhausted(f"tried {attempt + 1} times, at last: {error}")
+
+
+def _write_down(job: GenerationJob, outcome: Outcome, parts: Parts) -> Manifest:
+    url, facts = outcome.result_url or "", outcome.metadata
+    payload = complete_payload(job.generation_id, url, job.seed, facts)
+    event_id = f"complete_{job.generation_id}"
+    done = Manifest(job.generation_id, job_digest(job), "complete", payload, event_id)
+    return commit(parts.store, done) if parts.once else done
 
 
 @cache
@@ -350,14 +390,17 @@ def _draw_and_report(
     return Outcome(job.generation_id, result_url, metadata=describe(job))
 
 
-def _failed(generation_id: int | str, urls: WebhookUrls, error: Exception, parts: Parts) -> Outcome:
+def _failed(
+    generation_id: int | str, urls: WebhookUrls, error: Exception, parts: Parts, attempt: int
+) -> Outcome:
     if isinstance(error, StylegenError):
         code, text = error.error_code, str(error)
         _log.warning("generation %s failed: %s: %s", generation_id, code, text)
     else:
         code, text = StylegenError.error_code, f"unexpected {type(error).__name__}"
         _log.error("generation %s failed", generation_id, exc_info=error)
-    send_failed_webhook(urls.failed, generation_id, text, error_code=code, **parts.authorization)
+    told = {"error_code": code, "retry_count": attempt} | parts.authorization
+    send_failed_webhook(urls.failed, generation_id, text, **told)
     return Outcome(generation_id, error_code=code, error_message=text)
 
 
@@ -385,6 +428,41 @@ def _return_address(
         raise error from None
 
 
+# %% ../nbs/09_worker.ipynb #3bac8835
+def do_delivery(delivery: Delivery, parts: Parts, retries: Retries) -> None:
+    """Do a delivered job, or see to it that somebody does later.
+
+    Args:
+        delivery: What the broker brought; may be acknowledged afterwards.
+        parts: The worker's parts.
+        retries: Where it goes if it can't be done.
+
+    Raises:
+        AMQPError: It can't be put anywhere; don't acknowledge it.
+    """
+    if delivery.redelivered:
+        if delivery.redeliveries < retries.max_redeliveries:
+            retries.again(delivery)
+            return
+        parts = replace(parts, draw=_refuse)
+    allowed, attempt = len(retries.delays), delivery.attempt
+    try:
+        done = handle_generation_task(delivery.body, parts, attempt=attempt, retries=allowed)
+    except StylegenError as error:
+        _log.warning("not done: %s: %s", error.error_code, error)
+        if error.transient and attempt < allowed:
+            retries.later(delivery)
+        else:
+            retries.set_aside(delivery, error.error_code, str(error))
+        return
+    if done.error_code == RetriesExhausted.error_code:
+        retries.set_aside(delivery, done.error_code, done.error_message or "")
+
+
+def _refuse(*_: Any, **__: Any) -> Any:
+    raise RetriesExhausted("the job was in hand each time that a worker died")
+
+
 # %% ../nbs/09_worker.ipynb #cf261ac7
 def broker_url(settings: Settings) -> str:
     """The broker's URL; a bare host means the default port and account, as in the guide."""
@@ -400,20 +478,18 @@ def consume(settings: Settings, stop: threading.Event) -> None:
         settings: What the environment says.
         stop: Set it to stop.
     """
-    parts = make_parts(settings)
+    parts = replace(make_parts(settings), once=True)
+    parts.store.probe()
     url = broker_url(settings)
-    dead = f"{settings.stylegen_queue}.dead"
-
-    def on_message(body: bytes) -> None:
-        try:
-            handle_generation_task(body, parts)
-        except StylegenError as error:
-            _log.error("set aside on %s: %s: %s", dead, error.error_code, error)
-            publish_job(body, queue_name=dead, url=url)
-
+    retries = Retries(
+        url,
+        settings.stylegen_queue,
+        settings.stylegen_retry_delays,
+        settings.stylegen_max_redeliveries,
+    )
     start_rabbitmq_consumer(
         settings.stylegen_queue,
-        on_message,
+        on_delivery=partial(do_delivery, parts=parts, retries=retries),
         prefetch_count=settings.stylegen_prefetch,
         threads=settings.stylegen_prefetch,
         stop=stop,
@@ -543,6 +619,13 @@ def main(arguments: list[str] | None = None) -> int:
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument("--job", type=Path, metavar="FILE", help="do one job from a JSON file")
     modes.add_argument("--check", action="store_true", help="tell whether this machine can work")
+    modes.add_argument(
+        "--redrive",
+        nargs="?",
+        const="all",
+        metavar="ID",
+        help="move the dead letter of a generation, or all of them, back into the queue",
+    )
     chosen = parser.parse_args(arguments)
     try:
         settings = load_settings()
@@ -555,6 +638,8 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("pika").setLevel(logging.ERROR)
     if chosen.check:
         return _show_check(settings)
+    if chosen.redrive:
+        return _redrive(chosen.redrive, settings)
     return _show_job(chosen.job, settings) if chosen.job else _consume(settings)
 
 
@@ -591,3 +676,16 @@ def _consume(settings: Settings) -> int:
     with stop_on_signals() as stop:
         consume(settings, stop)
     return 0
+
+
+# %% ../nbs/09_worker.ipynb #0c80b101
+def _redrive(which: str, settings: Settings) -> int:
+    def chosen(body: bytes) -> bool:
+        try:
+            return which in ("all", str(read_message(body).get("generation_id")))
+        except InvalidMessage:
+            return which == "all"
+
+    moved = redrive(broker_url(settings), settings.stylegen_queue, chosen)
+    print(f"moved {moved}")
+    return 0 if moved else 1

@@ -383,7 +383,7 @@ def test_a_refused_queue_is_not_made_plain(rabbit: RabbitNode) -> None:
 def test_a_stale_delivery_is_neither_run_nor_reported() -> None:
     ran: list[bytes] = []
     done: list[Delivery] = []
-    jobs = JobThread(ran.append, threading.Event())
+    jobs = JobThread(lambda delivery: ran.append(delivery.body), threading.Event())
     stale = Delivery(jobs.generation, 1, b"stale")
     jobs.settle()
     jobs.submit(stale, done.append).result()

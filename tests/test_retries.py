@@ -1,0 +1,212 @@
+"""Jobs that can't be done now, on a real broker; a flat picture stands for drawing."""
+
+import json
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pika
+import pytest
+from conftest import TOKEN
+from PIL import Image
+from rabbit import RabbitNode
+from s3_server import S3Server
+
+from stylegen.queue import (
+    ATTEMPT,
+    REDELIVERIES,
+    Delivery,
+    Retries,
+    publish_job,
+    redrive,
+    start_rabbitmq_consumer,
+)
+from stylegen.settings import Settings
+from stylegen.storage import FolderStore, make_s3_store
+from stylegen.webhook import WebhookReceiver
+from stylegen.worker import Parts, do_delivery, main
+
+Order = dict[str, Any]
+
+
+@pytest.fixture(name="drawn")
+def _drawn() -> list[Callable[[], None]]:
+    """What happens while the next pictures are drawn."""
+    return []
+
+
+@pytest.fixture(name="flat")
+def _flat(tmp_path: Path, backend: WebhookReceiver, drawn: list[Callable[[], None]]) -> Parts:
+    """Parts that draw at once; their bucket is down until the file ``generations`` is gone."""
+
+    def draw(*_: Any, **__: Any) -> Image.Image:
+        if drawn:
+            drawn.pop(0)()
+        return Image.new("RGB", (512, 512))
+
+    store = FolderStore(tmp_path)
+    store.put("models/style_10.safetensors", b"tensors", "")
+    (tmp_path / "generations").write_text("a file where a folder must be", encoding="ascii")
+    return Parts(draw, store, (backend.url,), TOKEN)
+
+
+@pytest.fixture(name="retries")
+def _retries(rabbit: RabbitNode) -> Retries:
+    return Retries(rabbit.url, f"test-{uuid.uuid4().hex}", (1, 1), max_redeliveries=2)
+
+
+@pytest.fixture(name="consumer")
+def _consumer(flat: Parts, retries: Retries) -> Iterator[threading.Thread]:
+    """The worker's consumer on a thread."""
+    stop = threading.Event()
+    thread = threading.Thread(
+        target=start_rabbitmq_consumer,
+        args=(retries.queue_name,),
+        kwargs={
+            "on_delivery": partial(do_delivery, parts=flat, retries=retries),
+            "url": retries.url,
+            "stop": stop,
+        },
+    )
+    thread.start()
+    yield thread
+    stop.set()
+    thread.join(30)
+
+
+def dead_letter(retries: Retries, count: int = 1) -> list[tuple[dict[str, Any], bytes]]:
+    """Take the dead letters: headers and bodies. Waits for `count`."""
+    connection = pika.BlockingConnection(pika.URLParameters(retries.url))
+    channel = connection.channel()
+    channel.queue_declare(f"{retries.queue_name}.dead", durable=True)
+    found = []
+    for method, properties, body in channel.consume(
+        f"{retries.queue_name}.dead", auto_ack=True, inactivity_timeout=30
+    ):
+        assert method, "no dead letter came"
+        found.append((properties.headers, body))
+        if len(found) == count:
+            break
+    connection.close()
+    return found
+
+
+def test_a_bucket_that_comes_back(
+    flat: Parts,
+    drawn: list[Callable[[], None]],
+    retries: Retries,
+    order: Order,
+    backend: WebhookReceiver,
+    consumer: Any,
+) -> None:
+    """The job waits, and is then done as if nothing had been; no failure is told."""
+    drawn.append(lambda: None)
+    drawn.append(flat.store.root.joinpath("generations").unlink)  # type: ignore[attr-defined]
+    publish_job(json.dumps(order).encode(), url=retries.url, queue_name=retries.queue_name)
+    assert backend.wait_for(1, "complete", timeout=30)
+    assert not drawn and not [hook for hook in backend.received if hook.event == "failed"]
+    assert consumer.is_alive()
+
+
+def test_a_bucket_that_stays_away(
+    flat: Parts, retries: Retries, order: Order, backend: WebhookReceiver, consumer: Any
+) -> None:
+    """After the last retry: one failure, a dead letter with its reason; a redrive does the job."""
+    body = json.dumps(order).encode()
+    publish_job(body, url=retries.url, queue_name=retries.queue_name)
+    (failed,) = backend.wait_for(1, "failed", timeout=60)
+    assert (failed.body["error_code"], failed.body["retry_count"]) == ("RETRIES_EXHAUSTED", 2)
+    ((headers, dead),) = dead_letter(retries)
+    assert dead == body
+    assert (headers["x-stylegen-error-code"], headers[ATTEMPT]) == ("RETRIES_EXHAUSTED", 2)
+    publish_job(dead, url=retries.url, queue_name=f"{retries.queue_name}.dead", headers=headers)
+    flat.store.root.joinpath("generations").unlink()  # type: ignore[attr-defined]
+    assert redrive(retries.url, retries.queue_name) == 1
+    assert backend.wait_for(1, "complete", timeout=30)
+    assert consumer.is_alive()
+
+
+def test_a_job_that_kills_its_workers(
+    flat: Parts, retries: Retries, order: Order, backend: WebhookReceiver
+) -> None:
+    """It is counted each time it comes back; in the end it is told and set aside, not drawn."""
+    body = json.dumps(order).encode()
+    for count in range(retries.max_redeliveries + 1):
+        do_delivery(Delivery(0, 1, body, {REDELIVERIES: count}, True), flat, retries)
+    (failed,) = backend.wait_for(1, "failed", timeout=30)
+    assert failed.body["error_code"] == "RETRIES_EXHAUSTED"
+    assert dead_letter(retries)[0][1] == body
+    connection = pika.BlockingConnection(pika.URLParameters(retries.url))
+    channel = connection.channel()
+    found = [channel.basic_get(retries.queue_name, auto_ack=True)[1].headers for _ in range(2)]
+    connection.close()
+    assert [headers[REDELIVERIES] for headers in found] == [1, 2]
+
+
+def test_a_job_is_done_once(
+    flat: Parts,
+    drawn: list[Callable[[], None]],
+    retries: Retries,
+    order: Order,
+    backend: WebhookReceiver,
+    s3: S3Server,
+) -> None:
+    """A committed job is told again in the same words, not drawn; its id is nobody else's."""
+    bucket = f"once-{uuid.uuid4().hex}"
+    s3.client().create_bucket(Bucket=bucket)
+    s3.client().put_object(Bucket=bucket, Key="lora.safetensors", Body=b"tensors")
+    keys = {"access_key_id": "test", "secret_access_key": "test", "region": "us-east-1"}
+    store = make_s3_store(bucket, endpoint_url=s3.endpoint_url, **keys)
+    assert store.probe()
+    parts = replace(flat, store=store, once=True)
+    mine = order | {"lora_model_url": f"s3://{bucket}/lora.safetensors"}
+    drawn.extend([lambda: None] * 3)
+    for fields in (mine, mine, mine | {"seed": 9}):
+        do_delivery(Delivery(0, 1, json.dumps(fields).encode()), parts, retries)
+    first, second = backend.wait_for(2, "complete", timeout=30)
+    assert first.raw == second.raw and len(drawn) == 2
+    assert [hook.event for hook in backend.received if hook.event == "failed"] == []
+    assert dead_letter(retries)[0][0]["x-stylegen-error-code"] == "CONFLICT"
+    stored = s3.client().list_objects_v2(Bucket=bucket)["Contents"]
+    assert "manifests/gen_500.json" in {each["Key"] for each in stored}
+
+
+def test_forged_counts_are_clamped() -> None:
+    """Whoever may publish may write headers; none of them makes an attempt of its own kind."""
+    for value, count in ((-5, 0), (10**12, 1000), ("7", 0), (None, 0), ([1], 0)):
+        assert Delivery(0, 1, b"", {ATTEMPT: value}).attempt == count
+
+
+def test_redrive_one(rabbit: RabbitNode, monkeypatch: Any, capsys: Any) -> None:
+    """``worker.py --redrive ID`` moves that generation only; the others keep their place."""
+    name = f"test-{uuid.uuid4().hex}"
+    for body in (b'{"generation_id": 1}', b"no message", b'{"generation_id": "two"}'):
+        publish_job(body, url=rabbit.url, queue_name=f"{name}.dead")
+    for key, value in {
+        "INTERNAL_API_TOKEN": TOKEN,
+        "WEBHOOK_ALLOWED_ORIGINS": "https://api.example.com",
+        "RABBITMQ_URL": rabbit.url,
+        "STYLEGEN_QUEUE": name,
+    }.items():
+        monkeypatch.setenv(key, value)
+    assert main(["--redrive", "two"]) == 0
+    assert rabbit.queue_state(name) == (1, 0)
+    assert rabbit.queue_state(f"{name}.dead") == (2, 0)
+    assert main(["--redrive"]) == 0
+    assert main(["--redrive", "all"]) == 1
+    assert rabbit.queue_state(name) == (3, 0)
+    assert capsys.readouterr().out.split() == ["moved", "1", "moved", "2", "moved", "0"]
+
+
+def test_delays_are_a_setting() -> None:
+    """Seconds with commas; nothing but whole positive ones."""
+    own: dict[str, Any] = {"internal_api_token": "t", "webhook_allowed_origins": "https://a"}
+    assert Settings(**own).stylegen_retry_delays == (5, 30, 300)
+    settings = Settings(**own, stylegen_retry_delays="1, 2", stylegen_max_redeliveries=3)
+    assert (settings.stylegen_retry_delays, settings.stylegen_max_redeliveries) == ((1, 2), 3)
+    with pytest.raises(ValueError):
+        Settings(**own, stylegen_retry_delays="0")
