@@ -576,6 +576,10 @@ d = {
                 "storage.html#folderstore._inside",
                 "stylegen/storage.py",
             ),
+            "stylegen.storage.FolderStore._source": (
+                "storage.html#folderstore._source",
+                "stylegen/storage.py",
+            ),
             "stylegen.storage.FolderStore.check": (
                 "storage.html#folderstore.check",
                 "stylegen/storage.py",
@@ -604,6 +608,10 @@ d = {
                 "storage.html#folderstore.url",
                 "stylegen/storage.py",
             ),
+            "stylegen.storage.FolderStore.version": (
+                "storage.html#folderstore.version",
+                "stylegen/storage.py",
+            ),
             "stylegen.storage.Manifest": ("storage.html#manifest", "stylegen/storage.py"),
             "stylegen.storage.S3Store": ("storage.html#s3store", "stylegen/storage.py"),
             "stylegen.storage.S3Store.__init__": (
@@ -629,6 +637,10 @@ d = {
             ),
             "stylegen.storage.S3Store.read": ("storage.html#s3store.read", "stylegen/storage.py"),
             "stylegen.storage.S3Store.url": ("storage.html#s3store.url", "stylegen/storage.py"),
+            "stylegen.storage.S3Store.version": (
+                "storage.html#s3store.version",
+                "stylegen/storage.py",
+            ),
             "stylegen.storage.Store": ("storage.html#store", "stylegen/storage.py"),
             "stylegen.storage.Store.check": ("storage.html#store.check", "stylegen/storage.py"),
             "stylegen.storage.Store.fetch": ("storage.html#store.fetch", "stylegen/storage.py"),
@@ -640,6 +652,7 @@ d = {
             ),
             "stylegen.storage.Store.read": ("storage.html#store.read", "stylegen/storage.py"),
             "stylegen.storage.Store.url": ("storage.html#store.url", "stylegen/storage.py"),
+            "stylegen.storage.Store.version": ("storage.html#store.version", "stylegen/storage.py"),
             "stylegen.storage._beside": ("storage.html#_beside", "stylegen/storage.py"),
             "stylegen.storage._check_size": ("storage.html#_check_size", "stylegen/storage.py"),
             "stylegen.storage._default_store": (
@@ -847,6 +860,7 @@ d = {
             "stylegen.worker._failed": ("worker.html#_failed", "stylegen/worker.py"),
             "stylegen.worker._fetch_mark": ("worker.html#_fetch_mark", "stylegen/worker.py"),
             "stylegen.worker._last_word": ("worker.html#_last_word", "stylegen/worker.py"),
+            "stylegen.worker._loras": ("worker.html#_loras", "stylegen/worker.py"),
             "stylegen.worker._redrive": ("worker.html#_redrive", "stylegen/worker.py"),
             "stylegen.worker._refuse": ("worker.html#_refuse", "stylegen/worker.py"),
             "stylegen.worker._return_address": (

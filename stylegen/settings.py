@@ -63,10 +63,19 @@ class Settings(BaseSettings):
     stylegen_storage_folder: Path | None = Field(
         None, description="a folder instead of a bucket, for one machine"
     )
+    stylegen_cache_folder: Path = Field(
+        Path("~/.cache/stylegen"), description="LoRA files on this machine, shared by its workers"
+    )
+    stylegen_cache_bytes: int = Field(
+        20 * 2**30, ge=0, description="size that this folder is kept below"
+    )
     stylegen_model: str = Field(SD15, description="base model: hub id or diffusers folder")
     stylegen_device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to draw")
     stylegen_offload: Literal["none", "model", "sequential"] = Field(
         "none", description="keep parts of the model in host memory (small GPUs)"
+    )
+    stylegen_compile: bool = Field(
+        False, description="compile the UNet: a slow first picture of each size, then faster ones"
     )
     stylegen_attention_slicing: bool = Field(False, description="less memory, slower attention")
     stylegen_vae_tiling: bool = Field(False, description="less memory when decoding")

@@ -89,6 +89,9 @@ class Store(Protocol):
     def fetch(self, url: str, target: Path) -> None:
         """Write the object at `url` to the file `target`."""
 
+    def version(self, url: str) -> str:
+        """What changes when the object at `url` does."""
+
     def put(self, key: str, data: bytes, content_type: str) -> str:
         """Store `data` under `key`; returns its public URL."""
 
@@ -123,12 +126,20 @@ class FolderStore:
         self.root = root.resolve()
         self._base = (public_url or self.root.as_uri()).rstrip("/")
 
+    def _source(self, url: str) -> Path:
+        return _file_path(url) if url.startswith("file:") else self._inside(*parse_s3_url(url))
+
+    def version(self, url: str) -> str:
+        """Size, time and inode of the file that `url` names."""
+        try:
+            facts = self._source(url).stat()
+        except OSError as error:
+            raise LoraNotFound(f"the LoRA's file can't be read ({error.strerror})") from None
+        return f"{facts.st_size}-{facts.st_mtime_ns}-{facts.st_ino}"
+
     def fetch(self, url: str, target: Path) -> None:
         """Copy a ``file:`` URL, or ``s3://bucket/key`` from ``root/bucket/key``."""
-        if url.startswith("file:"):
-            source = _file_path(url)
-        else:
-            source = self._inside(*parse_s3_url(url))
+        source = self._source(url)
         try:
             size = source.stat().st_size
             if not source.is_file():
@@ -243,6 +254,13 @@ class S3Store:
         self._base = (public_url or _public_base(bucket, client.meta.endpoint_url)).rstrip("/")
         self._acl: dict[str, str] = {"ACL": "public-read"}
         self._conditional = True
+
+    def version(self, url: str) -> str:
+        """The object's ETag, and its version in a bucket that keeps versions."""
+        bucket, key = parse_s3_url(url)
+        with _s3_errors(f"s3://{bucket}/{key}", missing=LoraNotFound):
+            head = self._client.head_object(Bucket=bucket, Key=key)
+        return f"{head['ETag']} {head.get('VersionId', '')}"
 
     def fetch(self, url: str, target: Path) -> None:
         """Download an ``s3:`` URL, if it is not larger than `MAX_LORA_BYTES`."""

@@ -33,7 +33,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -51,6 +51,7 @@ from stylegen.job import (
     job_digest,
     read_message,
 )
+from .cache import LoraFiles
 from .engine import Draw, Engine, OnStep
 from .pipeline import load_pipeline, model_digest, pick_device
 from .provenance import ContentCredentials, Label, encode_labelled
@@ -139,6 +140,8 @@ class Parts:
     font: Path | None = None
     labelling: Labelling = Labelling()
     secret: str = field(default="", repr=False)
+    loras: LoraFiles | None = None
+    """A cache of LoRA files; None fetches each anew."""
     once: bool = False
     """Whether a job's result is written down, and told again instead of drawn again."""
 
@@ -201,14 +204,18 @@ def make_parts(settings: Settings) -> Parts:
         vae_tiling=settings.stylegen_vae_tiling,
         token=settings.hf_token.get_secret_value() if settings.hf_token else None,
     )
+    backend = "inductor" if settings.stylegen_compile else None
+    engine = Engine(pipeline, batch=settings.stylegen_batch, compile_backend=backend)
+    store, folder = make_store(settings), settings.stylegen_cache_folder.expanduser()
     return Parts(
-        Engine(pipeline, batch=settings.stylegen_batch).draw,
-        make_store(settings),
+        engine.draw,
+        store,
         settings.webhook_allowed_origins,
         settings.internal_api_token.get_secret_value(),
         settings.stylegen_font,
         make_labelling(settings),
         settings.webhook_secret.get_secret_value() if settings.webhook_secret else "",
+        LoraFiles(store, folder, settings.stylegen_cache_bytes),
     )
 
 
@@ -255,6 +262,15 @@ def _downloaded(url: str, store: Store) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
+@contextmanager
+def _loras(job: GenerationJob, parts: Parts) -> Iterator[list[Path]]:
+    """The files of a job's LoRAs, the artist's own first."""
+    get = parts.loras.get if parts.loras else partial(_downloaded, store=parts.store)
+    with ExitStack() as stack:
+        urls = [job.lora_model_url, *(extra.url for extra in job.extra_loras)]
+        yield [stack.enter_context(get(url)) for url in urls]
+
+
 def make_picture(job: GenerationJob, parts: Parts, on_step: OnStep) -> str:
     """Draw, sign, label and store a job's picture.
 
@@ -270,8 +286,9 @@ def make_picture(job: GenerationJob, parts: Parts, on_step: OnStep) -> str:
         StylegenError: Any of the tree's errors.
     """
     sign = make_signer(job, parts)
-    with _downloaded(job.lora_model_url, parts.store) as lora:
-        image = parts.draw(job, lora, on_step=on_step)
+    with _loras(job, parts) as (lora, *extra_loras):
+        more = {"extra_loras": extra_loras} if extra_loras else {}
+        image = parts.draw(job, lora, on_step=on_step, **more)
         label = parts.labelling.label(job, lora)
     jpeg = parts.labelling.encode(sign(image), label)
     if parts.once:
@@ -296,7 +313,7 @@ def describe(job: GenerationJob) -> dict[str, Any]:
     width, height = job.resolution
     return {
         "seed": job.seed,
-        "steps": job.num_inference_steps,
+        "steps": job.total_steps,
         "guidance_scale": job.guidance_scale,
         "scheduler": job.scheduler,
         "width": width,
@@ -385,7 +402,7 @@ def _draw_and_report(
         reporter(step)
         on_step(step)
 
-    with ProgressReporter(send, job.num_inference_steps) as reporter:
+    with ProgressReporter(send, job.total_steps) as reporter:
         result_url = make_picture(job, parts, both)
     return Outcome(job.generation_id, result_url, metadata=describe(job))
 
@@ -539,7 +556,7 @@ def run_job(file: Path, settings: Settings) -> Outcome:
     with tqdm(desc="drawing", unit="step", file=sys.stderr) as steps:
 
         def on_step(step: int) -> None:
-            steps.total = check_job(read_message(message)).num_inference_steps
+            steps.total = check_job(read_message(message)).total_steps
             steps.update(step - steps.n)
 
         return handle_generation_task(message, parts, on_step=on_step)
