@@ -16,6 +16,7 @@ __all__ = [
     "folder_loras",
     "local_lora",
     "bucket_loras",
+    "remote_lora",
     "recipe_id",
     "named",
     "vary",
@@ -68,7 +69,7 @@ from .signature import choose_font
 from .storage import Store, download_lora_model
 
 
-# %% ../nbs/10_grid.ipynb #dc99b1ea
+# %% ../nbs/10_grid.ipynb #f7779910
 @dataclass(frozen=True)
 class LoraFile:
     """A LoRA to choose: a name for people, a URL for workers, a file here.
@@ -79,6 +80,7 @@ class LoraFile:
         path: Where the file lies, or will lie once it is fetched.
         refused: Why it can't be used; empty when it can.
         store: Where it is fetched from when it does not lie here yet.
+        style: The job's `style_id`; None makes one from the name.
     """
 
     name: str
@@ -86,10 +88,13 @@ class LoraFile:
     path: Path
     refused: str = ""
     store: Store | None = field(default=None, repr=False, compare=False)
+    style: int | str | None = None
 
     @property
-    def style_id(self) -> str:
-        """The name as the wire contract wants it."""
+    def style_id(self) -> int | str:
+        """The style's id, or the name as the wire contract wants ids."""
+        if self.style is not None:
+            return self.style
         return re.sub(r"[^A-Za-z0-9_-]+", "-", self.name)[:128] or "style"
 
     def file(self) -> Path:
@@ -135,7 +140,7 @@ def local_lora(path: Path, check: Check = check_lora_file) -> LoraFile:
     return LoraFile(path.stem, path.absolute().as_uri(), path, refused)
 
 
-# %% ../nbs/10_grid.ipynb #862e265f
+# %% ../nbs/10_grid.ipynb #08b06d60
 def bucket_loras(
     bucket: str, prefix: str = "", *, client: Any, store: Store, cache: Path
 ) -> list[LoraFile]:
@@ -160,6 +165,14 @@ def bucket_loras(
             name = key.removeprefix(prefix).removesuffix(".safetensors").strip("/")
             found.append(LoraFile(name, url, cache / f"{version}.safetensors", store=store))
     return sorted(found, key=lambda lora: lora.name)
+
+
+def remote_lora(job: GenerationJob, store: Store, cache: Path) -> LoraFile:
+    """The LoRA that a job names by URL; fetched anew into a file of its own."""
+    path = cache / f"{hashlib.sha256(job.lora_model_url.encode()).hexdigest()[:16]}.safetensors"
+    name, url = f"{job.style_id}: {Path(job.lora_model_url).stem}", job.lora_model_url
+    path.unlink(missing_ok=True)
+    return LoraFile(name, url, path, store=store, style=job.style_id)
 
 
 # %% ../nbs/10_grid.ipynb #cf375034
