@@ -1,7 +1,7 @@
 """What the opt-in speed profiles save and what they lose, on the pocket model.
 
-Usage: ``python bench/profiles.py [--pictures N]``. Every profile draws the same scenes from the same
-seeds, by turns; the judge tells what the pictures show. Prints a table, writes
+Usage: ``python bench/profiles.py [--pictures N]``. Every profile draws the same scenes from the
+same seeds, by turns; the judge tells what the pictures show. Prints a table, writes
 ``bench/results/profiles.json``.
 """
 

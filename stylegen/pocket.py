@@ -653,7 +653,7 @@ def _nearest(seen: Grid, known: dict[str, Grid], limit: float) -> str:
 def _is_hatched(pixels: Grid, filled: Grid) -> bool:
     """Whether strokes run through the shape, where the hatching style puts them."""
     height, width = pixels.shape[:2]
-    y, x = np.mgrid[:height, :width].astype(np.float32) + np.float32(0.5)
+    y, x = np.indices((height, width), np.float32) + np.float32(0.5)
     strokes = _strokes(x + y, 9) > 0.5
     core = Image.fromarray(filled).filter(ImageFilter.MinFilter(7))
     inside = np.kron(core, np.ones((4, 4), bool))

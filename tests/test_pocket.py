@@ -68,9 +68,9 @@ def test_random_lora_changes_the_picture(base: Path, tmp_path: Path) -> None:
     assert np.abs(styled[0].astype(int) - styled[1]).mean() > 1
 
 
-def test_same_seed_same_weights(base: Path, tmp_path: Path) -> None:
+def test_same_seed_same_weights(tmp_path: Path) -> None:
     """One seed gives one model, to the byte."""
-    again = build_pocket(tmp_path / "pocket")
+    base, again = (build_pocket(tmp_path / name) for name in ("first", "again"))
     for part in ("unet", "vae", "text_encoder"):
         first, second = (sorted((f / part).glob("*.safetensors"))[0] for f in (base, again))
         assert first.read_bytes() == second.read_bytes()
