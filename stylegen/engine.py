@@ -372,6 +372,7 @@ class Engine:
             NsfwContent: The safety checker flagged the picture.
             OutOfMemory: The device has too little memory, even for this picture alone.
             StylegenError: The picture's numbers overflowed, or the engine is closed.
+            ValueError: `extra_loras` are not as many as the job's.
         """
         scales = [job.lora_scale, *(extra.scale for extra in job.extra_loras)]
         adapter = self._adapter([lora_path, *extra_loras], [float(scale) for scale in scales])
@@ -384,6 +385,8 @@ class Engine:
             raise
 
     def _adapter(self, paths: Sequence[str | Path], scales: Sequence[float]) -> Adapter | None:
+        if len(paths) != len(scales):
+            raise ValueError("a file is needed for each of the job's LoRAs")
         adapters = [self.adapters.get(path) for path in paths]
         if not any(scales):
             return None

@@ -144,7 +144,11 @@ def as_python(job: GenerationJob, lora: Path, model: str) -> str:
     """
     fields = job.model_dump(mode="json")
     style, tags, aspect, seed = (fields.pop(name) for name in _POSITIONAL)
-    options = {name: value for name, value in fields.items() if name not in _UNUSED and value != ""}
+    options = {
+        name: value
+        for name, value in fields.items()
+        if name not in _UNUSED and value not in ("", None, [])
+    }
     lines = [f"    {name}={value!r}," for name, value in options.items()]
     return "\n".join(
         [

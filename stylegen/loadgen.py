@@ -35,6 +35,7 @@ from typing import Any
 
 import numpy as np
 import pika
+from pika.exceptions import AMQPConnectionError
 
 from .job import RESOLUTIONS
 from .queue import connection_parameters, ensure_queue
@@ -410,16 +411,20 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.upload:
         _upload(load, chosen)
     host, _, port = chosen.listen.rpartition(":")
-    ledger = run_load(
-        load,
-        broker=chosen.broker,
-        queue_name=chosen.queue,
-        exchange=chosen.exchange,
-        receiver=(host, int(port)),
-        webhook_url=chosen.webhook_url,
-        patience=chosen.patience,
-        on_webhook=_show if chosen.show else lambda webhook: None,
-    )
+    try:
+        ledger = run_load(
+            load,
+            broker=chosen.broker,
+            queue_name=chosen.queue,
+            exchange=chosen.exchange,
+            receiver=(host, int(port)),
+            webhook_url=chosen.webhook_url,
+            patience=chosen.patience,
+            on_webhook=_show if chosen.show else lambda webhook: None,
+        )
+    except AMQPConnectionError:
+        print("the broker refused the connection, or can't be reached", file=sys.stderr)
+        return 1
     sums = report(ledger)
     for name, value in asdict(sums).items():
         print(f"{name:16} {value:.3f}" if isinstance(value, float) else f"{name:16} {value}")

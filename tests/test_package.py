@@ -119,7 +119,7 @@ def test_a_job_from_the_wheel(
     job = {
         "generation_id": 1,
         "style_id": 10,
-        "lora_model_url": "s3://models/style_10.safetensors",
+        "lora_model_url": "s3://models/watercolour.safetensors",
         "prompt_tags": ["red", "heart"],
         "artist_name": "김하늘",
         "webhook_url": backend.url,
