@@ -229,7 +229,6 @@ def _method(function: Callable[..., Any]) -> Callable[..., Any]:
 def cold_start(model: str, device: str) -> tuple[float, float]:
     """Seconds from a new process to its first picture, and its peak memory in GB."""
     code = (
-
         "from pathlib import Path; import tempfile\n"
         f"peers = engine.Peers({model!r}, {device!r}, 1, 50, Path(tempfile.mkdtemp()))\n"
         "peers.ours(1)\n"
