@@ -359,7 +359,7 @@ class LoraRows:
         self._model, self._part, self._static = model, part, static
         self._buffers: dict[Any, tuple[Any, Any]] = {}
         self._live: dict[Any, tuple[Any, Any]] = {}
-        self._hooked: set[str] = set()
+        self._hooked: dict[str, Any] = {}
         self._shown: tuple[Any, ...] = ()
         self._kept: tuple[list[str], int] = ([], MIN_RANK)
         for name, module in model.named_modules() if static else ():
@@ -384,12 +384,14 @@ class LoraRows:
         self._live, self._shown = {}, ()
 
     def _hook(self, layer: str) -> Any:
-        name = layer.partition(".")[2]
-        module = _find(self._model, name) or _find(self._model, name.removeprefix("text_model."))
         if layer not in self._hooked:
+            name = layer.partition(".")[2]
+            module = _find(self._model, name) or _find(
+                self._model, name.removeprefix("text_model.")
+            )
             module.register_forward_hook(self._add)
-            self._hooked.add(layer)
-        return module
+            self._hooked[layer] = module
+        return self._hooked[layer]
 
     def _add(self, module: Any, inputs: tuple[Any, ...], output: "torch.Tensor") -> Any:
         if module not in self._live:
