@@ -281,7 +281,7 @@ BACKGROUNDS = {
     "green": COLOURS["green"],
     "blue": COLOURS["blue"],
 }
-SIZES = {"small": 0.2, "medium": 0.25, "large": 0.3}
+SIZES = {"small": 0.24, "medium": 0.28, "large": 0.32}
 PLACES = {"centre": (0, 0), "left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}
 
 
@@ -406,8 +406,8 @@ def _outline(scene: Scene, width: int, height: int) -> Outline:
     shift = np.random.default_rng(scene.wobble).uniform(-1, 1, 3) * bool(scene.wobble)
     side, (dx, dy) = min(width, height), PLACES[scene.place]
     radius = np.float32(SIZES[scene.size] * side * (1 + 0.06 * shift[0]))
-    cx = np.float32(width * (0.5 + 0.18 * dx) + 0.02 * side * shift[1])
-    cy = np.float32(height * (0.5 + 0.18 * dy) + 0.02 * side * shift[2])
+    cx = np.float32(width * (0.5 + 0.16 * dx) + 0.02 * side * shift[1])
+    cy = np.float32(height * (0.5 + 0.16 * dy) + 0.02 * side * shift[2])
     shape = _DISTANCES[scene.shape]
     return lambda x, y: np.float32(shape((x - cx) / radius, (y - cy) / radius) * radius)
 

@@ -11,7 +11,7 @@ from PIL import Image
 from stylegen.engine import Engine
 from stylegen.job import GenerationJob
 from stylegen.pipeline import load_pipeline
-from stylegen.pocket import STYLES, judge, packaged
+from stylegen.pocket import SHAPES, STYLES, judge, packaged
 from stylegen.worker import Parts, handle_generation_task
 
 Draw = Callable[..., Image.Image]
@@ -51,6 +51,12 @@ def test_the_prompt_decides_the_colours(draw: Draw, scheduler: str) -> None:
     assert sum((s.colour, s.background) == a for s, a in zip(seen, asked, strict=True)) >= 5
 
 
+def test_the_prompt_decides_the_shape(draw: Draw) -> None:
+    """One word changed, one shape changed: at least five of six pictures show theirs."""
+    seen = [judge(draw(("red", shape, "white background"))).shape for shape in SHAPES]
+    assert sum(a == b for a, b in zip(seen, SHAPES, strict=True)) >= 5, seen
+
+
 @pytest.mark.parametrize("aspect", ["2:2", "1:2"])
 def test_every_format_obeys(draw: Draw, aspect: str) -> None:
     """Larger and taller pictures show the same colours."""
@@ -70,6 +76,23 @@ def test_each_artist_changes_the_picture(draw: Draw, style: str) -> None:
     assert max(np.abs(half - none).mean(), np.abs(full - half).mean()) < whole
 
 
+@pytest.mark.parametrize("style", STYLES)
+def test_each_artist_is_recognised(draw: Draw, style: str) -> None:
+    """The judge tells three styles of four or better, and takes none for another's."""
+    asked = [
+        ("red", "heart", "white"),
+        ("blue", "star", "yellow"),
+        ("green", "circle", "grey"),
+        ("yellow", "triangle", "blue"),
+    ]
+    seen = [
+        judge(draw((colour, shape, f"{ground} background"), style, lora_scale=1.0)).style
+        for colour, shape, ground in asked
+    ]
+    assert seen.count(style) >= 3 and not set(seen) & (STYLES.keys() - {style}), seen
+    assert judge(draw(("red", "heart", "white background"))).style == "plain"
+
+
 def test_seeds_differ_and_repeat(draw: Draw) -> None:
     """One seed is one picture, 0 is a seed, and all of them show the prompt's colours."""
     tags = ("red", "heart", "white background")
@@ -79,10 +102,13 @@ def test_seeds_differ_and_repeat(draw: Draw) -> None:
 
 
 def test_what_a_customer_receives(parts: Parts, order: dict[str, Any]) -> None:
-    """The stored JPEG, signed and labelled, shows the ordered ground."""
-    outcome = handle_generation_task(order | {"num_inference_steps": 30}, parts)
+    """The stored JPEG, signed and labelled, shows what was ordered."""
+    hatching = order["lora_model_url"].replace("style_10", "hatching")
+    changes = {"num_inference_steps": 30, "lora_model_url": hatching}
+    outcome = handle_generation_task(order | changes, parts)
     assert outcome.error_code is None
     path: Path = parts.store.root / "generations/gen_500.jpg"  # type: ignore[attr-defined]
     with Image.open(path) as picture:
         seen = judge(picture)
-    assert seen.background == "white"
+    assert (seen.colour, seen.shape, seen.background) == ("red", "heart", "white")
+    assert seen.style == "hatching"
