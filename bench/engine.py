@@ -1,11 +1,14 @@
 """The engine against its peers, in one run: throughput, latency, LoRA change, overhead.
 
-Usage: ``python bench/engine.py [--repeats N] [--steps S] [--batch B] [--model FOLDER]``.
+Usage: ``python bench/engine.py [--repeats N] [--steps S] [--batch B] [--model FOLDER]
+[--device cuda] [--compile]``. ``--model random-sd15`` is Stable Diffusion 1.5 with random weights.
 Peers take turns within each repeat; every job has another LoRA than the one before (but P4).
-Prints a table, writes ``bench/results/engine.json`` and draws ``bench/results/engine.svg``.
+Prints a table, writes ``bench/results/engine.json`` and draws ``bench/results/engine.svg``
+(other models, devices and batches than the default: a name of their own).
 
 * P0: the code guide's own flow, the pipeline loaded anew for each job
 * P1: stock diffusers, resident, ``load_lora_weights`` and ``unload_lora_weights`` for each job
+* P2 (with ``--compile``): stock at its best, channels_last, compiled, the LoRA hot-swapped
 * P3: peft's mixed batch by ``adapter_names``, the batch's LoRAs loaded and unloaded
 * P4: our engine with one LoRA for all, the ceiling of a mixed batch
 """
@@ -32,7 +35,7 @@ import peft
 import torch
 from peft.tuners.lora import LoraLayer
 
-from stylegen.engine import Engine, make_scheduler
+from stylegen.engine import Engine, _Batch, _Ends, make_scheduler
 from stylegen.job import GenerationJob
 from stylegen.lora import LoraRows, read_adapter
 from stylegen.pipeline import load_pipeline
@@ -40,6 +43,8 @@ from stylegen.pocket import Scene, caption, packaged
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from lora_files import write_diffusers  # noqa: E402  pylint: disable=wrong-import-position
+
+from sd15 import build_sd15  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -72,17 +77,34 @@ def arguments(pipeline: Any, jobs: Sequence[GenerationJob]) -> dict[str, Any]:
 class Peers:
     """All that is timed, on one base model and a wheel of LoRA files."""
 
-    def __init__(self, model: str, device: str, batch: int, steps: int, folder: Path) -> None:
+    def __init__(
+        self, model: str, device: str, batch: int, steps: int, folder: Path, compiled: bool = False
+    ) -> None:
         self.model, self.device, self.batch, self.steps = model, device, batch, steps
         self.stock = load_pipeline(model, device=device)
         self.mixed = load_pipeline(model, device=device)
-        self.engine = Engine(load_pipeline(model, device=device), batch=batch)
+        backend = "inductor" if compiled else None
+        self.engine = Engine(
+            load_pipeline(model, device=device), batch=batch, compile_backend=backend
+        )
+        self.tuned = load_pipeline(model, device=device) if compiled else None
         files = [
             write_diffusers(folder / f"{n}.safetensors", self.stock, 16, seed=n)
             for n in range(2 * batch)
         ]
         self.wheel: Iterator[Path] = cycle(files)
         self.seeds = iter(range(1_000_000))
+        if self.tuned:
+            self.tuned.unet.to(memory_format=torch.channels_last)
+            self.tuned.enable_lora_hotswap(target_rank=16)
+            self.swap(hotswap=False)
+            self.tuned.unet.compile(dynamic=False)
+
+    def swap(self, *, hotswap: bool = True) -> None:
+        """Another LoRA for the tuned pipeline."""
+        lora = next(self.wheel)
+        names = {"weight_name": lora.name, "adapter_name": "job", "hotswap": hotswap}
+        self.tuned.load_lora_weights(lora.parent, **names)
 
     def jobs(self, count: int) -> list[GenerationJob]:
         """Fresh jobs."""
@@ -100,6 +122,11 @@ class Peers:
         self.stock.load_lora_weights(lora.parent, weight_name=lora.name)
         self.stock(**arguments(self.stock, self.jobs(1)))
         self.stock.unload_lora_weights()
+
+    def p2(self) -> None:
+        """A compiled stock pipeline whose LoRA is swapped in place."""
+        self.swap()
+        self.tuned(**arguments(self.tuned, self.jobs(1)))
 
     def p3(self) -> None:
         """peft's own mixed batch."""
@@ -154,6 +181,8 @@ def time_jobs(peers: Peers, repeats: int) -> dict[str, list[float]]:
         "ours, batch 1": (partial(peers.ours, 1), 1),
         f"ours, batch {size}": (partial(peers.ours, size), size),
     }
+    if peers.tuned:
+        rows["P2 stock, compiled"] = (peers.p2, 1)
     seconds: dict[str, list[float]] = {name: [] for name in rows}
     for repeat in range(repeats + 1):
         for name, (call, count) in rows.items():
@@ -188,35 +217,57 @@ def time_changes(peers: Peers, repeats: int) -> dict[str, list[float]]:
 
 
 def time_overhead(peers: Peers, repeats: int) -> list[float]:
-    """Milliseconds of a job that are spent outside text encoder, UNet, scheduler and decoder."""
+    """Milliseconds of a job that no plain denoising loop has.
+
+    Such a loop encodes words, doubles latents for guidance, asks the UNet, guides, takes the
+    scheduler's step, decodes into pixels. What is left: waiting, choosing, changing the LoRA (in
+    memory, but not in the batch), threads, delivering.
+    """
     pipeline, inside, outside = peers.engine.pipeline, [0.0], []
-    scheduler = type(make_scheduler("dpmsolver++", pipeline.scheduler.config))
     parts = [
-        (pipeline.unet, "forward"),
-        (pipeline.vae, "decode"),
-        (pipeline, "encode_prompt"),
-        (scheduler, "step"),
-        (scheduler, "set_timesteps"),
+        (pipeline, "encode_prompt", 1),
+        (type(make_scheduler("dpmsolver++", pipeline.scheduler.config)), "set_timesteps", 1),
+        (_Batch, "step", 1),
+        (LoraRows, "put", -1),
+        (_Ends, "finish", 1),
     ]
 
-    def counting(function: Callable[..., Any], *given: Any, **options: Any) -> Any:
+    def counting(sign: int, function: Callable[..., Any], *given: Any, **options: Any) -> Any:
         started = time.perf_counter()
         try:
             return function(*given, **options)
         finally:
-            inside[0] += time.perf_counter() - started
+            inside[0] += sign * (time.perf_counter() - started)
 
-    originals = [(owner, name, getattr(owner, name)) for owner, name in parts]
-    for owner, name, function in originals:
-        bound = partial(counting, function)
+    originals = [(owner, name, getattr(owner, name), sign) for owner, name, sign in parts]
+    for owner, name, function, sign in originals:
+        bound = partial(counting, sign, function)
         setattr(owner, name, _method(bound) if isinstance(owner, type) else bound)
-    for _ in range(repeats + 1):
+    loras = [next(peers.wheel) for _ in range(2)]
+    for number in range(repeats + 2):
+        job, lora = peers.jobs(1)[0], loras[number % 2]
         inside[0] = 0.0
-        whole = timed(partial(peers.ours, 1))
+        whole = timed(partial(peers.engine.draw, job, lora))
         outside.append((whole - inside[0]) * 1000)
-    for owner, name, function in originals:
+    for owner, name, function, _ in originals:
         setattr(owner, name, function)
-    return outside[1:]
+    return outside[2:]
+
+
+def time_plain(peers: Peers, repeats: int) -> list[float]:
+    """Milliseconds that a job without a LoRA takes longer here than by stock diffusers."""
+    lora, more = next(peers.wheel), []
+    for number in range(repeats + 1):
+        (job,) = peers.jobs(1)
+        plain = job.model_copy(update={"lora_scale": 0.0})
+        calls = [
+            partial(peers.engine.draw, plain, lora),
+            lambda job=job: peers.stock(**arguments(peers.stock, [job])),
+        ]
+        order_of = (0, 1) if number % 2 else (1, 0)
+        seconds = {which: timed(calls[which]) for which in order_of}
+        more.append((seconds[0] - seconds[1]) * 1000)
+    return more[1:]
 
 
 def _method(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -229,7 +280,8 @@ def _method(function: Callable[..., Any]) -> Callable[..., Any]:
 def cold_start(model: str, device: str) -> tuple[float, float]:
     """Seconds from a new process to its first picture, and its peak memory in GB."""
     code = (
-        "from pathlib import Path; import tempfile\n"
+        "import resource, sys, tempfile; from pathlib import Path\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r}); import engine\n"
         f"peers = engine.Peers({model!r}, {device!r}, 1, 50, Path(tempfile.mkdtemp()))\n"
         "peers.ours(1)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
@@ -270,7 +322,9 @@ def ratios(
 ) -> dict[str, float]:
     """The figures that have bars."""
     ours, one = jobs[f"ours, batch {size}"]["median"], jobs["ours, batch 1"]["median"]
-    return {
+    tuned = jobs.get("P2 stock, compiled")
+    p2 = {"throughput against P2": tuned["median"] / ours} if tuned else {}
+    return p2 | {
         "throughput against P1": jobs["P1 stock, resident"]["median"] / ours,
         "throughput against P3": jobs[f"P3 peft mixed, batch {size}"]["median"] / ours,
         "throughput against P4, the ceiling": jobs[f"P4 one LoRA, batch {size}"]["median"] / ours,
@@ -281,20 +335,24 @@ def ratios(
     }
 
 
-def main(model: str, device: str, batch: int, steps: int, repeats: int) -> None:
+def main(model: str, device: str, batch: int, steps: int, repeats: int, compiled: bool) -> None:
     """Time, print, write, draw."""
-    cold, memory = cold_start(model, device)
     with tempfile.TemporaryDirectory() as folder:
-        peers = Peers(model, device, batch, steps, Path(folder))
+        if model == "random-sd15":
+            model = str(build_sd15(Path(folder) / model))
+        cold, memory = cold_start(model, device)
+        peers = Peers(model, device, batch, steps, Path(folder), compiled)
         jobs = {name: summary(v) for name, v in time_jobs(peers, repeats).items()}
         changes = {name: summary(v) for name, v in time_changes(peers, 4 * repeats).items()}
         overhead = summary(time_overhead(peers, 2 * repeats))
+        plain = summary(time_plain(peers, 2 * repeats))
         peers.engine.close()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     result = {
         "device": device,
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
+        "compiled": compiled,
         "versions": {m.__name__: m.__version__ for m in (torch, diffusers, peft)},
         "commit": commit.stdout.strip(),
         "model": Path(model).name,
@@ -304,14 +362,18 @@ def main(model: str, device: str, batch: int, steps: int, repeats: int) -> None:
         "seconds_per_job": jobs,
         "lora_change_ms": changes,
         "overhead_ms_per_job": overhead,
+        "more_than_stock_ms_per_job": plain,
         "cold_start_seconds": cold,
         "peak_memory_gb": memory,
         "ratios": ratios(jobs, changes, batch),
     }
     RESULTS.mkdir(exist_ok=True)
-    text = json.dumps(result, indent=2)
-    (RESULTS / "engine.json").write_text(text + "\n", encoding="utf-8")
-    draw_plot(jobs, RESULTS / "engine.svg")
+    text, name = json.dumps(result, indent=2), "engine"
+    if (Path(model).name, device, batch, compiled) != ("pocket", "cpu", 4, False):
+        kind = "-compiled" if compiled else ""
+        name = f"engine-{Path(model).name}-{device}-{batch}{kind}"
+    (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    draw_plot(jobs, RESULTS / f"{name}.svg")
     show(result)
 
 
@@ -323,7 +385,10 @@ def show(result: dict[str, Any]) -> None:
         print(
             f"LoRA change, {name:15} {row['median']:8.2f} ms  {row['min']:.2f} to {row['max']:.2f}"
         )
-    print(f"{'outside the model, a job':28} {result['overhead_ms_per_job']['median']:8.2f} ms")
+    print(f"{'own time, a job':28} {result['overhead_ms_per_job']['median']:8.2f} ms")
+    print(
+        f"{'a plain job, ours - stock':28} {result['more_than_stock_ms_per_job']['median']:8.2f} ms"
+    )
     print(f"{'cold start to picture':28} {result['cold_start_seconds']:8.2f} s")
     print(f"{'peak memory':28} {result['peak_memory_gb']:8.2f} GB")
     for name, value in result["ratios"].items():
@@ -337,5 +402,6 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--repeats", type=int, default=5)
-    chosen = parser.parse_args()
-    main(chosen.model, chosen.device, chosen.batch, chosen.steps, chosen.repeats)
+    parser.add_argument("--compile", action="store_true", help="compiled UNets, and P2 with them")
+    given = parser.parse_args()
+    main(given.model, given.device, given.batch, given.steps, given.repeats, given.compile)

@@ -12,7 +12,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -49,6 +49,13 @@ def _place(path: Path, data: bytes) -> None:
         raise
 
 
+def _own_folder() -> "tempfile.TemporaryDirectory[str]":
+    try:
+        return tempfile.TemporaryDirectory(prefix="stylegen-")
+    except OSError as error:
+        raise StorageError(f"no place for the LoRA's file ({type(error).__name__})") from None
+
+
 def _read_note(note: Path) -> dict[str, str]:
     try:
         return dict(json.loads(note.read_bytes()))
@@ -64,10 +71,17 @@ class LoraFiles:
         source: Where files come from.
         folder: The cache's folder; made when first used.
         max_bytes: Size that the cache is kept below; the least recently used files go first.
+        on_lookup: Told for each file whether it was there.
     """
 
-    def __init__(self, source: Source, folder: Path, max_bytes: int = 20 * 2**30) -> None:
-        self._source, self._max_bytes = source, max_bytes
+    def __init__(
+        self,
+        source: Source,
+        folder: Path,
+        max_bytes: int = 20 * 2**30,
+        on_lookup: Callable[[bool], None] = lambda hit: None,
+    ) -> None:
+        self._source, self._max_bytes, self._on_lookup = source, max_bytes, on_lookup
         self._blobs, self._urls = folder / "blobs", folder / "urls"
 
     @contextmanager
@@ -80,7 +94,7 @@ class LoraFiles:
             LoraInvalid: It is too large.
             StorageError: The source can't be reached, or the file changes faster than it is read.
         """
-        with tempfile.TemporaryDirectory(prefix="stylegen-") as own:
+        with _own_folder() as own:
             path = Path(own) / "lora.safetensors"
             try:
                 self._link(url, path)
@@ -105,7 +119,9 @@ class LoraFiles:
         for _ in range(MAX_TRIES):
             version, known = self._source.version(url), _read_note(note)
             blob = self._blobs / f"{known.get('sha256')}.safetensors"
-            if known.get("version") == version and blob.exists():
+            hit = known.get("version") == version and blob.exists()
+            self._on_lookup(hit)
+            if hit:
                 return blob
             sha256 = self._download(url)
             if self._source.version(url) == version:

@@ -15,9 +15,11 @@ __all__ = [
 ]
 
 # %% ../nbs/07_engine.ipynb #90decc1f
+import copy
 import gc
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
@@ -26,8 +28,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .job import GenerationJob, NsfwContent, OutOfMemory, StylegenError
-from .lora import Adapter, AdapterCache, LoraRows, mix_adapters, read_adapter
+from stylegen.job import (
+    RESOLUTIONS,
+    DeviceLost,
+    GenerationJob,
+    NsfwContent,
+    OutOfMemory,
+    StylegenError,
+)
+from stylegen.lora import (
+    Adapter,
+    AdapterCache,
+    LoraRows,
+    blank_adapter,
+    mix_adapters,
+    read_adapter,
+)
 from .prompt import encode_prompt
 
 if TYPE_CHECKING:
@@ -98,31 +114,31 @@ class _Task:
     words: Any = None
     latents: Any = None
     scheduler: Any = None
-    guided: list[bool] = field(default_factory=list)
+    timesteps: Sequence[Any] = ()
+    times: Sequence[Any] = ()
+    guided: Sequence[bool] = ()
 
     @property
     def is_finished(self) -> bool:
         """Whether the last step has been taken."""
-        return self.step == len(self.scheduler.timesteps)
+        return self.step == len(self.timesteps)
 
     @property
     def rows(self) -> int:
         """Rows of the batch that this step takes: negative prompt and prompt, or prompt alone."""
         return 2 if self.guided[self.step] else 1
 
-    def inputs(self) -> tuple[Any, Any, Any]:
-        """Latents, timesteps and words of this step, a row each."""
-        timestep = self.scheduler.timesteps[self.step]
-        latents = self.scheduler.scale_model_input(self.latents, timestep)
-        rows = self.rows
-        return latents.expand(rows, -1, -1, -1), timestep.float().expand(rows), self.words[-rows:]
+    def row(self) -> tuple[Any, Any]:
+        """Latents ``[1, channels, height, width]`` and timestep, as the model wants them."""
+        latents = self.scheduler.scale_model_input(self.latents, self.timesteps[self.step])
+        return latents, self.times[self.step]
 
     def advance(self, seen: "torch.Tensor") -> None:
         """Guide, and take one step of the scheduler."""
         if self.rows == 2:
             negative, prompt = seen.chunk(2)
             seen = negative + self.job.guidance_scale * (prompt - negative)
-        timestep = self.scheduler.timesteps[self.step]
+        timestep = self.timesteps[self.step]
         self.latents = self.scheduler.step(seen, timestep, self.latents, return_dict=False)[0]
         self.step += 1
         self.on_latents(self.step, self.latents)
@@ -152,33 +168,95 @@ def _kind(task: _Task) -> tuple[Any, ...]:
     return (task.job.resolution, task.words.shape[1])
 
 
+# %% ../nbs/07_engine.ipynb #e2c6d6c3
+class _Known:
+    """diffusers' scaled dot-product attention, with keys and values that are known."""
+
+    key: Any = None
+    value: Any = None
+
+    def __call__(
+        self, attn: Any, hidden_states: "torch.Tensor", *_: Any, **__: Any
+    ) -> "torch.Tensor":
+        """The layer's output; words are not looked at."""
+        from torch.nn.functional import scaled_dot_product_attention
+
+        query = attn.to_q(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+        seen = scaled_dot_product_attention(query, self.key, self.value)
+        return attn.to_out[0](seen.transpose(1, 2).flatten(2))
+
+
+class _Words:
+    """Keys and values of a batch's words, for every cross-attention of a UNet."""
+
+    def __init__(self, unet: Any) -> None:
+        from diffusers.models.attention_processor import AttnProcessor2_0
+
+        named = [layer for name, layer in unet.named_modules() if name.endswith(".attn2")]
+        stays = not hasattr(unet, "_hf_hook")
+        self._layers = [
+            layer for layer in named if stays and isinstance(layer.processor, AttnProcessor2_0)
+        ]
+        for layer in self._layers:
+            layer.set_processor(_Known())
+
+    def put(self, words: "torch.Tensor") -> None:
+        """Compute keys and values of ``[rows, tokens, channels]``."""
+        for layer in self._layers:
+            layer.processor.key, layer.processor.value = (
+                part(words).unflatten(-1, (layer.heads, -1)).transpose(1, 2)
+                for part in (layer.to_k, layer.to_v)
+            )
+
+
 # %% ../nbs/07_engine.ipynb #d51e5fde
 class _Batch:
     """The UNet's side of the engine."""
 
     def __init__(self, pipeline: Any, backend: str | None) -> None:
+        import torch
+
         self._unet, self._static = pipeline.unet, backend is not None
-        self._rows = LoraRows(pipeline.unet, "unet", static=self._static)
+        self._rows = LoraRows(
+            pipeline.unet, "unet", static=self._static, device=_device_of(pipeline)
+        )
+        self._known, self._words, self._shown = _Words(pipeline.unet), None, None
         if backend:
+            pipeline.unet.to(memory_format=torch.channels_last)
             pipeline.unet.compile(backend=backend, dynamic=False)
 
     def step(self, tasks: Sequence[_Task]) -> None:
         """Take one step of every task's picture; a task that fails takes no other with it."""
         import torch
 
-        parts = list(zip(*(task.inputs() for task in tasks), strict=True))
-        inputs = [torch.cat(part) for part in parts]
         rows = [task.rows for task in tasks]
-        adapters = [task.adapter for task in tasks for _ in range(task.rows)]
-        if self._static:
-            spare = (1 << (sum(rows) - 1).bit_length()) - sum(rows)
-            inputs = [torch.cat([part, part.new_zeros(spare, *part.shape[1:])]) for part in inputs]
-            adapters += [None] * spare
-        self._rows.put(adapters)
-        seen = self._unet(*inputs, return_dict=False)[0][: sum(rows)]
-        for task, part in zip(tasks, seen.split(rows), strict=True):
+        if (batch := (tuple(tasks), rows)) != self._shown:
+            self._shown = None
+            self._show(tasks, rows)
+            self._shown = batch
+        given = [row for task, n in zip(tasks, rows, strict=True) for row in [task.row()] * n]
+        latents, times = zip(*self._filled(given), strict=True)
+        inputs = torch.cat(latents), torch.stack(times), self._words
+        seen = self._unet(*inputs, return_dict=False)[0]
+        for task, part in zip(tasks, seen.split([*rows, len(seen) - sum(rows)]), strict=False):
             with _failing(task):
                 task.advance(part)
+
+    def _show(self, tasks: Sequence[_Task], rows: Sequence[int]) -> None:
+        """Put beside the model what stays as long as nobody joins or leaves: LoRAs and words."""
+        import torch
+
+        pairs = list(zip(tasks, rows, strict=True))
+        words = torch.stack(self._filled([row for task, n in pairs for row in task.words[-n:]]))
+        adapters = [task.adapter for task, n in pairs for _ in range(n)]
+        self._rows.put([*adapters, *[None] * (len(words) - len(adapters))])
+        self._known.put(words)
+        self._words = words
+
+    def _filled(self, rows: list[Any]) -> list[Any]:
+        """For a compiled model: as many rows as the next power of two."""
+        spare = (1 << (len(rows) - 1).bit_length()) - len(rows) if self._static else 0
+        return rows + rows[:1] * spare
 
 
 @contextmanager
@@ -200,29 +278,31 @@ class _Ends:
     """The text encoder's and the decoder's side of the engine."""
 
     def __init__(self, pipeline: Any) -> None:
-        self._pipeline = pipeline
-        self._rows = LoraRows(pipeline.text_encoder, "text_encoder")
+        self._pipeline, self._device = pipeline, _device_of(pipeline)
+        self._rows = LoraRows(pipeline.text_encoder, "text_encoder", device=self._device)
+        self._fresh = {name: make_scheduler(name, pipeline.scheduler.config) for name in SCHEDULERS}
 
     def begin(self, task: _Task) -> None:
         """Encode the words, draw the noise."""
         import torch
 
         pipeline, job = self._pipeline, task.job
-        device = pipeline._execution_device  # pylint: disable=protected-access
         self._rows.put([task.adapter])
-        task.words = encode_prompt(pipeline, job)
-        task.scheduler = make_scheduler(job.scheduler, pipeline.scheduler.config)
-        _set_timesteps(task.scheduler, job, device)
+        task.words = encode_prompt(pipeline, job, self._device)
+        task.scheduler = copy.deepcopy(self._fresh[job.scheduler])
+        _set_timesteps(task.scheduler, job, self._device)
+        task.timesteps = task.scheduler.timesteps.unbind()
+        task.times = task.scheduler.timesteps.float().unbind()
         task.guided = _guided_steps(task.scheduler, job)
         width, height = (side // pipeline.vae_scale_factor for side in job.resolution)
         shape = (1, pipeline.unet.config.in_channels, height, width)
         source = torch.Generator("cpu").manual_seed(job.seed)
-        noise = torch.randn(shape, generator=source, dtype=task.words.dtype).to(device)
+        noise = torch.randn(shape, generator=source, dtype=task.words.dtype).to(self._device)
         task.latents = noise * task.scheduler.init_noise_sigma
         task.on_step(0)
 
     def finish(self, task: _Task) -> "torch.Tensor":
-        """Decode: ``[3, height, width]`` from 0 to 1, in host memory."""
+        """Decode: bytes ``[height, width, 3]``, in host memory."""
         vae, latents = self._pipeline.vae, task.latents
         if not latents.isfinite().all():
             raise StylegenError("the picture's numbers overflowed")
@@ -230,7 +310,13 @@ class _Ends:
         image, flags = self._pipeline.run_safety_checker(image, image.device, latents.dtype)
         if any(flags or ()):
             raise NsfwContent("the safety checker flagged the picture")
-        return (image[0] / 2 + 0.5).clamp(0, 1).float().cpu()
+        shades = (image[0].float() / 2).add_(0.5).clamp_(0, 1).mul_(255).round_().byte()
+        return shades.permute(1, 2, 0).contiguous().cpu()
+
+
+def _device_of(pipeline: Any) -> Any:
+    """Where a pipeline computes, also while offloaded; asking walks through all modules."""
+    return pipeline._execution_device  # pylint: disable=protected-access
 
 
 # %% ../nbs/07_engine.ipynb #af6a7c38
@@ -258,15 +344,19 @@ class _Loop:
                     self._deliver()
 
     def _wait(self) -> bool:
+        if self._active:
+            return True
         with self.changed:
-            self.changed.wait_for(lambda: self._active or self.waiting or self.closed)
-            return bool(self._active or self.waiting)
+            self.changed.wait_for(lambda: self.waiting or self.closed)
+            return bool(self.waiting)
 
     def _admit(self) -> None:
+        if not self.waiting:
+            return
         with self.changed:
             fresh = [task for task in self.waiting if task.words is None]
         for task in fresh:
-            with _failing(task), _memory_errors():
+            with _failing(task), _device_errors():
                 self._ends.begin(task)
         with self.changed:
             self.waiting = [task for task in self.waiting if not task.result.done()]
@@ -281,7 +371,7 @@ class _Loop:
 
     def _advance(self) -> None:
         try:
-            with _memory_errors():
+            with _device_errors():
                 self._batch.step(self._active)
         except OutOfMemory as error:
             self._step_aside(error)
@@ -302,15 +392,15 @@ class _Loop:
 
     def _deliver(self) -> None:
         for task in self._active:
-            if not task.result.done() and task.is_finished:
-                with _failing(task), _memory_errors():
+            if task.is_finished and not task.result.done():
+                with _failing(task), _device_errors():
                     task.result.set_result(self._ends.finish(task))
         self._active = [task for task in self._active if not task.result.done()]
 
 
 # %% ../nbs/07_engine.ipynb #5023b824
 @contextmanager
-def _memory_errors() -> Iterator[None]:
+def _device_errors() -> Iterator[None]:
     import torch
 
     try:
@@ -319,6 +409,8 @@ def _memory_errors() -> Iterator[None]:
         gc.collect()
         torch.cuda.empty_cache()
         raise OutOfMemory("the device has too little memory for this picture") from None
+    except torch.AcceleratorError as error:
+        raise DeviceLost("the device reports an error that stays") from error
 
 
 # %% ../nbs/07_engine.ipynb #b48bda4a
@@ -330,7 +422,8 @@ class Engine:
         batch: Jobs in one batch.
         cache_bytes: Memory for adapters that were used lately.
         compile_backend: Compile the UNet by this backend of `torch.compile`, e.g. ``inductor``;
-            None runs it as it is. The first picture of each shape then takes minutes.
+            None runs it as it is. The first picture of each shape then takes minutes; `warm_up`
+            takes them beforehand.
     """
 
     def __init__(
@@ -384,6 +477,25 @@ class Engine:
             task.result.cancel()
             raise
 
+    def warm_up(self) -> None:
+        """Compile for each size and number of pictures, before a customer waits for it.
+
+        Takes minutes and says so in the log. LoRAs on other layers than a transformer's, or of a
+        higher rank than 16, still cost a compilation when the first one comes.
+        """
+        blank, counts = blank_adapter(self.pipeline), {self.batch}
+        counts |= {1 << n for n in range(self.batch.bit_length())}
+        for aspect, (width, height) in RESOLUTIONS.items():
+            job = GenerationJob(**_WARM_UP, aspect_ratio=aspect)
+            for count in sorted(counts):
+                started = time.monotonic()
+                tasks = [_Task(job, blank, _nothing, _nothing) for _ in range(count)]
+                self._submit(*tasks)
+                for task in tasks:
+                    task.result.result()
+                seconds = time.monotonic() - started
+                _log.info("ready for %d of %dx%d after %.1f s", count, width, height, seconds)
+
     def _adapter(self, paths: Sequence[str | Path], scales: Sequence[float]) -> Adapter | None:
         if len(paths) != len(scales):
             raise ValueError("a file is needed for each of the job's LoRAs")
@@ -392,11 +504,11 @@ class Engine:
             return None
         return adapters[0] if scales == [1.0] else mix_adapters(adapters, scales)
 
-    def _submit(self, task: _Task) -> None:
+    def _submit(self, *tasks: _Task) -> None:
         with self._loop.changed:
             if self._loop.closed:
                 raise StylegenError("the engine is closed")
-            self._loop.waiting.append(task)
+            self._loop.waiting.extend(tasks)
             if self._thread.ident is None:
                 self._thread.start()
             self._loop.changed.notify_all()
@@ -410,6 +522,17 @@ class Engine:
             self._thread.join()
 
 
+_WARM_UP: dict[str, Any] = {
+    "generation_id": "warm-up",
+    "style_id": "warm-up",
+    "lora_model_url": "s3://none/none.safetensors",
+    "prompt_tags": ("warm-up",),
+    "artist_name": "warm-up",
+    "webhook_url": "http://localhost",
+    "num_inference_steps": 1,
+}
+
+
 def _nothing(*_: Any) -> None:
     """Nobody listens."""
 
@@ -417,5 +540,4 @@ def _nothing(*_: Any) -> None:
 def _picture(image: "torch.Tensor") -> "Image":
     from PIL import Image
 
-    pixels = (image * 255).round().byte().permute(1, 2, 0)
-    return Image.fromarray(pixels.contiguous().numpy())
+    return Image.fromarray(image.numpy())

@@ -16,6 +16,7 @@ __all__ = [
     "read_adapter",
     "mix_adapters",
     "LoraRows",
+    "blank_adapter",
     "AdapterCache",
 ]
 
@@ -28,7 +29,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -234,16 +235,18 @@ class Adapter:
         sha256: Digest of the file.
         updates: Layer to ``(down, up)``: ``[rank, in, …]`` and ``[out, rank]``, scaling included.
         flat: The buffer that all of them are views of.
+        rows: The same numbers as a row of a batch's buffer, by part of the model; see `LoraRows`.
     """
 
     sha256: str
     updates: dict[str, tuple["torch.Tensor", "torch.Tensor"]]
     flat: "torch.Tensor"
+    rows: dict[str, tuple["_Layout", "torch.Tensor"]] = field(default_factory=dict, repr=False)
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory."""
-        return int(self.flat.nbytes)
+        return int(self.flat.nbytes + sum(row.nbytes for _, row in list(self.rows.values())))
 
     @property
     def rank(self) -> int:
@@ -344,7 +347,59 @@ def _low_rank(module: Any, x: "torch.Tensor", down: "torch.Tensor", up: "torch.T
     return (up @ inner.reshape(rows, rank, -1)).reshape(rows, up.shape[1], *inner.shape[2:])
 
 
+# %% ../nbs/06_lora.ipynb #8f004c5f
+class _Layout:
+    """Where the halves of each layer lie in a row.
+
+    Args:
+        layers: Names, and the modules of the base model.
+        rank: To which all are padded with zeros.
+    """
+
+    def __init__(self, layers: Mapping[str, Any], rank: int) -> None:
+        self.layers, self.size = dict(layers), 0
+        self._places: dict[str, Any] = {}
+        for name, module in layers.items():
+            shape = module.weight.shape
+            down, up = (rank, *shape[1:]), (shape[0], rank)
+            middle = self.size + math.prod(down)
+            end = middle + math.prod(up)
+            self._places[name] = (slice(self.size, middle), down), (slice(middle, end), up)
+            self.size = end
+
+    def halves(self, flat: "torch.Tensor", name: str) -> tuple["torch.Tensor", "torch.Tensor"]:
+        """A layer's halves: of ``[…, size]`` the views ``[…, rank, in, …]``, ``[…, out, rank]``."""
+        down, up = (
+            flat[..., place].view(*flat.shape[:-1], *shape) for place, shape in self._places[name]
+        )
+        return down, up
+
+    def row(self, adapter: Adapter, part: str) -> "torch.Tensor":
+        """An adapter as a row; made when it is first needed, and kept with the adapter."""
+        known = adapter.rows.get(part)
+        if known and known[0] is self:
+            return known[1]
+        row = adapter.flat.new_zeros(self.size)
+        for name in self.layers:
+            if name in adapter.updates:
+                for half, given in zip(self.halves(row, name), adapter.updates[name], strict=True):
+                    half[tuple(map(slice, given.shape))] = given
+        row = row.pin_memory() if adapter.flat.is_pinned() else row
+        adapter.rows[part] = self, row
+        return row
+
+
 # %% ../nbs/06_lora.ipynb #6771bab7
+@dataclass
+class _Buffer:
+    """A row for each picture of a batch, and whose numbers are in it."""
+
+    layout: _Layout
+    flat: "torch.Tensor"
+    live: dict[Any, tuple["torch.Tensor", "torch.Tensor"]]
+    shown: tuple[str | None, ...]
+
+
 class LoraRows:
     """Gives each row of a model's batch its own LoRA, without changing the model.
 
@@ -353,15 +408,17 @@ class LoraRows:
         part: Which of the two; layers' names start with it.
         static: For a compiled model: hooks are there from the start, and layers, ranks and
             addresses of buffers never change back, so that another LoRA is the same graph.
+        device: Where it is run; None is where its weights lie.
     """
 
-    def __init__(self, model: Any, part: str, *, static: bool = False) -> None:
-        self._model, self._part, self._static = model, part, static
-        self._buffers: dict[Any, tuple[Any, Any]] = {}
+    def __init__(self, model: Any, part: str, *, static: bool = False, device: Any = None) -> None:
+        self._model, self._part, self._static, self._device = model, part, static, device
+        self._layouts: dict[Any, _Layout] = {}
+        self._buffers: dict[int, _Buffer] = {}
         self._live: dict[Any, tuple[Any, Any]] = {}
         self._hooked: dict[str, Any] = {}
         self._shown: tuple[Any, ...] = ()
-        self._kept: tuple[list[str], int] = ([], MIN_RANK)
+        self._kept: tuple[set[str], int] = (set(), MIN_RANK)
         for name, module in model.named_modules() if static else ():
             if hasattr(module, "weight") and module.weight.ndim in (2, 4):
                 self._hook(f"{part}.{name}")
@@ -371,13 +428,14 @@ class LoraRows:
         shown = tuple(adapter.sha256 if adapter else None for adapter in adapters)
         if shown == self._shown:
             return
-        pairs = [(name, pair) for a in adapters if a for name, pair in a.updates.items()]
-        mine = [(name, down) for name, (down, _) in pairs if name.startswith(f"{self._part}.")]
-        kept, rank = self._kept if self._static else ([], MIN_RANK)
-        layers = list(dict.fromkeys([*kept, *(name for name, _ in mine)]))
-        rank = max([rank, *(1 << (len(down) - 1).bit_length() for _, down in mine)])
-        self._live = {self._hook(layer): self._fill(layer, adapters, rank) for layer in layers}
-        self._shown, self._kept = shown, (layers, rank)
+        buffer = self._buffer(self._layout(adapters), len(adapters))
+        rows = [adapter and buffer.layout.row(adapter, self._part) for adapter in adapters]
+        for number, (row, now, before) in enumerate(zip(rows, shown, buffer.shown, strict=True)):
+            if row is not None and now != before:
+                buffer.flat[number].copy_(row, non_blocking=True)
+            elif before and not now:
+                buffer.flat[number].zero_()
+        self._live, self._shown, buffer.shown = buffer.live, shown, shown
 
     def clear(self) -> None:
         """No row has an adapter: the base model as it is."""
@@ -398,27 +456,51 @@ class LoraRows:
             return None
         return output + _low_rank(module, inputs[0], *self._live[module])
 
-    def _fill(self, layer: str, adapters: Sequence[Adapter | None], rank: int) -> tuple[Any, Any]:
-        module = self._hook(layer)
-        down, up = self._buffer(layer, module, len(adapters), rank)
-        for row, adapter in enumerate(adapters):
-            if adapter and layer in adapter.updates:
-                a, b = adapter.updates[layer]
-                down[row, : len(a)].copy_(a, non_blocking=True)
-                up[row, :, : len(a)].copy_(b, non_blocking=True)
-        return down, up
+    def _layout(self, adapters: Sequence[Adapter | None]) -> _Layout:
+        layers, rank = self._kept if self._static else (set(), MIN_RANK)
+        for adapter in {id(a): a for a in adapters if a}.values():
+            mine = {n: d for n, (d, _) in adapter.updates.items() if n.startswith(f"{self._part}.")}
+            layers = layers | mine.keys()
+            rank = max([rank, *(1 << (len(down) - 1).bit_length() for down in mine.values())])
+        self._kept = layers, rank
+        key = (frozenset(layers), rank)
+        if key not in self._layouts:
+            modules = {layer: self._hook(layer) for layer in sorted(layers)}
+            self._layouts[key] = _Layout(modules, rank)
+        return self._layouts[key]
 
-    def _buffer(self, layer: str, module: Any, rows: int, rank: int) -> tuple[Any, Any]:
-        weight, key = module.weight, (layer, rows if self._static else 0)
+    def _buffer(self, layout: _Layout, rows: int) -> "_Buffer":
+        key = rows if self._static else 0
         known = self._buffers.get(key)
-        if known and known[0].shape[:2] == (rows, rank) and known[0].device == weight.device:
-            return known[0].zero_(), known[1].zero_()
-        made = (
-            weight.new_zeros(rows, rank, *weight.shape[1:]),
-            weight.new_zeros(rows, weight.shape[0], rank),
-        )
-        self._buffers[key] = made
-        return made
+        if known and known.layout is layout and len(known.shown) == rows:
+            return known
+        weight = next(self._model.parameters())
+        flat = weight.new_zeros(rows, layout.size, device=self._device or weight.device)
+        live = {module: layout.halves(flat, name) for name, module in layout.layers.items()}
+        self._buffers[key] = _Buffer(layout, flat, live, (None,) * rows)
+        return self._buffers[key]
+
+
+# %% ../nbs/06_lora.ipynb #a2fb7897
+def blank_adapter(pipeline: Any, rank: int = MIN_RANK) -> Adapter:
+    """An adapter of zeros, on every layer of the UNet's transformers.
+
+    Args:
+        pipeline: A loaded `StableDiffusionPipeline`.
+        rank: Of all its layers.
+
+    Returns:
+        An adapter under which pictures are the base model's.
+    """
+    import torch
+
+    updates = {}
+    for name, module in pipeline.unet.named_modules():
+        weight = getattr(module, "weight", None)
+        if ".attentions." in name and weight is not None and weight.ndim in (2, 4):
+            down = torch.zeros(rank, *weight.shape[1:])
+            updates[f"unet.{name}"] = down, torch.zeros(weight.shape[0], rank)
+    return _packed("0" * 64, updates, next(pipeline.unet.parameters()))
 
 
 # %% ../nbs/06_lora.ipynb #4dcc4c2b

@@ -21,12 +21,13 @@ def fits(pipeline: Any, text: str) -> bool:
 
 
 # %% ../nbs/06_prompt.ipynb #8c57835c
-def encode_prompt(pipeline: Any, job: GenerationJob) -> "torch.Tensor":
+def encode_prompt(pipeline: Any, job: GenerationJob, device: Any = None) -> "torch.Tensor":
     """Encode a job's negative prompt and prompt.
 
     Args:
         pipeline: A loaded `StableDiffusionPipeline`.
         job: Its tags are literal text unless `prompt_syntax` says otherwise.
+        device: Where the text encoder computes; None asks the pipeline, which takes milliseconds.
 
     Returns:
         ``[2, 77·n, channels]``: first the negative prompt, then the prompt.
@@ -34,14 +35,14 @@ def encode_prompt(pipeline: Any, job: GenerationJob) -> "torch.Tensor":
     import torch
 
     texts = (job.negative_prompt, job.prompt)
+    device = device or pipeline._execution_device  # pylint: disable=protected-access
     if job.prompt_syntax is None and all(fits(pipeline, text) for text in texts):
-        device = pipeline._execution_device  # pylint: disable=protected-access
         prompt, negative = pipeline.encode_prompt(job.prompt, device, 1, True, job.negative_prompt)
         return torch.cat([negative, prompt])
-    return _encode_pieces(pipeline, job)
+    return _encode_pieces(pipeline, job, device)
 
 
-def _encode_pieces(pipeline: Any, job: GenerationJob) -> "torch.Tensor":
+def _encode_pieces(pipeline: Any, job: GenerationJob, device: Any) -> "torch.Tensor":
     import torch
     from compel import Compel, SplitLongTextMode
 
@@ -51,7 +52,7 @@ def _encode_pieces(pipeline: Any, job: GenerationJob) -> "torch.Tensor":
         truncate_long_prompts=False,
         dtype_for_device_getter=lambda device: pipeline.text_encoder.dtype,
         split_long_text_mode=SplitLongTextMode.PHRASES,
-        device=pipeline._execution_device,  # pylint: disable=protected-access
+        device=device,
     )
 
     def literal(text: str) -> "torch.Tensor":
