@@ -25,11 +25,14 @@ __all__ = [
     "SignatureUnrenderable",
     "NsfwContent",
     "RetriesExhausted",
+    "Canceled",
+    "JobTimeout",
     "Conflict",
     "OutOfMemory",
     "StorageError",
     "WebhookError",
     "WebhookRefused",
+    "DeviceLost",
     "get_resolution",
     "SignatureOptions",
     "ExtraLora",
@@ -118,6 +121,18 @@ class RetriesExhausted(PermanentError):
     error_code = "RETRIES_EXHAUSTED"
 
 
+class Canceled(PermanentError):
+    """Somebody asked for the job not to be done."""
+
+    error_code = "CANCELED"
+
+
+class JobTimeout(PermanentError):
+    """The job took longer than the operator allows."""
+
+    error_code = "TIMEOUT"
+
+
 class Conflict(PermanentError):
     """The id belongs to another job, whose result stays as it is. Nobody is told."""
 
@@ -148,6 +163,10 @@ class WebhookRefused(WebhookError):
 
     error_code = "WEBHOOK_REFUSED"
     transient = False
+
+
+class DeviceLost(Exception):
+    """The GPU answers no job any more. Not a failure of the job: the process must end."""
 
 
 # %% ../nbs/01_job.ipynb #a32a1e5e
@@ -269,7 +288,7 @@ class GenerationJob(BaseModel):
     @property
     def resolution(self) -> tuple[int, int]:
         """Width and height in pixels."""
-        return get_resolution(self.aspect_ratio)
+        return RESOLUTIONS.get(self.aspect_ratio, RESOLUTIONS["1:1"])
 
 
 # %% ../nbs/01_job.ipynb #16861dea

@@ -14,6 +14,8 @@ __all__ = [
     "publish_job",
     "Delivery",
     "JobThread",
+    "control_exchange",
+    "publish_control",
     "reconnecting",
     "start_rabbitmq_consumer",
     "dead_letters",
@@ -25,6 +27,7 @@ __all__ = [
 import logging
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
@@ -50,6 +53,8 @@ from tenacity import (
     stop_when_event_set,
     wait_random_exponential,
 )
+
+from .health import Health, Watch
 
 _log = logging.getLogger(__name__)
 
@@ -138,7 +143,10 @@ def publish_job(
         channel = connection.channel()
         channel.confirm_delivery()
         kind = pika.BasicProperties(
-            delivery_mode=2, content_type="application/json", headers=dict(headers or {})
+            delivery_mode=2,
+            content_type="application/json",
+            headers=dict(headers or {}),
+            timestamp=int(time.time()),
         )
         channel.basic_publish("", queue_name, body, kind, mandatory=True)
     finally:
@@ -159,6 +167,7 @@ class Delivery:
         body: The message's bytes.
         headers: Its headers; anybody may have written them.
         redelivered: Whether somebody had it in hand before, and did not acknowledge it.
+        age: Seconds since it was published, where its producer says when.
     """
 
     generation: int
@@ -166,6 +175,7 @@ class Delivery:
     body: bytes
     headers: Mapping[str, Any] = field(default_factory=dict)
     redelivered: bool = False
+    age: float | None = None
 
     @property
     def attempt(self) -> int:
@@ -183,6 +193,10 @@ class Delivery:
 
 
 # %% ../nbs/08_queue.ipynb #65e1435b
+TICK = 0.2
+"""Seconds between two looks around."""
+
+
 class JobThread:
     """Runs a callback on threads of its own, in the order of deliveries.
 
@@ -228,24 +242,82 @@ class JobThread:
         else:
             done(delivery)
 
-    def settle(self) -> None:
-        """Make all deliveries so far stale, and wait for those in hand."""
+    def settle(self, beat: Callable[[], None] = lambda: None) -> None:
+        """Make all deliveries so far stale, and wait for those in hand, with a sign of life."""
         self.generation += 1
-        wait(self._futures)
+        while wait(self._futures, timeout=TICK).not_done:
+            beat()
+
+
+# %% ../nbs/08_queue.ipynb #c0bc6141
+def control_exchange(queue_name: str) -> str:
+    """The exchange on which all workers of a queue listen."""
+    return f"{queue_name}.control"
+
+
+def publish_control(body: bytes, *, url: str, queue_name: str = "image_generation") -> None:
+    """Say something to all workers that are there now.
+
+    Args:
+        body: ``{"generation_id": …}`` cancels that job.
+        url: Broker's address.
+        queue_name: The workers' queue.
+
+    Raises:
+        AMQPError: The broker cannot be reached, or refuses.
+    """
+    connection = pika.BlockingConnection(connection_parameters(url))
+    try:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        channel.exchange_declare(control_exchange(queue_name), "fanout", durable=True)
+        channel.basic_publish(control_exchange(queue_name), "", body)
+    finally:
+        connection.close()
+
+
+# %% ../nbs/08_queue.ipynb #be7450d1
+def _listen(
+    connection: BlockingConnection, queue_name: str, on_control: Callable[[bytes], Any]
+) -> BlockingChannel | None:
+    channel, exchange = connection.channel(), control_exchange(queue_name)
+    try:
+        channel.exchange_declare(exchange, "fanout", durable=True)
+        own = f"{exchange}.{uuid.uuid4().hex}"
+        channel.queue_declare(own, exclusive=True)
+        channel.queue_bind(own, exchange)
+        channel.basic_consume(own, lambda *heard: on_control(heard[3]), auto_ack=True)
+    except ChannelClosedByBroker as error:
+        _log.warning("cancellations are not heard: the broker refuses (%d)", error.reply_code)
+        return None
+    return channel
+
+
+# %% ../nbs/08_queue.ipynb #3f8898d7
+@dataclass(frozen=True)
+class _Setup:
+    """What outlives a connection."""
+
+    queue_name: str
+    prefetch_count: int
+    jobs: JobThread
+    health: Health
+    on_ready: Callable[[], None]
+    on_control: Callable[[bytes], Any]
 
 
 # %% ../nbs/08_queue.ipynb #3b95f83c
 class _Session:
     """Consumes on one connection: hands messages over, acknowledges what is done."""
 
-    def __init__(
-        self, connection: BlockingConnection, queue_name: str, prefetch_count: int, jobs: JobThread
-    ) -> None:
-        ensure_queue(connection, queue_name)
-        self.connection, self.jobs = connection, jobs
+    def __init__(self, connection: BlockingConnection, setup: _Setup) -> None:
+        ensure_queue(connection, setup.queue_name)
+        self.connection, self.jobs, self.health = connection, setup.jobs, setup.health
         self.channel = connection.channel()
-        self.channel.basic_qos(prefetch_count=prefetch_count)
-        self.consumer = self.channel.basic_consume(queue_name, self._take)
+        self.channel.basic_qos(prefetch_count=setup.prefetch_count)
+        self.consumer = self.channel.basic_consume(setup.queue_name, self._take)
+        control = _listen(connection, setup.queue_name, setup.on_control)
+        self.channels = [self.channel, *([control] if control else [])]
 
     def _take(
         self,
@@ -260,6 +332,7 @@ class _Session:
             body,
             properties.headers or {},
             method.redelivered,
+            time.time() - properties.timestamp if properties.timestamp else None,
         )
         self.jobs.submit(delivery, self._done)
 
@@ -273,20 +346,17 @@ class _Session:
 
 
 # %% ../nbs/08_queue.ipynb #92cef382
-TICK = 0.2
-"""Seconds between two looks around."""
-
-
 def _tick(session: _Session) -> None:
     session.connection.process_data_events(time_limit=TICK)
-    if not session.channel.is_open:
+    session.health.beat()
+    if not all(channel.is_open for channel in session.channels):
         raise ChannelWrongStateError("the broker closed the channel")
 
 
 def _consume(session: _Session) -> None:
     while not session.jobs.ending:
         _tick(session)
-        if not session.channel.consumer_tags:
+        if not all(channel.consumer_tags for channel in session.channels):
             raise ConsumerCancelled("the broker cancelled the consumer")
 
 
@@ -302,24 +372,21 @@ def _drain(session: _Session) -> None:
 
 
 # %% ../nbs/08_queue.ipynb #ca294d56
-def _serve(
-    parameters: pika.connection.Parameters,
-    queue_name: str,
-    prefetch_count: int,
-    jobs: JobThread,
-    on_ready: Callable[[], None],
-) -> None:
+def _serve(parameters: pika.connection.Parameters, setup: _Setup) -> None:
+    setup.health.beat()
     connection = pika.BlockingConnection(parameters)
     try:
-        session = _Session(connection, queue_name, prefetch_count, jobs)
-        _log.info("waiting for jobs in queue %s", queue_name)
-        on_ready()
+        session = _Session(connection, setup)
+        _log.info("waiting for jobs in queue %s", setup.queue_name)
+        setup.health.connected = True
+        setup.on_ready()
         _consume(session)
         _drain(session)
     finally:
+        setup.health.connected = False
         with suppress(Exception):
             connection.close()
-        jobs.settle()
+        setup.jobs.settle(setup.health.beat)
 
 
 # %% ../nbs/08_queue.ipynb #29c34e9d
@@ -334,7 +401,7 @@ def _log_loss(state: RetryCallState) -> None:
 
 
 def reconnecting(stop: threading.Event) -> Retrying:
-    """Attempts without end, with growing random pauses of 0.5 to 30 seconds.
+    """Attempts without end, with growing random pauses of 0.5 to 8 seconds.
 
     Args:
         stop: Ends them quietly, also during a pause.
@@ -345,7 +412,7 @@ def reconnecting(stop: threading.Event) -> Retrying:
     return Retrying(
         sleep=sleep_using_event(stop),
         stop=stop_when_event_set(stop),
-        wait=wait_random_exponential(min=0.5, max=30),
+        wait=wait_random_exponential(min=0.5, max=8),
         retry=retry_if_exception_type(Exception),
         before_sleep=_log_loss,
         retry_error_callback=lambda state: None,
@@ -387,6 +454,8 @@ def start_rabbitmq_consumer(
     heartbeat: int = 30,
     stop: threading.Event | None = None,
     on_ready: Callable[[], None] | None = None,
+    on_control: Callable[[bytes], None] | None = None,
+    health: Health | None = None,
 ) -> None:
     """Consume jobs until `stop` is set; reconnect for ever.
 
@@ -403,6 +472,8 @@ def start_rabbitmq_consumer(
         heartbeat: Seconds between signs of life; a job may take longer.
         stop: Set it, from a signal handler or another thread, to finish the job in hand and return.
         on_ready: Called each time the consumer is registered with the broker. Must not raise.
+        on_control: Gets the messages that all workers hear, on a thread of its own.
+        health: Is told of signs of life, and whether there is a connection.
 
     Raises:
         ValueError: There is no `callback`, or `url` cannot be read.
@@ -414,9 +485,11 @@ def start_rabbitmq_consumer(
     stop = stop or threading.Event()
     parameters = connection_parameters(url, host=host, heartbeat=heartbeat)
     jobs = JobThread(handle, stop, threads)
-    ready = on_ready or (lambda: None)
-    serve = partial(_serve, parameters, queue_name, prefetch_count, jobs, ready)
-    _until_the_end(jobs, stop, serve)
+    well, ready = health or Health(Watch()), on_ready or (lambda: None)
+    with ThreadPoolExecutor(1, thread_name_prefix="control") as control:
+        hear = partial(control.submit, on_control or (lambda body: None))
+        setup = _Setup(queue_name, prefetch_count, jobs, well, ready, hear)
+        _until_the_end(jobs, stop, partial(_serve, parameters, setup))
 
 
 # %% ../nbs/08_queue.ipynb #becdfd99

@@ -50,8 +50,8 @@ class Settings(BaseSettings):
     hf_token: SecretStr | None = Field(None, description="model hub's token, for gated models")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="verbosity")
     stylegen_queue: str = Field("image_generation", description="queue of the jobs")
-    stylegen_prefetch: int = Field(
-        1, ge=1, le=16, description="jobs in hand; 2 stores one picture while the next is drawn"
+    stylegen_prefetch: int | None = Field(
+        None, ge=1, le=64, description="jobs in hand; else as many as are drawn at a time"
     )
     stylegen_retry_delays: Annotated[tuple[PositiveInt, ...], NoDecode] = Field(
         (5, 30, 300), description="seconds before each new attempt at a job, separated by commas"
@@ -59,6 +59,14 @@ class Settings(BaseSettings):
     stylegen_max_redeliveries: int = Field(
         20, ge=1, le=1000, description="how often a job may be in hand when a worker dies"
     )
+    stylegen_job_timeout: float = Field(600.0, gt=0, description="seconds that a job may take")
+    stylegen_drain_timeout: float = Field(
+        660.0, gt=0, description="seconds for the jobs in hand after SIGTERM"
+    )
+    stylegen_health_port: int | None = Field(
+        None, ge=0, le=65535, description="port of `/livez`, `/readyz` and `/metrics`"
+    )
+    stylegen_health_host: str = Field("127.0.0.1", description="address that this port is on")
     stylegen_batch: int = Field(4, ge=1, le=64, description="pictures drawn at a time")
     stylegen_storage_folder: Path | None = Field(
         None, description="a folder instead of a bucket, for one machine"
@@ -75,7 +83,7 @@ class Settings(BaseSettings):
         "none", description="keep parts of the model in host memory (small GPUs)"
     )
     stylegen_compile: bool = Field(
-        False, description="compile the UNet: a slow first picture of each size, then faster ones"
+        False, description="compile the UNet at the start, which takes minutes: faster pictures"
     )
     stylegen_attention_slicing: bool = Field(False, description="less memory, slower attention")
     stylegen_vae_tiling: bool = Field(False, description="less memory when decoding")
@@ -91,6 +99,12 @@ class Settings(BaseSettings):
         None, description="PEM chain that signs Content Credentials"
     )
     stylegen_c2pa_key: Path | None = Field(None, description="PEM key of that certificate")
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Whatever must never be shown or logged."""
+        values = (value for _, value in self)
+        return tuple(v.get_secret_value() for v in values if isinstance(v, SecretStr))
 
     @field_validator("webhook_allowed_origins", "stylegen_retry_delays", mode="before")
     @classmethod

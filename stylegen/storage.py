@@ -7,6 +7,7 @@ __all__ = [
     "MAX_LORA_BYTES",
     "MAX_READ_BYTES",
     "PROBE_KEY",
+    "ANY_JOB",
     "parse_s3_url",
     "Store",
     "FolderStore",
@@ -33,6 +34,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -295,22 +297,30 @@ class S3Store:
         self, key: str, data: bytes, content_type: str, *, facts: dict[str, str], public: bool
     ) -> dict[str, str] | None:
         """Upload with ``If-None-Match: *``; where a server ignores that, look first."""
+        facts = facts | {"length": str(len(data))}
+        store = self._put_public if public else self._put
+        put = partial(store, key, data, content_type, Metadata=facts)
         with _s3_errors(f"s3://{self.bucket}/{key}", missing=StorageError):
-            if not self._conditional and (there := self._facts(key)) is not None:
-                return there
-            more: dict[str, Any] = {"IfNoneMatch": "*"} if self._conditional else {}
-            put = self._put_public if public else self._put
+            if not self._conditional:
+                if (there := self._head(key)) and _is_whole(there):
+                    return there["Metadata"]
+                put()
+                return None
             try:
-                put(key, data, content_type, Metadata=facts, **more)
+                put(IfNoneMatch="*")
             except self._client.exceptions.ClientError as error:
                 if error.response["Error"]["Code"] not in _TAKEN:
                     raise
-                return self._facts(key) or {}
+                if (there := self._head(key)) is None:
+                    return {}
+                if _is_whole(there):
+                    return there["Metadata"]
+                put(IfMatch=there["ETag"])
         return None
 
-    def _facts(self, key: str) -> dict[str, str] | None:
+    def _head(self, key: str) -> dict[str, Any] | None:
         try:
-            return self._client.head_object(Bucket=self.bucket, Key=key)["Metadata"]
+            return self._client.head_object(Bucket=self.bucket, Key=key)
         except self._client.exceptions.ClientError as error:
             if error.response["Error"]["Code"] not in _MISSING:
                 raise
@@ -320,10 +330,12 @@ class S3Store:
         """Download an object of at most `MAX_READ_BYTES`."""
         with _s3_errors(f"s3://{self.bucket}/{key}", missing=StorageError):
             try:
-                body = self._client.get_object(Bucket=self.bucket, Key=key)["Body"]
-                data: bytes = body.read(MAX_READ_BYTES + 1)
+                found = self._client.get_object(Bucket=self.bucket, Key=key)
             except self._client.exceptions.NoSuchKey:
                 return None
+            if not _is_whole(found):
+                return None
+            data: bytes = found["Body"].read(MAX_READ_BYTES + 1)
         if len(data) > MAX_READ_BYTES:
             raise StorageError(f"s3://{self.bucket}/{key}: longer than {MAX_READ_BYTES} bytes")
         return data
@@ -362,6 +374,12 @@ _MISSING = {"404", "NoSuchKey", "NoSuchBucket"}
 _TAKEN = {"PreconditionFailed", "412"}
 
 
+def _is_whole(there: dict[str, Any]) -> bool:
+    """Whether an object has the length that its writer wrote down."""
+    length = str(there["ContentLength"])
+    return there["Metadata"].get("length", length) == length
+
+
 def _public_base(bucket: str, endpoint: str) -> str:
     host = urlsplit(endpoint).hostname or ""
     on_aws = host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
@@ -372,6 +390,8 @@ def _public_base(bucket: str, endpoint: str) -> str:
 def _s3_errors(what: str, *, missing: type[Exception]) -> Iterator[None]:
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
+    from s3transfer.exceptions import RetriesExceededError
+    from urllib3.exceptions import HTTPError
 
     try:
         yield
@@ -379,7 +399,7 @@ def _s3_errors(what: str, *, missing: type[Exception]) -> Iterator[None]:
         code = str(error.response.get("Error", {}).get("Code", ""))
         kind = missing if code in _MISSING else StorageError
         raise kind(f"{what}: {'not found' if code in _MISSING else code}") from None
-    except (BotoCoreError, Boto3Error, OSError) as error:
+    except (BotoCoreError, Boto3Error, RetriesExceededError, HTTPError, OSError) as error:
         raise StorageError(f"{what}: {type(error).__name__}") from None
 
 
@@ -506,7 +526,7 @@ class Manifest:
 
     Attributes:
         generation_id: Which picture.
-        job: Digest of the job's message; ``*`` is any job of this id (it was canceled).
+        job: Digest of the job's message; `ANY_JOB` where the id itself was canceled.
         event: ``complete`` or ``failed``.
         payload: The event's body.
         event_id: The event's name, the same each time it is told.
@@ -521,23 +541,22 @@ class Manifest:
     picture: str | None = None
 
 
-def manifest_key(generation_id: int | str, redrive: int = 0) -> str:
-    """Where a job's manifest lies; each time an operator orders it anew has its own."""
-    again = f"_r{redrive}" if redrive else ""
-    return f"manifests/gen_{generation_id}{again}.json"
+ANY_JOB = "*"
+
+
+def manifest_key(generation_id: int | str) -> str:
+    """Where a job's manifest lies."""
+    return f"manifests/gen_{generation_id}.json"
 
 
 # %% ../nbs/04_storage.ipynb #58e11d9c
-def find_manifest(
-    store: Store, generation_id: int | str, job: str, redrive: int = 0
-) -> Manifest | None:
+def find_manifest(store: Store, generation_id: int | str, job: str) -> Manifest | None:
     """Look up whether a job is done.
 
     Args:
         store: Where results lie.
         generation_id: Which picture.
         job: Digest of the message.
-        redrive: How often an operator has ordered it anew.
 
     Returns:
         The manifest, or None.
@@ -546,14 +565,11 @@ def find_manifest(
         Conflict: The id belongs to another job.
         StorageError: The bucket can't be read, or the manifest is damaged.
     """
-    for number in range(redrive + 1):
-        data = store.read(manifest_key(generation_id, number))
-        found = _manifest(data) if data is not None else None
-        if found and found.job not in (job, "*"):
-            raise Conflict(f"generation {generation_id} is the id of another job")
-        if found and (found.event == "complete" or number == redrive):
-            return found
-    return None
+    data = store.read(manifest_key(generation_id))
+    found = _manifest(data) if data is not None else None
+    if found and found.job not in (job, ANY_JOB):
+        raise Conflict(f"generation {generation_id} is the id of another job")
+    return found
 
 
 def _manifest(data: bytes) -> Manifest:
@@ -564,13 +580,12 @@ def _manifest(data: bytes) -> Manifest:
 
 
 # %% ../nbs/04_storage.ipynb #01e28e1a
-def commit(store: Store, manifest: Manifest, redrive: int = 0) -> Manifest:
+def commit(store: Store, manifest: Manifest) -> Manifest:
     """Write a manifest down, unless somebody was first.
 
     Args:
         store: Where results lie.
         manifest: What this worker would tell.
-        redrive: How often an operator has ordered the job anew.
 
     Returns:
         What everybody tells: this manifest, or the first one.
@@ -579,11 +594,11 @@ def commit(store: Store, manifest: Manifest, redrive: int = 0) -> Manifest:
         Conflict: The first one is of another job.
         StorageError: It could not be written.
     """
-    key = manifest_key(manifest.generation_id, redrive)
+    key = manifest_key(manifest.generation_id)
     data = json.dumps(asdict(manifest)).encode()
     if store.put_once(key, data, "application/json", facts={}, public=False) is None:
         return manifest
-    first = find_manifest(store, manifest.generation_id, manifest.job, redrive)
+    first = find_manifest(store, manifest.generation_id, manifest.job)
     if first is None:
         raise StorageError("a result's manifest can't be found again")
     return first

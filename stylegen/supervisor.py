@@ -63,11 +63,13 @@ def worker_environments(
         workers: How many; None is one per card, or one on a machine without cards.
 
     Returns:
-        An environment per worker: cards in turn.
+        An environment per worker: cards in turn, and health ports counted up from the first.
     """
-    environments = []
+    environments, port = [], environment.get("STYLEGEN_HEALTH_PORT", "0")
     for number in range(workers or len(gpus) or 1):
         own = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
+        if port.isdecimal() and port != "0":
+            own["STYLEGEN_HEALTH_PORT"] = str(int(port) + number)
         environments.append({**environment, **own})
     return environments
 

@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 # %% ../nbs/05_webhook.ipynb #0a042165
+import contextvars
 import json
 import logging
 import os
@@ -121,6 +122,12 @@ class ReceivedWebhook:
     body: Any
     raw: bytes = b""
 
+    @classmethod
+    def read(cls, request: BaseHTTPRequestHandler) -> "ReceivedWebhook":
+        """Read the request that a handler has in hand."""
+        raw = request.rfile.read(int(request.headers.get("Content-Length", 0)))
+        return cls(request.command, request.path, dict(request.headers), json.loads(raw), raw)
+
     @property
     def event(self) -> str:
         """``progress``, ``complete`` or ``failed``."""
@@ -131,10 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: "WebhookReceiver"
 
     def _take(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        parts = (self.command, self.path, dict(self.headers), json.loads(body), body)
-        webhook = ReceivedWebhook(*parts)
-        self.send_response(self.server.take(webhook))
+        self.send_response(self.server.take(ReceivedWebhook.read(self)))
         self.send_header("Location", self.server.url)  # a bait for clients that follow redirects
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -476,7 +480,10 @@ class ProgressReporter:
         self._started = time.monotonic()
         self._waiting: queue.SimpleQueue[tuple[int, int, int] | None] = queue.SimpleQueue()
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._deliver, name="progress", daemon=True)
+        run = contextvars.copy_context().run  # so that its log lines tell the job
+        self._thread = threading.Thread(
+            target=run, args=(self._deliver,), name="progress", daemon=True
+        )
         self._thread.start()
 
     def __call__(self, step: int) -> None:

@@ -16,6 +16,8 @@ __all__ = [
     "describe",
     "handle_generation_task",
     "do_delivery",
+    "cancel_job",
+    "do_control",
     "broker_url",
     "consume",
     "stop_on_signals",
@@ -27,38 +29,62 @@ __all__ = [
 # %% ../nbs/09_worker.ipynb #8f3fa807
 import argparse
 import hashlib
+import json
 import logging
+import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pika.exceptions import AMQPError
+
 from stylegen.job import (
+    Canceled,
+    Conflict,
+    DeviceLost,
     GenerationJob,
     InvalidMessage,
     LoraInvalid,
     LoraNotFound,
     RetriesExhausted,
     SignatureUnrenderable,
+    StorageError,
     StylegenError,
+    WebhookError,
     check_job,
+    get_resolution,
     job_digest,
     read_message,
 )
 from .cache import LoraFiles
 from .engine import Draw, Engine, OnStep
+from stylegen.health import (
+    EXIT_DEVICE,
+    EXIT_DRAIN,
+    Health,
+    HealthServer,
+    JobInHand,
+    Metrics,
+    Watch,
+    guard,
+    leave,
+    logged_as,
+    set_up_logging,
+)
 from .pipeline import load_pipeline, model_digest, pick_device
 from .provenance import ContentCredentials, Label, encode_labelled
 from stylegen.queue import (
     Delivery,
     Retries,
     connection_parameters,
+    publish_control,
     redrive,
     start_rabbitmq_consumer,
 )
@@ -72,6 +98,7 @@ from stylegen.signature import (
     read_mark,
 )
 from stylegen.storage import (
+    ANY_JOB,
     FolderStore,
     Manifest,
     Store,
@@ -88,6 +115,7 @@ from stylegen.webhook import (
     allowed_url,
     complete_payload,
     deliver_event,
+    failed_payload,
     send_failed_webhook,
     send_progress,
     webhook_urls,
@@ -144,6 +172,10 @@ class Parts:
     """A cache of LoRA files; None fetches each anew."""
     once: bool = False
     """Whether a job's result is written down, and told again instead of drawn again."""
+    watch: Watch = field(default_factory=Watch, repr=False)
+    metrics: Metrics = field(default_factory=Metrics, repr=False)
+    on_state: Callable[[str], None] = partial(_log.debug, "the job is %s")
+    """Called when a job is validated, generated, uploaded, committed, notified."""
 
     @property
     def authorization(self) -> dict[str, str]:
@@ -180,11 +212,12 @@ def make_labelling(settings: Settings) -> Labelling:
     )
 
 
-def make_parts(settings: Settings) -> Parts:
+def make_parts(settings: Settings, metrics: Metrics | None = None) -> Parts:
     """Load the base model and make the rest.
 
     Args:
         settings: What the environment says.
+        metrics: What the worker counts; None makes it anew.
 
     Returns:
         The worker's parts.
@@ -204,9 +237,13 @@ def make_parts(settings: Settings) -> Parts:
         vae_tiling=settings.stylegen_vae_tiling,
         token=settings.hf_token.get_secret_value() if settings.hf_token else None,
     )
+    store, folder = make_store(settings), settings.stylegen_cache_folder.expanduser()
     backend = "inductor" if settings.stylegen_compile else None
     engine = Engine(pipeline, batch=settings.stylegen_batch, compile_backend=backend)
-    store, folder = make_store(settings), settings.stylegen_cache_folder.expanduser()
+    if backend:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "compiled"))
+        engine.warm_up()
+    metrics = metrics or Metrics()
     return Parts(
         engine.draw,
         store,
@@ -215,7 +252,9 @@ def make_parts(settings: Settings) -> Parts:
         settings.stylegen_font,
         make_labelling(settings),
         settings.webhook_secret.get_secret_value() if settings.webhook_secret else "",
-        LoraFiles(store, folder, settings.stylegen_cache_bytes),
+        LoraFiles(store, folder, settings.stylegen_cache_bytes, metrics.count_lookup),
+        watch=Watch(settings.stylegen_job_timeout),
+        metrics=metrics,
     )
 
 
@@ -271,7 +310,7 @@ def _loras(job: GenerationJob, parts: Parts) -> Iterator[list[Path]]:
         yield [stack.enter_context(get(url)) for url in urls]
 
 
-def make_picture(job: GenerationJob, parts: Parts, on_step: OnStep) -> str:
+def make_picture(job: GenerationJob, parts: Parts, on_step: OnStep) -> tuple[str, str]:
     """Draw, sign, label and store a job's picture.
 
     Args:
@@ -280,20 +319,27 @@ def make_picture(job: GenerationJob, parts: Parts, on_step: OnStep) -> str:
         on_step: Called with the number of finished steps.
 
     Returns:
-        The stored picture's URL.
+        The stored picture's URL, and its SHA-256.
 
     Raises:
         StylegenError: Any of the tree's errors.
     """
-    sign = make_signer(job, parts)
-    with _loras(job, parts) as (lora, *extra_loras):
-        more = {"extra_loras": extra_loras} if extra_loras else {}
-        image = parts.draw(job, lora, on_step=on_step, **more)
+    sign, stage = make_signer(job, parts), parts.metrics.stage
+    with ExitStack() as stack:
+        with stage("lora"):
+            lora, *extra_loras = stack.enter_context(_loras(job, parts))
+        with stage("draw"):
+            more = {"extra_loras": extra_loras} if extra_loras else {}
+            image = parts.draw(job, lora, on_step=on_step, **more)
+        parts.on_state("generated")
         label = parts.labelling.label(job, lora)
-    jpeg = parts.labelling.encode(sign(image), label)
-    if parts.once:
-        return store_result(parts.store, job.generation_id, jpeg, job_digest(job))[0]
-    return upload_image_to_s3(jpeg, job.generation_id, store=parts.store)
+    with stage("encode"):
+        jpeg = parts.labelling.encode(sign(image), label)
+    with stage("upload"):
+        if parts.once:
+            return store_result(parts.store, job.generation_id, jpeg, job_digest(job))
+        url = upload_image_to_s3(jpeg, job.generation_id, store=parts.store)
+        return url, hashlib.sha256(jpeg).hexdigest()
 
 
 # %% ../nbs/09_worker.ipynb #79223222
@@ -306,6 +352,13 @@ class Outcome:
     error_code: str | None = None
     error_message: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def told(cls, done: Manifest) -> "Outcome":
+        """What a manifest says."""
+        told = done.payload
+        error = told.get("error_code"), told.get("error_message")
+        return cls(done.generation_id, told.get("result_url"), *error, told.get("metadata", {}))
 
 
 def describe(job: GenerationJob) -> dict[str, Any]:
@@ -346,8 +399,8 @@ def handle_generation_task(
         InvalidMessage: The message is wrong, and names nobody who may be told.
         WebhookError: The receiver did not take the terminal webhook.
         Conflict: The id belongs to another job (with `Parts.once`).
+        DeviceLost: The GPU is gone; another process must do the job.
         TransientError: Try later, up to `retries` times.
-        StorageError: The bucket can't tell, or can't be told, that the job is done (so too).
     """
     parts = parts or _default_parts()
     fields = read_message(message) if isinstance(message, bytes) else message
@@ -357,17 +410,18 @@ def handle_generation_task(
     except InvalidMessage as error:
         generation_id, urls = _return_address(fields, parts, error)
         return _failed(generation_id, urls, error, parts, attempt)
-    done = find_manifest(parts.store, job.generation_id, job_digest(job)) if parts.once else None
-    if done is None:
+    get_resolution(job.aspect_ratio)  # says so where it falls back
+    parts.on_state("validated")
+    with parts.watch.job(job.generation_id) as ticket:
         try:
-            outcome = _draw_and_report(job, urls, parts, on_step)
+            done = _result(job, parts, partial(_draw_and_report, job, urls, parts, ticket, on_step))
+        except (Conflict, DeviceLost):
+            raise
         except Exception as error:  # pylint: disable=broad-exception-caught
             error = _last_word(error, attempt, retries)
             return _failed(job.generation_id, urls, error, parts, attempt)
-        done = _write_down(job, outcome, parts)
-    deliver_event(urls.complete, done.payload, done.event_id, **parts.authorization)
-    facts = done.payload
-    return Outcome(job.generation_id, facts["result_url"], metadata=facts["metadata"])
+        _tell(done, urls, parts)
+    return Outcome.told(done)
 
 
 def _last_word(error: Exception, attempt: int, retries: int) -> Exception:
@@ -379,32 +433,65 @@ def _last_word(error: Exception, attempt: int, retries: int) -> Exception:
     return RetriesExhausted(f"tried {attempt + 1} times, at last: {error}")
 
 
-def _write_down(job: GenerationJob, outcome: Outcome, parts: Parts) -> Manifest:
-    url, facts = outcome.result_url or "", outcome.metadata
-    payload = complete_payload(job.generation_id, url, job.seed, facts)
-    event_id = f"complete_{job.generation_id}"
-    done = Manifest(job.generation_id, job_digest(job), "complete", payload, event_id)
-    return commit(parts.store, done) if parts.once else done
-
-
 @cache
 def _default_parts() -> Parts:
     return make_parts(load_settings())
 
 
+# %% ../nbs/09_worker.ipynb #c63620a8
+def _result(job: GenerationJob, parts: Parts, draw: Callable[[], Manifest]) -> Manifest:
+    """What there is to tell: found, or made now."""
+    if not parts.once:
+        return draw()
+    find = partial(find_manifest, parts.store, job.generation_id, job_digest(job))
+    if found := find():
+        return found
+    try:
+        return commit(parts.store, draw())
+    except Canceled:
+        if canceled := find():
+            return canceled
+        raise
+
+
+def _tell(done: Manifest, urls: WebhookUrls, parts: Parts) -> None:
+    parts.on_state("committed")
+    url = urls.complete if done.event == "complete" else urls.failed
+    with parts.metrics.stage("notify"), _counted(parts, done.event):
+        deliver_event(url, done.payload, done.event_id, **parts.authorization)
+    parts.on_state("notified")
+
+
+@contextmanager
+def _counted(parts: Parts, event: str) -> Iterator[None]:
+    try:
+        yield
+    except WebhookError:
+        parts.metrics.count_webhook(event, delivered=False)
+        raise
+    parts.metrics.count_webhook(event, delivered=True)
+
+
 # %% ../nbs/09_worker.ipynb #20b760b6
 def _draw_and_report(
-    job: GenerationJob, urls: WebhookUrls, parts: Parts, on_step: OnStep
-) -> Outcome:
-    send = partial(send_progress, urls.progress, job.generation_id, **parts.authorization)
+    job: GenerationJob, urls: WebhookUrls, parts: Parts, ticket: JobInHand, on_step: OnStep
+) -> Manifest:
+    def send(*step: int, **more: Any) -> None:
+        told = (urls.progress, job.generation_id, *step)
+        taken = send_progress(*told, **more, **parts.authorization)
+        parts.metrics.count_webhook("progress", delivered=taken)
 
-    def both(step: int) -> None:
+    def each_step(step: int) -> None:
+        ticket.check()
         reporter(step)
         on_step(step)
 
     with ProgressReporter(send, job.total_steps) as reporter:
-        result_url = make_picture(job, parts, both)
-    return Outcome(job.generation_id, result_url, metadata=describe(job))
+        url, sha256 = make_picture(job, parts, each_step)
+    parts.on_state("uploaded")
+    payload = complete_payload(job.generation_id, url, job.seed, describe(job))
+    event_id = f"complete_{job.generation_id}"
+    return Manifest(job.generation_id, job_digest(job), "complete", payload, event_id, sha256)
 
 
 def _failed(
@@ -417,7 +504,9 @@ def _failed(
         code, text = StylegenError.error_code, f"unexpected {type(error).__name__}"
         _log.error("generation %s failed", generation_id, exc_info=error)
     told = {"error_code": code, "retry_count": attempt} | parts.authorization
-    send_failed_webhook(urls.failed, generation_id, text, **told)
+    with parts.metrics.stage("notify"), _counted(parts, "failed"):
+        send_failed_webhook(urls.failed, generation_id, text, **told)
+    parts.on_state("notified")
     return Outcome(generation_id, error_code=code, error_message=text)
 
 
@@ -445,6 +534,16 @@ def _return_address(
         raise error from None
 
 
+def _known_id(body: bytes) -> int | str | None:
+    """The generation that a message is about, if that can be told."""
+    try:
+        return check_job(
+            _PLACEHOLDER | {"generation_id": read_message(body)["generation_id"]}
+        ).generation_id
+    except (InvalidMessage, KeyError):
+        return None
+
+
 # %% ../nbs/09_worker.ipynb #3bac8835
 def do_delivery(delivery: Delivery, parts: Parts, retries: Retries) -> None:
     """Do a delivered job, or see to it that somebody does later.
@@ -457,10 +556,19 @@ def do_delivery(delivery: Delivery, parts: Parts, retries: Retries) -> None:
     Raises:
         AMQPError: It can't be put anywhere; don't acknowledge it.
     """
+    metrics = parts.metrics
+    if delivery.age is not None:
+        metrics.queue_wait.observe(max(0.0, delivery.age))
+    with metrics.in_progress.track_inprogress(), logged_as(_known_id(delivery.body)):
+        outcome = _see_to(delivery, parts, retries)
+        metrics.jobs.labels(outcome=outcome).inc()
+
+
+def _see_to(delivery: Delivery, parts: Parts, retries: Retries) -> str:
     if delivery.redelivered:
         if delivery.redeliveries < retries.max_redeliveries:
             retries.again(delivery)
-            return
+            return "redelivered"
         parts = replace(parts, draw=_refuse)
     allowed, attempt = len(retries.delays), delivery.attempt
     try:
@@ -469,15 +577,51 @@ def do_delivery(delivery: Delivery, parts: Parts, retries: Retries) -> None:
         _log.warning("not done: %s: %s", error.error_code, error)
         if error.transient and attempt < allowed:
             retries.later(delivery)
-        else:
-            retries.set_aside(delivery, error.error_code, str(error))
-        return
+            return "retried"
+        retries.set_aside(delivery, error.error_code, str(error))
+        return error.error_code
     if done.error_code == RetriesExhausted.error_code:
         retries.set_aside(delivery, done.error_code, done.error_message or "")
+    return done.error_code or "complete"
 
 
 def _refuse(*_: Any, **__: Any) -> Any:
     raise RetriesExhausted("the job was in hand each time that a worker died")
+
+
+# %% ../nbs/09_worker.ipynb #026e6c0d
+def cancel_job(generation_id: int | str, store: Store) -> bool:
+    """Write down that a job is canceled.
+
+    Args:
+        generation_id: Which one.
+        store: Where results lie.
+
+    Returns:
+        Whether it was in time; else its picture is done.
+
+    Raises:
+        StorageError: It could not be written.
+    """
+    payload = failed_payload(generation_id, "the job was canceled", Canceled.error_code)
+    event_id = f"failed_{generation_id}"
+    try:
+        commit(store, Manifest(generation_id, ANY_JOB, "failed", payload, event_id))
+    except Conflict:
+        return False
+    return True
+
+
+def do_control(body: bytes, parts: Parts) -> None:
+    """Cancel the job that a control message names. Never raises."""
+    generation_id = _known_id(body)
+    try:
+        if generation_id is None:
+            raise InvalidMessage("a control message names no generation")
+        if cancel_job(generation_id, parts.store):
+            parts.watch.cancel(generation_id)
+    except Exception as error:  # pylint: disable=broad-exception-caught
+        _log.warning("not canceled: %s", error if isinstance(error, StylegenError) else type(error))
 
 
 # %% ../nbs/09_worker.ipynb #cf261ac7
@@ -489,46 +633,75 @@ def broker_url(settings: Settings) -> str:
 
 
 def consume(settings: Settings, stop: threading.Event) -> None:
-    """Do the queue's jobs until `stop` is set, then finish the one in hand.
+    """Do the queue's jobs until `stop` is set, then finish those in hand.
 
     Args:
         settings: What the environment says.
         stop: Set it to stop.
     """
-    parts = replace(make_parts(settings), once=True)
-    parts.store.probe()
-    url = broker_url(settings)
-    retries = Retries(
-        url,
-        settings.stylegen_queue,
-        settings.stylegen_retry_delays,
-        settings.stylegen_max_redeliveries,
-    )
-    start_rabbitmq_consumer(
-        settings.stylegen_queue,
-        on_delivery=partial(do_delivery, parts=parts, retries=retries),
-        prefetch_count=settings.stylegen_prefetch,
-        threads=settings.stylegen_prefetch,
-        stop=stop,
-        url=url,
-    )
+    watch, metrics = Watch(settings.stylegen_job_timeout), Metrics()
+    health = Health(watch, stop.is_set)
+    guard(watch)
+    with _health_server(settings, health, metrics):
+        parts = replace(make_parts(settings, metrics), once=True, watch=watch)
+        _probe(parts.store)
+        url, hands = broker_url(settings), settings.stylegen_prefetch or settings.stylegen_batch
+        delays, most = settings.stylegen_retry_delays, settings.stylegen_max_redeliveries
+        retries = Retries(url, settings.stylegen_queue, delays, most)
+        start_rabbitmq_consumer(
+            settings.stylegen_queue,
+            on_delivery=partial(do_delivery, parts=parts, retries=retries),
+            on_control=partial(do_control, parts=parts),
+            prefetch_count=hands,
+            threads=hands,
+            stop=stop,
+            url=url,
+            health=health,
+        )
+
+
+def _health_server(
+    settings: Settings, health: Health, metrics: Metrics
+) -> AbstractContextManager[Any]:
+    if settings.stylegen_health_port is None:
+        return nullcontext()
+    host, port = settings.stylegen_health_host, settings.stylegen_health_port
+    return HealthServer(health, metrics, port, host)
+
+
+def _probe(store: Store) -> None:
+    try:
+        store.probe()
+    except StorageError as error:
+        _log.warning("the bucket can't be asked now: %s", error)
 
 
 # %% ../nbs/09_worker.ipynb #e75a9b37
 @contextmanager
-def stop_on_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set, for the length of a ``with`` block."""
+def stop_on_signals(drain_timeout: float = 660.0) -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set, for the length of a ``with`` block.
+
+    Args:
+        drain_timeout: Seconds from then until the process ends at once; so it does at a second
+            signal.
+    """
     stop = threading.Event()
+    deadline = threading.Timer(drain_timeout, leave, (EXIT_DRAIN,))
+    deadline.daemon = True
 
     def on_signal(number: int, _: Any) -> None:
-        _log.info("%s: finishing the job in hand", signal.Signals(number).name)
+        if stop.is_set():
+            leave(EXIT_DRAIN)
+        _log.info("%s: finishing the jobs in hand", signal.Signals(number).name)
         stop.set()
+        deadline.start()
 
     numbers = (signal.SIGTERM, signal.SIGINT)
     before = [signal.signal(number, on_signal) for number in numbers]
     try:
         yield stop
     finally:
+        deadline.cancel()
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
 
@@ -554,9 +727,10 @@ def run_job(file: Path, settings: Settings) -> Outcome:
     message = file.read_bytes()
     parts = make_parts(settings)
     with tqdm(desc="drawing", unit="step", file=sys.stderr) as steps:
+        with suppress(InvalidMessage):  # the flow itself says what is wrong
+            steps.total = check_job(read_message(message)).total_steps
 
         def on_step(step: int) -> None:
-            steps.total = check_job(read_message(message)).total_steps
             steps.update(step - steps.n)
 
         return handle_generation_task(message, parts, on_step=on_step)
@@ -643,20 +817,20 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="ID",
         help="move the dead letter of a generation, or all of them, back into the queue",
     )
+    modes.add_argument("--cancel", metavar="ID", help="call a generation off, waiting or running")
     chosen = parser.parse_args(arguments)
     try:
         settings = load_settings()
     except SettingsError as error:
         print(f"settings are missing or wrong:\n{error}", file=sys.stderr)
         return 2
-    logging.basicConfig(
-        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    logging.getLogger("pika").setLevel(logging.ERROR)
+    set_up_logging(settings.log_level, settings.secrets)
     if chosen.check:
         return _show_check(settings)
     if chosen.redrive:
-        return _redrive(chosen.redrive, settings)
+        return _said(partial(_redrive, chosen.redrive, settings))
+    if chosen.cancel:
+        return _said(partial(_cancel, chosen.cancel, settings))
     return _show_job(chosen.job, settings) if chosen.job else _consume(settings)
 
 
@@ -690,12 +864,27 @@ def _show_job(file: Path, settings: Settings) -> int:
 
 
 def _consume(settings: Settings) -> int:
-    with stop_on_signals() as stop:
-        consume(settings, stop)
+    try:
+        with stop_on_signals(settings.stylegen_drain_timeout) as stop:
+            consume(settings, stop)
+    except DeviceLost as error:
+        _log.critical("%s: the worker ends", error)
+        return EXIT_DEVICE
     return 0
 
 
 # %% ../nbs/09_worker.ipynb #0c80b101
+def _said(command: Callable[[], int]) -> int:
+    """Run a command; say in a line what stands in its way."""
+    try:
+        return command()
+    except StylegenError as error:
+        print(f"failed: {error}", file=sys.stderr)
+    except (AMQPError, OSError) as error:
+        print(f"failed: no broker ({type(error).__name__})", file=sys.stderr)
+    return 1
+
+
 def _redrive(which: str, settings: Settings) -> int:
     def chosen(body: bytes) -> bool:
         try:
@@ -706,3 +895,17 @@ def _redrive(which: str, settings: Settings) -> int:
     moved = redrive(broker_url(settings), settings.stylegen_queue, chosen)
     print(f"moved {moved}")
     return 0 if moved else 1
+
+
+def _cancel(which: str, settings: Settings) -> int:
+    body = json.dumps({"generation_id": int(which) if which.isdecimal() else which}).encode()
+    generation_id = _known_id(body)
+    if generation_id is None:
+        print("not an id", file=sys.stderr)
+        return 2
+    if not cancel_job(generation_id, make_store(settings)):
+        print("too late: it is done")
+        return 1
+    publish_control(body, url=broker_url(settings), queue_name=settings.stylegen_queue)
+    print("canceled")
+    return 0

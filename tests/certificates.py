@@ -1,6 +1,7 @@
-"""A self-signed C2PA test chain, for tests and the benchmark."""
+"""Self-signed test chains: of a C2PA signer, for tests and the benchmark, or of a server."""
 
 import datetime
+import ipaddress
 from pathlib import Path
 
 from cryptography import x509
@@ -14,8 +15,9 @@ def certificate(
     issuer: str,
     key: ec.EllipticCurvePrivateKey,
     issuer_key: ec.EllipticCurvePrivateKey,
+    address: str | None = None,
 ) -> bytes:
-    """A PEM certificate for tests: a root when it is its own issuer, else a C2PA signer."""
+    """A PEM certificate for tests: a root when it is its own issuer, else a signer or a server."""
     is_root = key is issuer_key
 
     def name(text: str) -> x509.Name:
@@ -42,17 +44,24 @@ def certificate(
         )
     )
     if not is_root:
-        purposes = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION])
-        builder = builder.add_extension(purposes, critical=False)
+        kinds = ExtendedKeyUsageOID
+        purpose = kinds.SERVER_AUTH if address else kinds.EMAIL_PROTECTION
+        builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+    if address:
+        names = [x509.IPAddress(ipaddress.ip_address(address))]
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
     return builder.sign(issuer_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
-def write_chain(folder: Path) -> tuple[Path, Path]:
-    """Write ``chain.pem`` (leaf, root) and ``key.pem`` into a folder; returns both paths."""
+def write_chain(folder: Path, address: str | None = None) -> tuple[Path, Path]:
+    """Write ``chain.pem`` (leaf, root) and ``key.pem`` into a folder; returns both paths.
+
+    The leaf is a C2PA signer, or the server at an IP address.
+    """
     root_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     chain, private = folder / "chain.pem", folder / "key.pem"
     root = certificate("root", "root", root_key, root_key)
-    chain.write_bytes(certificate("worker", "root", key, root_key) + root)
+    chain.write_bytes(certificate("worker", "root", key, root_key, address) + root)
     private.write_bytes(
         key.private_bytes(
             serialization.Encoding.PEM,

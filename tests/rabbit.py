@@ -11,12 +11,13 @@ import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import pika
 from pika.exceptions import AMQPConnectionError
 
 _LIB = Path("/usr/lib/rabbitmq/bin")  # Debian's plain scripts; its wrappers want another user
-_START_LIMIT = 60.0
+_START_LIMIT = 240.0
 _POLL = 0.1
 
 _CONFIG = """\
@@ -37,7 +38,7 @@ def _tool(name: str) -> str:
     return found
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that were free a moment ago, all different."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [each.getsockname()[1] for each in sockets]
@@ -53,7 +54,7 @@ class RabbitNode:
     """
 
     def __init__(self) -> None:
-        self.port, self._dist_port, self._epmd_port = _free_ports(3)
+        self.port, self._dist_port, self._epmd_port = free_ports(3)
         self.name = f"stylegen-{secrets.token_hex(4)}@localhost"
         self.folder = Path(tempfile.mkdtemp(prefix="stylegen-rabbit-"))
         self._environment = os.environ | self._write_files()
@@ -189,22 +190,37 @@ class RabbitNode:
             raise RabbitError(f"rabbitmqctl {arguments[0]} failed\n{done.stdout}{done.stderr}")
         return done.stdout
 
-    def queue_state(self, queue: str) -> tuple[int, int]:
-        """Count a queue's messages, exactly: the queue itself is asked.
-
-        Args:
-            queue: Its name.
+    def queue_states(self) -> dict[str, tuple[int, int]]:
+        """Count every queue's messages, exactly: the queues themselves are asked.
 
         Returns:
-            Messages that are ready, and messages delivered but not acknowledged.
-
-        Raises:
-            KeyError: There is no such queue.
+            By queue: messages that are ready, and messages delivered but not acknowledged.
         """
         columns = ("name", "messages_ready", "messages_unacknowledged")
         table = self.control("list_queues", "--no-table-headers", *columns)
         rows = [line.split("\t") for line in table.splitlines()]
-        return {name: (int(ready), int(unacked)) for name, ready, unacked in rows}[queue]
+        return {name: (int(ready), int(unacked)) for name, ready, unacked in rows}
+
+    def queue_state(self, queue: str) -> tuple[int, int]:
+        """One of `queue_states`.
+
+        Args:
+            queue: Its name.
+
+        Raises:
+            KeyError: There is no such queue.
+        """
+        return self.queue_states()[queue]
+
+    def take_all(self, queue: str) -> list[tuple[dict[str, Any], bytes]]:
+        """Take out what lies in a queue, made if there is none: headers and bodies."""
+        connection = pika.BlockingConnection(pika.URLParameters(self.url))
+        channel, found = connection.channel(), []
+        channel.queue_declare(queue, durable=True)
+        while (message := channel.basic_get(queue, auto_ack=True))[0]:
+            found.append((message[1].headers or {}, message[2]))
+        connection.close()
+        return found
 
     def close_all_connections(self) -> None:
         """Let the broker close every client's connection."""

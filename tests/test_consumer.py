@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +18,11 @@ import pika
 import pytest
 from conftest import TOKEN
 from PIL import Image
-from rabbit import RabbitNode
+from rabbit import RabbitNode, free_ports
 from s3_server import S3Server
+from waiting import wait_until
 
-from stylegen.webhook import WebhookReceiver
+from stylegen.webhook import ReceivedWebhook, WebhookReceiver
 
 ROOT = Path(__file__).parent.parent
 QUEUE = "image_generation"
@@ -37,7 +40,7 @@ def publish(rabbit: RabbitNode, *bodies: bytes) -> None:
 
 @pytest.fixture
 def environment(
-    rabbit: RabbitNode, s3: S3Server, pocket: Path, backend: WebhookReceiver
+    rabbit: RabbitNode, s3: S3Server, pocket: Path, backend: WebhookReceiver, tmp_path: Path
 ) -> dict[str, str]:
     """What an operator sets; buckets exist, and hold one LoRA."""
     client = s3.client()
@@ -54,6 +57,8 @@ def environment(
         "AWS_REGION": "us-east-1",
         "STYLEGEN_MODEL": str(pocket / "pocket"),
         "STYLEGEN_DEVICE": "cpu",
+        "STYLEGEN_PREFETCH": "1",
+        "STYLEGEN_CACHE_FOLDER": str(tmp_path / "cache"),
         "OMP_NUM_THREADS": "1",
     }
 
@@ -116,14 +121,6 @@ def test_three_jobs(
             picture.load()
             assert (picture.format, picture.size) == ("JPEG", size)
     assert TOKEN not in log.read_text()
-
-
-def wait_until(ready: Any, timeout: float = 30) -> None:
-    """Poll until `ready()`; fails after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while not ready():
-        assert time.monotonic() < deadline, "never became true"
-        time.sleep(0.2)
 
 
 def check_webhooks(backend: WebhookReceiver, s3: S3Server) -> None:
@@ -206,6 +203,14 @@ def test_two_jobs_in_hand(
 ) -> None:
     """With ``STYLEGEN_PREFETCH=2`` jobs overlap; each has its own events, in order."""
     numbers = (11, 12, 13)
+
+    def answer(hook: ReceivedWebhook) -> int:
+        """The first picture is only accepted once another job has begun."""
+        if hook.event == "complete":
+            wait_until(lambda: len({each.body["generation_id"] for each in backend.received}) > 1)
+        return 200
+
+    backend._answer = answer
     publish(rabbit, *(job(backend, number, num_inference_steps=4) for number in numbers))
     with worker(environment | {"STYLEGEN_PREFETCH": "2"}, tmp_path / "worker.log") as process:
         assert len(backend.wait_for(3, "complete", timeout=120)) == 3
@@ -222,12 +227,58 @@ def test_stop_finishes_the_job_in_hand(
 ) -> None:
     """SIGTERM in the middle of a picture: it is delivered, the next one stays in the queue."""
     publish(rabbit, job(backend, 7), job(backend, 8))
-    with worker(environment, tmp_path / "worker.log") as process:
+    told, log = threading.Event(), tmp_path / "worker.log"
+    backend._answer = lambda hook: 200 if hook.event == "progress" or told.wait(60) else 500
+    with worker(environment, log) as process:
         assert backend.wait_for(2, "progress", timeout=120)
         process.send_signal(signal.SIGTERM)
+        wait_until(lambda: "finishing the jobs in hand" in log.read_text())
+        told.set()
         assert process.wait(60) == 0
     assert [webhook.body["generation_id"] for webhook in backend.wait_for(1, "complete")] == [7]
     wait_until(lambda: rabbit.queue_state(QUEUE) == (1, 0))
     connection = pika.BlockingConnection(pika.URLParameters(rabbit.url))
     connection.channel().queue_purge(QUEUE)
     connection.close()
+
+
+def page(port: int, name: str) -> tuple[int, str]:
+    """A page of the health port: status and text; 0 while nobody answers."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{name}", timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, ""
+    except OSError:
+        return 0, ""
+
+
+def test_an_operator_sees_it_work(
+    environment: dict[str, str], rabbit: RabbitNode, backend: WebhookReceiver, tmp_path: Path
+) -> None:
+    """Health, numbers and a log that a machine reads, with the job's id and without secrets."""
+    (port,) = free_ports(1)
+    publish(
+        rabbit,
+        job(backend, 31, num_inference_steps=4),
+        job(backend, 32, lora_model_url="s3://models/none.safetensors"),
+    )
+    log = tmp_path / "worker.log"
+    with worker(environment | {"STYLEGEN_HEALTH_PORT": str(port)}, log) as process:
+        assert backend.wait_for(1, "failed", timeout=120), log.read_text()
+        wait_until(lambda: rabbit.queue_state(QUEUE) == (0, 0))
+        assert [page(port, name)[0] for name in ("livez", "readyz")] == [200, 200]
+        _, metrics = page(port, "metrics")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    for line in (
+        'stylegen_jobs_total{outcome="complete"} 1.0',
+        'stylegen_jobs_total{outcome="LORA_NOT_FOUND"} 1.0',
+        'stylegen_lora_cache_total{result="miss"} 1.0',
+        'stylegen_webhook_deliveries_total{event="progress",result="delivered"} 5.0',
+        'stylegen_stage_seconds_count{stage="upload"} 1.0',
+        "stylegen_jobs_in_progress 0.0",
+    ):
+        assert line in metrics
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert 32 in {line["generation_id"] for line in lines} and TOKEN not in log.read_text()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from accelerate import cpu_offload_with_hook
 import torch
 from conftest import TOKEN
 from PIL import Image
@@ -214,17 +215,19 @@ def _interrupt(*_: Any) -> None:
 
 
 def test_memory_modes(pocket: Path, parts: Parts, order: Order) -> None:
-    """Sliced attention draws the same picture, within a grey level or two; tiling is switched on.
+    """Sliced attention and offloading draw the same picture, within a grey level or two.
 
     Tiles are not decoded here: diffusers' `AutoencoderTiny` cuts them for 8x, the pocket has 32x.
     """
     model = str(pocket / "pocket")
     assert load_pipeline(model, device="cpu", vae_tiling=True).vae.use_tiling
-    saving = load_pipeline(model, device="cpu", attention_slicing=True)
-    job = check_job(order)
-    lora = pocket / "models/style_10.safetensors"
-    plain, saved = np.asarray(parts.draw(job, lora)), np.asarray(Engine(saving).draw(job, lora))
-    assert np.abs(plain.astype(int) - saved.astype(int)).max() <= 2
+    sliced = load_pipeline(model, device="cpu", attention_slicing=True)
+    moved = load_pipeline(model, device="cpu")
+    cpu_offload_with_hook(moved.unet, "cpu")
+    job, lora = check_job(order), pocket / "models/style_10.safetensors"
+    plain = np.int16(parts.draw(job, lora))
+    for pipeline in (sliced, moved):
+        assert np.abs(plain - np.int16(Engine(pipeline).draw(job, lora))).max() <= 2
 
 
 def test_missing_settings_exit_2() -> None:
@@ -256,12 +259,8 @@ def test_half_a_certificate_is_a_wrong_setting(monkeypatch: Any, capsys: Any) ->
 
 
 def test_import_is_light() -> None:
-    """The worker imports in under a second of CPU; torch, diffusers and boto3 wait until needed."""
-    code = (
-        "import sys, time, stylegen.worker\n"
-        "print(time.process_time(), {'torch', 'diffusers', 'boto3'} & set(sys.modules))"
-    )
+    """The worker is imported in a moment, since whatever is heavy waits until it is needed."""
+    heavy = {"torch", "diffusers", "transformers", "peft", "boto3", "numpy", "IPython"}
+    code = f"import sys, stylegen.worker\nprint({heavy} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
-    seconds, loaded = run.stdout.split(maxsplit=1)
-    assert loaded.strip() == "set()"
-    assert float(seconds) < 1.0
+    assert run.stdout.strip() == "set()"

@@ -1,16 +1,21 @@
 """The consumer against a real broker: the ways in which a message could get lost or done twice."""
 
 import logging
+import ssl
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
 
 import pika
 import pytest
-from rabbit import RabbitNode
+from certificates import write_chain
+from rabbit import RabbitNode, free_ports
 from tenacity import wait_fixed
+from waiting import wait_until
 
 from stylegen import queue as stylegen_queue
 from stylegen.queue import (
@@ -46,23 +51,19 @@ def _ready_messages(rabbit: RabbitNode, queue: str) -> int:
         return channel.queue_declare(queue, passive=True).method.message_count
 
 
-def _wait_for(condition: Callable[[], bool], limit: float = 30.0) -> None:
-    end = time.monotonic() + limit
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
-
-
 class _Consumer:
-    """A consumer on a thread, its callback's record, and a gate that holds jobs back."""
+    """A consumer on a thread, its callback's record, and a gate that holds jobs back if `held`."""
 
-    def __init__(self, rabbit: RabbitNode, queue: str, **options: object) -> None:
+    def __init__(
+        self, rabbit: RabbitNode, queue: str, *, held: bool = False, **options: object
+    ) -> None:
         self.seen: list[bytes] = []
         self.done: list[bytes] = []
         self.connections = 0
         self.stop = threading.Event()
         self.gate = threading.Event()
-        self.gate.set()
+        if not held:
+            self.gate.set()
         self.error: BaseException | None = None
         self._rabbit, self._queue, self._options = rabbit, queue, options
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -92,15 +93,15 @@ class _Consumer:
 
     def wait_seen(self, count: int) -> None:
         """Wait until so many jobs have begun."""
-        _wait_for(lambda: len(self.seen) >= count)
+        wait_until(lambda: len(self.seen) >= count)
 
     def wait_done(self, count: int) -> None:
         """Wait until so many jobs have ended."""
-        _wait_for(lambda: len(self.done) >= count)
+        wait_until(lambda: len(self.done) >= count)
 
     def wait_connected(self, count: int = 1) -> None:
         """Wait until it has been registered with the broker so many times."""
-        _wait_for(lambda: self.connections >= count)
+        wait_until(lambda: self.connections >= count)
 
     def join(self) -> None:
         """Wait until the consumer has returned or raised."""
@@ -136,8 +137,7 @@ def test_a_published_job_is_persistent(rabbit: RabbitNode, queue: str) -> None:
 
 def test_a_job_may_outlast_three_heartbeats(rabbit: RabbitNode, queue: str) -> None:
     publish_job(b"slow", url=rabbit.url, queue_name=queue)
-    with _Consumer(rabbit, queue, heartbeat=2) as consumer:
-        consumer.gate.clear()
+    with _Consumer(rabbit, queue, heartbeat=2, held=True) as consumer:
         consumer.wait_seen(1)
         time.sleep(7)
         consumer.gate.set()
@@ -147,8 +147,7 @@ def test_a_job_may_outlast_three_heartbeats(rabbit: RabbitNode, queue: str) -> N
 
 
 def test_the_second_message_waits_in_the_queue(rabbit: RabbitNode, queue: str) -> None:
-    with _Consumer(rabbit, queue) as consumer:
-        consumer.gate.clear()
+    with _Consumer(rabbit, queue, held=True) as consumer:
         for body in (b"first", b"second"):
             publish_job(body, url=rabbit.url, queue_name=queue)
         consumer.wait_seen(1)
@@ -185,8 +184,7 @@ def test_a_missing_queue_is_made_as_the_producers_make_it(rabbit: RabbitNode) ->
 def test_stop_finishes_and_acknowledges_the_job_in_hand(rabbit: RabbitNode, queue: str) -> None:
     for body in (b"first", b"second"):
         publish_job(body, url=rabbit.url, queue_name=queue)
-    with _Consumer(rabbit, queue) as consumer:
-        consumer.gate.clear()
+    with _Consumer(rabbit, queue, held=True) as consumer:
         consumer.wait_seen(1)
         consumer.stop.set()
         time.sleep(1)
@@ -198,12 +196,11 @@ def test_stop_finishes_and_acknowledges_the_job_in_hand(rabbit: RabbitNode, queu
 
 
 def test_stop_hands_back_what_was_prefetched(rabbit: RabbitNode, queue: str) -> None:
-    with _Consumer(rabbit, queue, prefetch_count=3) as consumer:
-        consumer.gate.clear()
+    with _Consumer(rabbit, queue, prefetch_count=3, held=True) as consumer:
         for body in (b"first", b"second", b"third"):
             publish_job(body, url=rabbit.url, queue_name=queue)
         consumer.wait_seen(1)
-        _wait_for(lambda: _ready_messages(rabbit, queue) == 0)
+        wait_until(lambda: _ready_messages(rabbit, queue) == 0)
         consumer.stop.set()
         consumer.gate.set()
         consumer.join()
@@ -212,8 +209,7 @@ def test_stop_hands_back_what_was_prefetched(rabbit: RabbitNode, queue: str) -> 
 
 
 def test_two_threads_overlap_and_acknowledge_each(rabbit: RabbitNode, queue: str) -> None:
-    with _Consumer(rabbit, queue, prefetch_count=2, threads=2) as consumer:
-        consumer.gate.clear()
+    with _Consumer(rabbit, queue, prefetch_count=2, threads=2, held=True) as consumer:
         for body in (b"first", b"second", b"third"):
             publish_job(body, url=rabbit.url, queue_name=queue)
         consumer.wait_seen(2)
@@ -226,15 +222,14 @@ def test_two_threads_overlap_and_acknowledge_each(rabbit: RabbitNode, queue: str
 
 
 def test_two_jobs_cut_off_are_both_delivered_once_more(rabbit: RabbitNode, queue: str) -> None:
-    with _Consumer(rabbit, queue, prefetch_count=2, threads=2) as consumer:
-        consumer.gate.clear()
+    with _Consumer(rabbit, queue, prefetch_count=2, threads=2, held=True) as consumer:
         for body in (b"first", b"second"):
             publish_job(body, url=rabbit.url, queue_name=queue)
         consumer.wait_seen(2)
         rabbit.close_all_connections()
         consumer.gate.set()
         consumer.wait_done(4)
-        _wait_for(lambda: rabbit.queue_state(queue) == (0, 0))
+        wait_until(lambda: rabbit.queue_state(queue) == (0, 0))
     assert sorted(consumer.seen) == [b"first", b"first", b"second", b"second"]
 
 
@@ -252,11 +247,10 @@ def test_a_job_cut_off_from_the_broker_is_delivered_once_more(
     rabbit: RabbitNode, queue: str
 ) -> None:
     publish_job(b"cut", url=rabbit.url, queue_name=queue)
-    with _Consumer(rabbit, queue) as consumer:
-        consumer.gate.clear()
+    with _Consumer(rabbit, queue, held=True) as consumer:
         consumer.wait_seen(1)
         rabbit.close_all_connections()
-        _wait_for(lambda: _ready_messages(rabbit, queue) == 1)
+        wait_until(lambda: _ready_messages(rabbit, queue) == 1)
         time.sleep(2)
         assert (consumer.seen, consumer.connections) == ([b"cut"], 1)  # busy: asks for nothing
         consumer.gate.set()
@@ -301,12 +295,11 @@ def impatient(rabbit: RabbitNode) -> Iterator[RabbitNode]:
 
 def test_a_channel_closed_by_the_broker_is_noticed(impatient: RabbitNode, queue: str) -> None:
     publish_job(b"slow", url=impatient.url, queue_name=queue)
-    with _Consumer(impatient, queue) as consumer:
-        consumer.gate.clear()
+    with _Consumer(impatient, queue, held=True) as consumer:
         consumer.wait_seen(1)
-        _wait_for(lambda: _ready_messages(impatient, queue) == 1)
+        wait_until(lambda: _ready_messages(impatient, queue) == 1)
         connections = ("list_connections", "--no-table-headers", "name")
-        _wait_for(lambda: not impatient.control(*connections).strip(), limit=10)
+        wait_until(lambda: not impatient.control(*connections).strip())
         consumer.gate.set()
         consumer.wait_done(2)
     assert consumer.done == [b"slow", b"slow"]
@@ -317,8 +310,7 @@ def test_a_killed_broker_comes_back_with_the_job(
     rabbit: RabbitNode, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stylegen_queue, "wait_random_exponential", lambda **_: wait_fixed(0.5))
-    with _Consumer(rabbit, queue) as consumer:
-        consumer.gate.clear()
+    with _Consumer(rabbit, queue, held=True) as consumer:
         publish_job(b"persistent", url=rabbit.url, queue_name=queue)
         consumer.wait_seen(1)
         rabbit.kill()
@@ -389,3 +381,23 @@ def test_a_stale_delivery_is_neither_run_nor_reported() -> None:
     jobs.submit(stale, done.append).result()
     jobs.submit(Delivery(jobs.generation, 1, b"fresh"), done.append).result()
     assert ran == [b"fresh"] and [each.body for each in done] == [b"fresh"]
+
+
+def test_tls(tmp_path: Path, rabbit: RabbitNode) -> None:
+    """``amqps://`` works with the broker's authority, and never without."""
+    assert rabbit.url  # the tools are there
+    node, (port,) = RabbitNode(), free_ports(1)
+    chain, key = write_chain(tmp_path, "127.0.0.1")
+    with (node.folder / "rabbitmq.conf").open("a", encoding="utf-8") as config:
+        config.write(
+            f"listeners.ssl.1 = 127.0.0.1:{port}\nssl_options.cacertfile = {chain}\n"
+            f"ssl_options.certfile = {chain}\nssl_options.keyfile = {key}\n"
+            "ssl_options.verify = verify_none\n"
+        )
+    stranger = f"amqps://guest:guest@127.0.0.1:{port}/%2f"
+    known = f"{stranger}?ssl_options=" + quote(str({"ca_certs": str(chain)}))
+    with node:
+        publish_job(b"over TLS", url=known, queue_name="tls")
+        with pytest.raises(ssl.SSLCertVerificationError):
+            publish_job(b"to a stranger", url=stranger, queue_name="tls")
+        assert _ready_messages(node, "tls") == 1

@@ -210,3 +210,20 @@ def test_delays_are_a_setting() -> None:
     assert (settings.stylegen_retry_delays, settings.stylegen_max_redeliveries) == ((1, 2), 3)
     with pytest.raises(ValueError):
         Settings(**own, stylegen_retry_delays="0")
+
+
+def test_commands_say_what_stands_in_their_way(monkeypatch: Any, capsys: Any) -> None:
+    """No broker, no traceback; a bucket that can't be written, the same."""
+    for key, value in {
+        "INTERNAL_API_TOKEN": TOKEN,
+        "WEBHOOK_ALLOWED_ORIGINS": "https://api.example.com",
+        "RABBITMQ_URL": "amqp://guest:s3cret@127.0.0.1:1/%2f",
+        "STYLEGEN_STORAGE_FOLDER": "/dev/null/nowhere",
+    }.items():
+        monkeypatch.setenv(key, value)
+    assert main(["--redrive"]) == 1
+    assert main(["--cancel", "500"]) == 1
+    assert main(["--cancel", "no id"]) == 2
+    shown = capsys.readouterr().err
+    assert "no broker" in shown and "can't be written" in shown and "not an id" in shown
+    assert "s3cret" not in shown and "Traceback" not in shown

@@ -3,6 +3,7 @@
 import http.client
 import logging
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from s3_server import S3Server
+from waiting import wait_until
 
 from stylegen import storage
 from stylegen.job import (
@@ -26,11 +28,15 @@ from stylegen.job import (
 )
 from stylegen.storage import (
     FolderStore,
+    Manifest,
     S3Store,
+    commit,
     download_lora_model,
     encode_jpeg,
+    find_manifest,
     make_s3_store,
     parse_s3_url,
+    store_result,
     upload_image_to_s3,
 )
 
@@ -408,3 +414,39 @@ def test_hostile_file_urls(tmp_path: Path, lora_folder: Path, url: str) -> None:
 def test_half_a_credential_is_a_storage_error() -> None:
     with pytest.raises(StorageError):
         make_s3_store(BUCKET, access_key_id="only-an-id")
+
+
+def _put_half(server: S3Server, key: str, facts: dict[str, str]) -> None:
+    """A writer that dies in the middle of its upload."""
+    sent = {"Host": "bucket", "Content-Length": "1000"}
+    sent |= {f"x-amz-meta-{name}": value for name, value in facts.items()}
+    head = "".join(f"{name}: {value}\r\n" for name, value in sent.items())
+    host, port = server.endpoint_url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as line:
+        line.sendall(f"PUT /{BUCKET}/{key} HTTP/1.1\r\n{head}\r\n".encode() + b'{"half":')
+    client = server.client()
+    wait_until(lambda: "Contents" in client.list_objects_v2(Bucket=BUCKET, Prefix=key))
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+def test_a_manifest_that_was_cut_off_is_written_anew(server: S3Server, conditional: bool) -> None:
+    bucket = s3_store(server)
+    bucket._conditional = conditional
+    _put_half(server, "manifests/gen_7.json", {"length": "1000"})
+    assert find_manifest(bucket, 7, "digest") is None
+    whole = Manifest(7, "digest", "complete", {"status": "COMPLETED"}, "complete_7")
+    assert commit(bucket, whole) == whole
+    assert find_manifest(bucket, 7, "digest") == whole
+    later = Manifest(7, "digest", "complete", {"status": "LATER"}, "complete_7")
+    assert commit(bucket, later) == whole
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+def test_a_picture_that_was_cut_off_is_stored_anew(server: S3Server, conditional: bool) -> None:
+    bucket, jpeg = s3_store(server), encode_jpeg(PICTURE)
+    bucket._conditional = conditional
+    _put_half(server, "generations/gen_7.jpg", {"length": "1000", "job": "digest", "sha256": "0"})
+    _, sha256 = store_result(bucket, 7, jpeg, "digest")
+    there = server.client().get_object(Bucket=BUCKET, Key="generations/gen_7.jpg")
+    assert there["Body"].read() == jpeg
+    assert there["Metadata"]["sha256"] == sha256

@@ -1,0 +1,78 @@
+"""The corpus against the deployed consumer, on a real broker, bucket and receiver."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from files import FILES, write_all
+from messages import MESSAGES
+from rabbit import RabbitNode
+from s3_server import S3Server
+from test_consumer import QUEUE, environment, job, publish, worker  # noqa: F401
+from waiting import wait_until
+
+from stylegen.engine import Engine
+from stylegen.webhook import WebhookReceiver
+
+_ENOUGH = 80
+
+
+def told(backend: WebhookReceiver, generation_id: Any) -> list[str]:
+    """The terminal events of an id, as outcomes."""
+    hooks = [hook for hook in backend.received if hook.event != "progress"]
+    own = [hook for hook in hooks if hook.body["generation_id"] == generation_id]
+    return [
+        "complete" if hook.event == "complete" else f"failed {hook.body['error_code']}"
+        for hook in own
+    ]
+
+
+@pytest.fixture(name="bodies")
+def _bodies(
+    s3: S3Server,
+    backend: WebhookReceiver,
+    engine: Engine,
+    environment: dict[str, str],  # noqa: F811
+    tmp_path: Path,
+) -> dict[str, tuple[bytes, Any, str]]:
+    """Every case: the message's bytes, the id to look for, and its outcome."""
+    assert environment
+    cases = {}
+    for number, (name, (make, outcome)) in enumerate(MESSAGES.items(), 1000):
+        fields = json.loads(job(backend, number, num_inference_steps=1))
+        body = make(fields)
+        named = "corpus-word_1" if name == "generation_id: a word" else number
+        cases[f"message: {name}"] = (body, named, outcome)
+    for number, (name, path) in enumerate(write_all(tmp_path, engine.pipeline).items(), 2000):
+        s3.client().upload_file(str(path), "models", f"corpus/{number}.safetensors")
+        url = f"s3://models/corpus/{number}.safetensors"
+        body = job(backend, number, num_inference_steps=1, lora_model_url=url)
+        cases[f"file: {name}"] = (body, number, FILES[name][1])
+    return cases
+
+
+@pytest.mark.timeout(900)
+def test_each_input_has_its_outcome(
+    bodies: dict[str, tuple[bytes, Any, str]],
+    environment: dict[str, str],  # noqa: F811
+    rabbit: RabbitNode,
+    backend: WebhookReceiver,
+    tmp_path: Path,
+) -> None:
+    """No input crashes the worker, loops, or ends in any other way than the one it must."""
+    assert len(bodies) >= _ENOUGH
+    for name in (QUEUE, f"{QUEUE}.dead"):
+        rabbit.take_all(name)
+    publish(rabbit, *(body for body, _, _ in bodies.values()))
+    log = tmp_path / "worker.log"
+    with worker(environment | {"STYLEGEN_PREFETCH": "4"}, log) as process:
+        wait_until(lambda: rabbit.queue_state(QUEUE) == (0, 0), timeout=600)
+        assert process.poll() is None, log.read_text()[-3000:]
+    letters, wrong = rabbit.take_all(f"{QUEUE}.dead"), {}
+    dead = {body: headers["x-stylegen-error-code"] for headers, body in letters}
+    for name, (body, generation_id, outcome) in bodies.items():
+        found = [f"dead {dead[body]}"] if body in dead else told(backend, generation_id)
+        if found != [outcome]:
+            wrong[name] = (found, outcome)
+    assert not wrong, json.dumps(wrong, indent=1, ensure_ascii=False)

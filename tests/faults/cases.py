@@ -1,0 +1,562 @@
+"""What breaks, case by case: each orders jobs, breaks something, and says when it is mended."""
+
+import json
+import os
+import resource
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from ground import ARTISTS, BUCKET, Expected, Ground, wait_until
+
+from stylegen.queue import publish_control
+
+Case = Callable[[Ground], None]
+CASES: dict[str, Case] = {}
+SHORT: list[str] = []
+"""Names of the cases that ``make test`` runs."""
+
+
+def case(name: str, *, short: bool = False) -> Callable[[Case], Case]:
+    """Register a case under the name that the report shows."""
+
+    def register(function: Case) -> Case:
+        CASES[name] = function
+        if short:
+            SHORT.append(name)
+        return function
+
+    return register
+
+
+FAILED = ("failed",)
+
+
+# A worker dies, or is stopped
+
+
+def _killed_at(state: str) -> Case:
+    def run(ground: Ground) -> None:
+        ground.order(4)
+        worker = ground.start(FAULT_STATE=state)
+        worker.wait_for_exit()
+        ground.inject()
+        ground.healed()
+
+    return run
+
+
+for _state in ("validated", "generated", "uploaded", "committed", "notified"):
+    case(f"worker: SIGKILL when {_state}", short=_state in ("uploaded", "notified"))(
+        _killed_at(_state)
+    )
+
+
+@case("worker: SIGKILL when idle")
+def _killed_idle(ground: Ground) -> None:
+    worker = ground.start()
+    worker.signal(signal.SIGKILL)
+    worker.wait_for_exit()
+    ground.inject()
+    ground.healed()
+    ground.order(2)
+
+
+@case("worker: frozen (SIGSTOP), another takes over, thawed", short=True)
+def _zombie(ground: Ground) -> None:
+    frozen = ground.start()
+    (number,) = ground.order(1, "slow")
+    ground.wait_progress(number)
+    frozen.signal(signal.SIGSTOP)
+    ground.inject()
+    ground.start()
+    ground.rabbit.close_all_connections()
+    ground.healed()
+    ground.wait_told([number])
+    frozen.signal(signal.SIGCONT)
+    wait_until(lambda: ground.consumers() == 2)
+
+
+@case("worker: SIGTERM in the middle of a job")
+def _terminated(ground: Ground) -> None:
+    worker = ground.start()
+    numbers = ground.order(3, "slow")
+    ground.wait_progress(numbers[0])
+    worker.signal(signal.SIGTERM)
+    ground.inject()
+    ground.healed()
+    assert worker.wait_for_exit() == 0
+    assert ground.told(numbers[0])
+
+
+@case("worker: SIGTERM twice")
+def _terminated_twice(ground: Ground) -> None:
+    worker = ground.start()
+    numbers = ground.order(2, "slow")
+    ground.wait_progress(numbers[0])
+    worker.signal(signal.SIGTERM)
+    time.sleep(0.2)  # the kernel merges equal signals that are still pending
+    worker.signal(signal.SIGTERM)
+    ground.inject()
+    ground.healed()
+    assert worker.wait_for_exit(timeout=10) == 4
+    assert not ground.told(numbers[0])
+
+
+@case("worker: drain past its deadline", short=True)
+def _past_the_deadline(ground: Ground) -> None:
+    worker = ground.start(STYLEGEN_DRAIN_TIMEOUT="1")
+    numbers = ground.order(2, "slow")
+    ground.wait_progress(numbers[0])
+    worker.signal(signal.SIGTERM)
+    ground.inject()
+    ground.healed()
+    assert worker.wait_for_exit(timeout=10) == 4
+    assert not ground.told(numbers[0])
+
+
+# The broker
+
+
+@case("broker: stop_app, start_app")
+def _app_stopped(ground: Ground) -> None:
+    ground.start()
+    ground.order(4)
+    ground.rabbit.control("stop_app")
+    ground.inject()
+    ground.rabbit.control("start_app")
+    ground.healed()
+
+
+@case("broker: SIGKILL and restart", short=True)
+def _broker_killed(ground: Ground) -> None:
+    ground.start()
+    ground.order(4)
+    ground.rabbit.kill()
+    ground.inject()
+    ground.rabbit.start()
+    ground.healed()
+    ground.order(2)
+
+
+@case("broker: all connections closed, three times")
+def _connections_closed(ground: Ground) -> None:
+    ground.start()
+    for _ in range(3):
+        ground.order(3)
+        ground.rabbit.close_all_connections()
+        ground.inject()
+    ground.healed()
+
+
+@case("broker: memory alarm")
+def _alarm(ground: Ground) -> None:
+    ground.start()
+    numbers = ground.order(3)
+    ground.rabbit.control("set_vm_memory_high_watermark", "absolute", "1")
+    ground.inject()
+    ground.wait_told(numbers)
+    ground.rabbit.control("set_vm_memory_high_watermark", "0.6")
+    ground.healed()
+    ground.order(3)
+
+
+@case("broker: acknowledgement timeout")
+def _ack_timeout(ground: Ground) -> None:
+    change = (
+        "application:set_env(rabbit, consumer_timeout, {}),"
+        "application:set_env(rabbit, channel_tick_interval, {})."
+    )
+    ground.rabbit.control("eval", change.format(1000, 500))
+    try:
+        ground.start()
+        (number,) = ground.order(1, "slow")
+        ground.wait_told([number])
+        ground.inject()
+    finally:
+        ground.rabbit.control("eval", change.format(1_800_000, 60_000))
+    ground.healed()
+    ground.order(2)
+
+
+@case("broker: queue deleted under the consumer")
+def _queue_deleted(ground: Ground) -> None:
+    ground.start()
+    with ground.channel() as channel:
+        channel.queue_delete(ground.queue)
+    ground.inject()
+    ground.declare()
+    ground.healed()
+    ground.order(3)
+
+
+@case("broker: queue with arguments of its own")
+def _other_arguments(ground: Ground) -> None:
+    with ground.channel() as channel:
+        channel.queue_delete(ground.queue)
+    ground.declare(**{"x-max-priority": 5})
+    ground.inject()
+    ground.start()
+    ground.healed()
+    ground.order(3)
+
+
+@case("broker: quorum queue, worker killed")
+def _quorum(ground: Ground) -> None:
+    with ground.channel() as channel:
+        channel.queue_delete(ground.queue)
+    ground.declare(**{"x-queue-type": "quorum"})
+    ground.order(3)
+    worker = ground.start(FAULT_STATE="generated")
+    worker.wait_for_exit()
+    ground.inject()
+    ground.healed()
+
+
+@case("broker: account without permissions for a while")
+def _no_permission(ground: Ground) -> None:
+    ground.start()
+    ground.rabbit.control("clear_permissions", "guest")
+    ground.rabbit.close_all_connections()
+    ground.inject()
+    wait_until(lambda: "no broker" in ground.logs())
+    ground.rabbit.control("set_permissions", "guest", ".*", ".*", ".*")
+    ground.healed()
+    ground.order(3)
+
+
+@case("broker: retry queues missing")
+def _no_retry_queue(ground: Ground) -> None:
+    ground.start()
+    ground.order(3, "oom")
+    with ground.channel() as channel:
+        for seconds in (1, 2):
+            channel.queue_delete(f"{ground.queue}.retry.{seconds}s")
+    ground.inject()
+    ground.healed()
+
+
+# Cables
+
+
+def _cable(name: str, mode: str) -> Case:
+    def run(ground: Ground) -> None:
+        ground.start()
+        cable = ground.cables[name]
+        ground.order(4)
+        with cable.fault(mode):
+            ground.order(4)
+            wait_until(lambda: cable.faults > 0)
+            time.sleep(2.0)  # the length of the fault
+        ground.inject(cable.faults)
+        ground.healed()
+
+    return run
+
+
+for _name in ("broker", "bucket", "receiver"):
+    for _mode in ("reset", "hole", "slow", "truncate"):
+        case(
+            f"cable to the {_name}: {_mode}",
+            short=(_name, _mode) in {("bucket", "reset"), ("broker", "hole")},
+        )(_cable(_name, _mode))
+
+
+# The bucket
+
+
+def _bucket(fault: str, methods: tuple[str, ...], count: int) -> Case:
+    def run(ground: Ground) -> None:
+        left = threading.Semaphore(count)
+
+        def rule(method: str, path: str) -> str | None:
+            wanted = method in methods and path.startswith(f"/{BUCKET}/")
+            return fault if wanted and left.acquire(blocking=False) else None
+
+        ground.start()
+        ground.front.rule = rule
+        ground.order(4)
+        wait_until(lambda: ground.front.faults == count, timeout=90)
+        ground.inject(count)
+        ground.healed()
+
+    return run
+
+
+for _fault, _methods, _count in (
+    ("500", ("PUT",), 12),
+    ("503", ("GET", "HEAD", "PUT"), 12),
+    ("403", ("PUT",), 3),
+    ("slow", ("GET", "PUT"), 6),
+    ("truncate", ("GET",), 3),
+    ("reset after", ("PUT",), 4),
+):
+    case(f"bucket: {_fault} on {', '.join(_methods)}", short=_fault == "reset after")(
+        _bucket(_fault, _methods, _count)
+    )
+
+
+@case("bucket: down for longer than all retries")
+def _bucket_down(ground: Ground) -> None:
+    ground.front.rule = lambda method, path: "500" if method == "PUT" else None
+    expected = Expected(FAILED, "RETRIES_EXHAUSTED", dead=True)
+    ground.start()
+    ground.order(2, expected=expected)
+    wait_until(lambda: ground.front.faults >= 12, timeout=90)
+    ground.inject(ground.front.faults)
+
+
+@case("bucket: LoRA replaced while it is fetched")
+def _replaced(ground: Ground) -> None:
+    artist = list(ARTISTS)[0]
+    colours, left = ("#d03031", "#d03032", ARTISTS[artist]), [0, 1, 2]
+
+    def rule(method: str, path: str) -> str | None:
+        if method == "GET" and path.endswith("/0.safetensors") and left:
+            ground.put_lora(artist, colours[left.pop(0)])
+        return None
+
+    ground.front.rule = rule
+    ground.order(8)
+    ground.start()
+    wait_until(lambda: not left)
+    ground.inject(3)
+    ground.healed()
+
+
+# This machine
+
+
+@contextmanager
+def _file_size_limit(ground: Ground, size: int) -> Iterator[None]:
+    """No process of the workers can write a file beyond `size`, as on a full disk."""
+    pids = [keeper.process.pid for keeper in ground.workers if keeper.process]
+    before = [resource.prlimit(pid, resource.RLIMIT_FSIZE) for pid in pids]
+    for pid, (_, hard) in zip(pids, before, strict=True):
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        for pid, limits in zip(pids, before, strict=True):
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
+
+
+@case("machine: no file can be written (disk full)")
+def _disk_full(ground: Ground) -> None:
+    ground.start()
+    with _file_size_limit(ground, 0):
+        ground.order(3)
+        time.sleep(2.0)  # the length of the fault
+    ground.inject()
+    ground.healed()
+
+
+@case("machine: the LoRA cache can't be written")
+def _cache_unusable(ground: Ground) -> None:
+    (ground.folder / "cache").write_text("a file where a folder must be", encoding="ascii")
+    ground.inject()
+    ground.start()
+    ground.healed()
+    ground.order(4)
+
+
+# The receiver
+
+
+def _receiver(trick: str, count: int, expected: Expected, **environment: str) -> Case:
+    def run(ground: Ground) -> None:
+        left = threading.Semaphore(count)
+
+        def choose(hook: Any) -> str | None:
+            terminal = hook.event != "progress"
+            return trick if terminal and left.acquire(blocking=False) else None
+
+        ground.backend.trick = choose
+        ground.start(**environment)
+        ground.order(2, expected=expected)
+        wait_until(lambda: ground.backend.faults == count, timeout=90)
+        ground.inject(count)
+        ground.healed()
+
+    return run
+
+
+_REFUSED = Expected((), None, dead=True)
+case("receiver: 500", short=True)(_receiver("500", 5, Expected()))
+case("receiver: 429 with Retry-After")(_receiver("429", 3, Expected()))
+case("receiver: 410")(_receiver("410", 2, _REFUSED))
+case("receiver: 302 to an internal address")(_receiver("302", 2, _REFUSED))
+case("receiver: hangs")(_receiver("hang", 2, Expected()))
+case("receiver: drips")(_receiver("drip", 1, Expected()))
+case("receiver: answers 300 MB")(_receiver("flood", 2, Expected()))
+
+
+# The model
+
+
+@case("model: out of memory")
+def _out_of_memory(ground: Ground) -> None:
+    ground.start()
+    ground.order(3, "oom")
+    ground.inject(3)
+    ground.healed()
+
+
+@case("model: raises")
+def _raises(ground: Ground) -> None:
+    ground.start()
+    ground.order(2, "raise", expected=Expected(FAILED, "GENERATION_FAILED"))
+    ground.order(2)
+    ground.inject(2)
+    ground.healed()
+
+
+@case("model: too slow for the job's limit")
+def _too_slow(ground: Ground) -> None:
+    ground.start(STYLEGEN_JOB_TIMEOUT="3", STYLEGEN_PREFETCH="1")
+    ground.order(1, "slow", expected=Expected(FAILED, "TIMEOUT"))
+    ground.order(2)
+    ground.inject()
+    ground.healed()
+
+
+@case("model: hangs in a step", short=True)
+def _hangs(ground: Ground) -> None:
+    worker = ground.start(STYLEGEN_JOB_TIMEOUT="10")
+    ground.order(1, "hang")
+    assert worker.wait_for_exit() == 3
+    ground.inject()
+    ground.healed()
+
+
+@case("model: hard abort")
+def _aborts(ground: Ground) -> None:
+    worker = ground.start()
+    ground.order(1, "abort")
+    worker.wait_for_exit()
+    ground.inject()
+    ground.healed()
+    ground.order(1)
+
+
+@case("model: the device is lost")
+def _device_lost(ground: Ground) -> None:
+    worker = ground.start()
+    ground.order(1, "cuda")
+    assert worker.wait_for_exit() == 3
+    ground.inject()
+    ground.healed()
+    ground.order(1)
+
+
+# One job more than once, or no more
+
+
+@case("job: twice, two workers", short=True)
+def _twice(ground: Ground) -> None:
+    ground.start(STYLEGEN_PREFETCH="1")
+    ground.start(STYLEGEN_PREFETCH="1")
+    (number,) = ground.order(1, "slow")
+    ground.publish(ground.fields(number, "slow"))
+    ground.inject()
+    wait_until(lambda: len(ground.told(number)) == 2)
+
+
+@case("job: a hundred times")
+def _hundred_times(ground: Ground) -> None:
+    ground.start()
+    ground.start()
+    (number,) = ground.order(1)
+    ground.publish(*([ground.fields(number)] * 99))
+    ground.inject(99)
+    wait_until(lambda: len(ground.told(number)) == 100)
+
+
+@case("job: its id with another payload", short=True)
+def _conflict(ground: Ground) -> None:
+    ground.start()
+    (number,) = ground.order(1, expected=Expected(dead=True))
+    ground.wait_told([number])
+    ground.publish(ground.fields(number, "other"))
+    ground.inject()
+
+
+def _cancel(ground: Ground, number: int) -> None:
+    body = json.dumps({"generation_id": number}).encode()
+    publish_control(body, url=ground.rabbit.url, queue_name=ground.queue)
+    ground.inject()
+
+
+_CANCELED = Expected(FAILED, "CANCELED")
+
+
+@case("job: canceled while it runs", short=True)
+def _canceled_running(ground: Ground) -> None:
+    ground.start()
+    (number,) = ground.order(1, "slow", expected=_CANCELED)
+    ground.wait_progress(number)
+    _cancel(ground, number)
+    ground.healed()
+    ground.wait_told([number])
+    ground.order(1)
+
+
+@case("job: canceled while it waits")
+def _canceled_waiting(ground: Ground) -> None:
+    ground.start(STYLEGEN_PREFETCH="1")
+    ground.order(1, "slow")
+    (number,) = ground.order(1, "slow", expected=_CANCELED)
+    _cancel(ground, number)
+    ground.healed()
+
+
+@case("job: canceled after it is done")
+def _canceled_late(ground: Ground) -> None:
+    ground.start()
+    (number,) = ground.order(1)
+    ground.wait_told([number])
+    _cancel(ground, number)
+    ground.publish(ground.fields(number))
+    wait_until(lambda: len(ground.told(number)) == 2)
+
+
+# Many
+
+
+@case("fleet: 500 jobs, 4 workers, one killed each second")
+def _random_kills(ground: Ground) -> None:
+    for _ in range(4):
+        ground.start()
+    numbers, random = ground.order(500), Random(7)
+    while sum(bool(ground.told(number)) for number in numbers) < 450:
+        time.sleep(1.0)
+        random.choice(ground.workers).signal(signal.SIGKILL)
+        ground.inject()
+    ground.healed()
+
+
+def _footprint(pid: int) -> tuple[int, int, int]:
+    """Resident kB, descriptors, threads."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    facts = dict(line.split(":", 1) for line in status.splitlines())
+    descriptors = len(os.listdir(f"/proc/{pid}/fd"))
+    return int(facts["VmRSS"].split()[0]), descriptors, int(facts["Threads"])
+
+
+@case("fleet: 400 jobs through one worker, which stays as it was")
+def _flat(ground: Ground) -> None:
+    worker = ground.start()
+    ground.wait_told(ground.order(150), timeout=180)
+    assert worker.process
+    before = _footprint(worker.process.pid)
+    ground.wait_told(ground.order(250), timeout=300)
+    after = _footprint(worker.process.pid)
+    assert (
+        after[0] < 1.1 * before[0] and after[1] <= before[1] + 4 and after[2] <= before[2] + 2
+    ), f"{before} became {after}"
+    ground.inject(0)

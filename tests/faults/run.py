@@ -1,0 +1,107 @@
+"""Try every fault and print what became of the jobs: ``make faults``.
+
+Usage: ``python tests/faults/run.py [--only TEXT] [--repeats N]``. Without ``--only``, the table is
+written to ``docs/faults.md`` and ``bench/results/faults.json``. Ends with 1 if anything was lost,
+doubled or wrong.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent.parent
+sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "tests")]
+# pylint: disable=wrong-import-position
+from cases import CASES  # noqa: E402
+from ground import Ground, Verdict  # noqa: E402
+from rabbit import RabbitNode  # noqa: E402
+from s3_server import S3Server  # noqa: E402
+
+_HEAD = """\
+# Faults
+
+What `make faults` breaks, and what became of the jobs: a private RabbitMQ node, an S3 server and a
+receiver over HTTP, TCP proxies before each, and the deployed worker with its model replaced by
+pictures in the artist's colour. *Lost* are jobs without a terminal event, or without the picture
+that was told; *doubled* are jobs that were told in two ways (the same event again, with the same id
+and the same bytes, is what a receiver must expect); recovery runs from the end of the fault to the
+next job that is done (–: none was left waiting). {jobs} jobs, {injections} faults:
+**{lost} lost, {doubled} doubled,
+{wrong} otherwise wrong**. Recovery from a broker that was killed: {broker:.1f} s (median).
+
+| fault | injected | jobs | lost | doubled | recovery (s) |
+|---|---|---|---|---|---|
+"""
+
+
+def try_case(name: str, rabbit: RabbitNode, s3: S3Server) -> Verdict:
+    """Run one case; an error in it is a wrong result."""
+    with Ground(rabbit, s3) as ground:
+        try:
+            CASES[name](ground)
+            verdict = ground.settle()
+        except Exception as error:  # pylint: disable=broad-exception-caught
+            verdict = ground.settle(timeout=5)
+            verdict.wrong.append(f"{type(error).__name__}: {error}")
+        if not verdict.is_good:
+            print(ground.logs()[-6000:], verdict, sep="\n", file=sys.stderr)
+        return verdict
+
+
+def row(name: str, verdicts: list[Verdict]) -> dict[str, Any]:
+    """A case's line of the table."""
+    return {
+        "fault": name,
+        "injections": sum(v.injections for v in verdicts),
+        "jobs": sum(v.jobs for v in verdicts),
+        "lost": sum(len(v.lost) for v in verdicts),
+        "doubled": sum(len(v.doubled) for v in verdicts),
+        "wrong": sum(len(v.wrong) for v in verdicts),
+        "recovery": round(statistics.median(v.recovery for v in verdicts), 2),
+    }
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    """The table as Markdown."""
+    sums = {key: sum(r[key] for r in rows) for key in ("jobs", "injections", "lost", "doubled")}
+    killed = [r["recovery"] for r in rows if r["fault"] == "broker: SIGKILL and restart"]
+    head = _HEAD.format(
+        **sums, wrong=sum(r["wrong"] for r in rows), broker=statistics.median(killed or [0.0])
+    )
+    lines = [
+        f"| {r['fault']} | {r['injections']} | {r['jobs']} | {r['lost']} | {r['doubled']} "
+        f"| {format(r['recovery'], '.1f') if r['recovery'] else '–'} |"
+        for r in rows
+    ]
+    return head + "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Run the cases; write the report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="cases whose name holds this text")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of the broker's restart")
+    chosen = parser.parse_args()
+    rows = []
+    with RabbitNode() as rabbit, S3Server() as s3:
+        for name in (name for name in CASES if chosen.only in name):
+            started = time.monotonic()
+            repeats = chosen.repeats if name == "broker: SIGKILL and restart" else 1
+            rows.append(row(name, [try_case(name, rabbit, s3) for _ in range(repeats)]))
+            facts = {key: value for key, value in rows[-1].items() if key != "fault"}
+            print(f"{name:60} {facts} {time.monotonic() - started:.1f} s", flush=True)
+    bad = [r for r in rows if r["lost"] or r["doubled"] or r["wrong"]]
+    if not chosen.only:
+        (ROOT / "docs/faults.md").write_text(report(rows), encoding="utf-8")
+        results = ROOT / "bench/results/faults.json"
+        results.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    print(f"{len(rows)} cases, {len(bad)} bad")
+    return int(bool(bad))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""The deployed worker, but for its model: pictures in one colour, which is its artist's LoRA.
+
+``FAULT_STATE`` names a state at which this process kills itself, once; a job's tags may name what
+goes wrong on the "device" while it is drawn, once for each job unless it is the job's own fault.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from stylegen import worker
+from stylegen.cache import LoraFiles
+from stylegen.health import Metrics
+from stylegen.job import DeviceLost, GenerationJob, OutOfMemory
+from stylegen.settings import Settings
+
+STEPS = 10
+NOTES = Path(os.environ.get("FAULT_NOTES", "."))
+_GPU = threading.Lock()
+
+
+def once(name: str) -> bool:
+    """Whether this is the first time, of all processes, that somebody asks."""
+    try:
+        (NOTES / name).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+FAULTS = {
+    "oom": lambda: _raise(OutOfMemory("the device has too little memory for this picture")),
+    "cuda": lambda: _raise(DeviceLost("the device reports an error that stays")),
+    "hang": lambda: time.sleep(3600),
+    "abort": os.abort,
+}
+
+
+def draw(job: GenerationJob, lora: Path, *, on_step: Any = None, **_: Any) -> Any:
+    """A picture in the LoRA's colour, drawn alone and step by step."""
+    from PIL import Image
+
+    colour = Path(lora).read_text(encoding="ascii")
+    seconds = 0.5 if "slow" in job.prompt_tags else 0.01
+    with _GPU:
+        for step in range(STEPS + 1):
+            on_step(round(step * job.total_steps / STEPS))
+            time.sleep(seconds)
+            if step == STEPS // 2:
+                _go_wrong(job)
+    return Image.new("RGB", job.resolution, colour)
+
+
+def _go_wrong(job: GenerationJob) -> None:
+    if "raise" in job.prompt_tags:
+        raise RuntimeError("a bug")
+    for name in set(FAULTS).intersection(job.prompt_tags):
+        if once(f"{name}-{job.generation_id}"):
+            FAULTS[name]()
+
+
+def on_state(state: str) -> None:
+    """Die at a state, as by a power cut."""
+    if state == os.environ.get("FAULT_STATE") and once(f"state-{state}"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def make_parts(settings: Settings, metrics: Metrics | None = None) -> worker.Parts:
+    """The worker's own parts, around `draw`."""
+    metrics = metrics or Metrics()
+    store, secret = worker.make_store(settings), settings.webhook_secret
+    folder, size = settings.stylegen_cache_folder, settings.stylegen_cache_bytes
+    return worker.Parts(
+        draw=draw,
+        store=store,
+        allowed_origins=settings.webhook_allowed_origins,
+        token=settings.internal_api_token.get_secret_value(),
+        secret=secret.get_secret_value() if secret else "",
+        loras=LoraFiles(store, folder, size, metrics.count_lookup),
+        metrics=metrics,
+        on_state=on_state,
+    )
+
+
+if __name__ == "__main__":
+    worker.make_parts = make_parts
+    sys.exit(worker.main())
