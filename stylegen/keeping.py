@@ -18,7 +18,7 @@ __all__ = [
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -128,41 +128,46 @@ def save_picture(picture: Picture, path: Path, *, model: str = "") -> Path:
 
 # %% ../nbs/10_keeping.ipynb #312fe257
 _POSITIONAL = ("style_id", "prompt_tags", "aspect_ratio", "seed")
-_UNUSED = ("lora_model_url", "artist_name", "webhook_url", "signature")
+_UNUSED = ("lora_model_url", "artist_name", "webhook_url", "signature", "extra_loras")
 
 
-def as_python(job: GenerationJob, lora: Path, model: str) -> str:
+def as_python(job: GenerationJob, lora: Path, model: str, extras: Sequence[Path] = ()) -> str:
     """A job as a script that draws its picture.
 
     Args:
         job: What to draw.
         lora: The LoRA's file.
         model: Hub id or folder of the base model.
+        extras: Files of the job's `extra_loras`, in the same order.
 
     Returns:
         Python source that leaves the picture in ``image``.
     """
+    names = [("stylegen.engine", "Engine"), ("stylegen.pipeline", "load_pipeline")]
+    if extras:
+        names += [("stylegen.job", "GenerationJob")]
+        fields, files = job.model_dump(mode="json"), [str(path) for path in extras]
+        call = [f"job = GenerationJob.model_validate({fields!r})"]
+        call += [f"image = engine.draw(job, {str(lora)!r}, extra_loras={files!r})"]
+    else:
+        names[1] = ("stylegen.pipeline", "generate_image, load_pipeline")
+        call = _call(job, lora)
+    imports = [f"from {module} import {name}" for module, name in sorted(names)]
+    return "\n".join([*imports, "", f"engine = Engine(load_pipeline({model!r}))", *call])
+
+
+def _call(job: GenerationJob, lora: Path) -> list[str]:
+    """Lines that call the guide's function."""
     fields = job.model_dump(mode="json")
-    style, tags, aspect, seed = (fields.pop(name) for name in _POSITIONAL)
-    options = {
-        name: value
+    first = [fields.pop(name) for name in _POSITIONAL]
+    first.insert(1, str(lora))
+    options = [
+        f"    {name}={value!r},"
         for name, value in fields.items()
         if name not in _UNUSED and value not in ("", None, [])
-    }
-    lines = [f"    {name}={value!r}," for name, value in options.items()]
-    return "\n".join(
-        [
-            "from stylegen.engine import Engine",
-            "from stylegen.pipeline import generate_image, load_pipeline",
-            "",
-            f"engine = Engine(load_pipeline({model!r}))",
-            "image = generate_image(",
-            *(f"    {value!r}," for value in (style, str(lora), tags, aspect, seed)),
-            *lines,
-            "    engine=engine,",
-            ")",
-        ]
-    )
+    ]
+    lines = [f"    {value!r}," for value in first]
+    return ["image = generate_image(", *lines, *options, "    engine=engine,", ")"]
 
 
 # %% ../nbs/10_keeping.ipynb #0101db62

@@ -1,0 +1,581 @@
+"""The panel without a browser: buttons clicked by code, the background thread joined by `wait`."""
+
+import json
+import re
+import threading
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lora_files import updates
+from PIL import Image
+from rabbit import RabbitNode
+from safetensors.torch import save_file
+
+from stylegen.controls import Controls, Library
+from stylegen.engine import Engine
+from stylegen.grid import LoraFile, Picture, folder_loras
+from stylegen.job import GenerationJob, LoraInvalid, OutOfMemory, parse_job
+from stylegen.keeping import as_json
+from stylegen.keeping import dead_letters as look_into
+from stylegen.playground import Playground
+from stylegen.pocket import packaged
+from stylegen.queue import dead_letters, publish_job
+from stylegen.runner import Drawer, engine_drawer
+from stylegen.storage import FolderStore
+from stylegen.webhook import WebhookReceiver
+from stylegen.worker import Parts, handle_generation_task
+
+STEPS = 4
+
+
+class Painter:
+    """A generator that takes no time: a picture in the seed's colour, with steps and latents.
+
+    At the second step of a `held` seed it waits for the `gate`, and raises its `error`.
+    """
+
+    def __init__(self) -> None:
+        self.jobs: list[GenerationJob] = []
+        self.loras: list[list[Path]] = []
+        self.gate, self.reached = threading.Event(), threading.Semaphore(0)
+        self.gate.set()
+        self.held, self.error = range(2**63), None
+
+    def __call__(
+        self,
+        job: GenerationJob,
+        lora_path: Path,
+        *,
+        extra_loras: list[Path] | None = None,
+        on_step: Any,
+        on_latents: Any = lambda step, latents: None,
+    ) -> Image.Image:
+        self.jobs.append(job)
+        self.loras.append([lora_path, *(extra_loras or [])])
+        for step in range(job.total_steps + 1):
+            if step == 2 and job.seed in self.held:
+                self.reached.release()
+                assert self.gate.wait(30)
+                if self.error:
+                    raise self.error
+            if step:
+                on_latents(step, step)
+            on_step(step)
+        return Image.new("RGB", job.resolution, (job.seed % 256, 100, len(lora_path.stem)))
+
+
+def glimpse(step: int) -> Image.Image:
+    """A preview whose width tells the step."""
+    return Image.new("RGB", (step, 1))
+
+
+@pytest.fixture(name="painter")
+def _painter() -> Painter:
+    return Painter()
+
+
+@pytest.fixture(name="loras")
+def _loras(tmp_path: Path) -> Path:
+    folder = tmp_path / "loras"
+    folder.mkdir()
+    for path in (packaged() / "pocket-loras").glob("*.safetensors"):
+        (folder / path.name).symlink_to(path)
+    return folder
+
+
+@pytest.fixture(name="panel")
+def _panel(painter: Painter, loras: Path, tmp_path: Path) -> Playground:
+    drawer = Drawer(painter, "models/painter", 2, lambda: "easel", glimpse)
+    panel = Playground(drawer, partial(folder_loras, loras), folder=tmp_path / "kept")
+    panel.controls.sampling.steps.value = STEPS
+    return panel
+
+
+@pytest.fixture(name="pocket_panel")
+def _pocket_panel(engine: Engine, loras: Path, tmp_path: Path) -> Playground:
+    drawer = engine_drawer(engine, str(packaged() / "pocket"))
+    panel = Playground(drawer, partial(folder_loras, loras), folder=tmp_path / "kept")
+    panel.controls.sampling.steps.value = STEPS
+    return panel
+
+
+def generate(panel: Playground) -> Picture:
+    """Press Generate, wait, and give what is shown."""
+    panel.head.generate.click()
+    assert panel.wait(60)
+    assert panel.draw.easel.shown, panel.status.text
+    return panel.draw.easel.shown
+
+
+# Controls
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**53 + 1, 2**63 - 1])
+def test_a_seed_is_drawn_as_typed(panel: Playground, painter: Painter, seed: int) -> None:
+    panel.controls.seed.number.value = str(seed)
+    assert generate(panel).job.seed == painter.jobs[-1].seed == seed
+    assert panel.controls.seed.number.value == str(seed)
+
+
+def test_random_seed_is_shown_and_reused(panel: Playground, painter: Painter) -> None:
+    seed = panel.controls.seed
+    seed.mode.value = "random"
+    first, second = generate(panel).job.seed, generate(panel).job.seed
+    assert first != second == int(seed.number.value)
+    panel.history.recall(panel.desk.shelf.pictures[1])
+    panel.history.chosen.easel.reuse.click()
+    assert (seed.mode.value, seed.number.value) == ("fixed", str(first))
+    assert generate(panel).job == painter.jobs[0]
+
+
+def test_next_seed_follows_the_pictures(panel: Playground, painter: Painter) -> None:
+    panel.controls.seed.mode.value, panel.controls.seed.number.value = "next", "0"
+    panel.controls.sampling.count.value = 3
+    generate(panel)
+    generate(panel)
+    assert sorted(job.seed for job in painter.jobs) == [0, 1, 2, 3, 4, 5]
+    assert len(panel.draw.easel.strip.children) == 3
+
+
+@pytest.mark.parametrize("typed, told", [("-1", "seed"), ("one", "whole number"), ("", "seed")])
+def test_nonsense_is_told(panel: Playground, painter: Painter, typed: str, told: str) -> None:
+    panel.controls.seed.number.value = typed
+    panel.head.generate.click()
+    assert panel.wait() and told in panel.status.text and not painter.jobs
+    panel.controls.seed.number.value = "5"
+    assert generate(panel).job.seed == 5
+
+
+def test_tags_keep_their_order(panel: Playground) -> None:
+    panel.controls.prompt.tags.value = ["star", "blue", "black background"]
+    panel.controls.prompt.tags.value = ["blue", "star", "black background"]
+    assert panel.job().prompt == "blue star black background"
+    panel.controls.prompt.tags.value = []
+    panel.head.generate.click()
+    assert "prompt_tags" in panel.status.text
+
+
+def test_lora_off_is_the_base(panel: Playground) -> None:
+    panel.controls.style.on.value = False
+    assert panel.controls.style.scale.disabled and panel.job().lora_scale == 0
+    panel.controls.style.on.value = True
+    assert panel.job().lora_scale == 1
+
+
+def test_second_lora_reaches_the_generator(panel: Playground, painter: Painter) -> None:
+    style = panel.controls.style
+    style.lora.value, style.second.value, style.second_scale.value = "mosaic", "neon", 0.25
+    job = generate(panel).job
+    assert [path.stem for path in painter.loras[0]] == ["mosaic", "neon"]
+    assert [extra.scale for extra in job.extra_loras] == [0.25]
+
+
+def test_refresh_finds_and_refuses(panel: Playground, loras: Path) -> None:
+    style = panel.controls.style
+    style.lora.value = "neon"
+    (loras / "broken.safetensors").write_bytes(b"nothing")
+    (loras / "aaa.safetensors").symlink_to(packaged() / "pocket-loras/neon.safetensors")
+    style.refresh.click()
+    assert style.lora.value == "neon" and "aaa" in dict(style.lora.options)
+    assert "broken" not in dict(style.lora.options) and "broken" in style.refused.value
+
+
+def test_listing_that_fails_is_told(painter: Painter, tmp_path: Path) -> None:
+    def unreachable() -> list[LoraFile]:
+        raise ConnectionError("the bucket can't be reached")
+
+    panel = Playground(painter, unreachable, folder=tmp_path)
+    assert "bucket can't be reached" in panel.status.text
+    panel.head.generate.click()
+    assert "no LoRA" in panel.status.text
+
+
+def test_what_the_model_refuses_is_refused(panel: Playground, painter: Painter) -> None:
+    panel.controls.style.lora.value = "mosaic"
+    painter.error = LoraInvalid("it was made for another base model")
+    panel.head.generate.click()
+    assert panel.wait() and "another base model" in panel.status.text
+    assert "mosaic" not in dict(panel.controls.style.lora.options)
+    assert "another base model" in panel.controls.style.refused.value
+
+
+def test_markup_in_names_is_shown_as_text(panel: Playground, loras: Path) -> None:
+    (loras / "<img src=x>.safetensors").write_bytes(b"nothing")
+    panel.refresh()
+    assert "<img" not in panel.controls.style.refused.value
+
+
+# Running
+
+
+def test_load_is_explicit_and_once(painter: Painter, loras: Path, tmp_path: Path) -> None:
+    loads: list[int] = []
+
+    def load() -> Drawer:
+        loads.append(1)
+        if len(loads) == 1:
+            raise OSError("no such model")
+        return Drawer(painter, "painter", facts=lambda: "easel, 0.1 GB in use")
+
+    panel = Playground(None, partial(folder_loras, loras), load=load, folder=tmp_path)
+    panel.head.generate.click()
+    assert panel.wait() and not loads and "Load" in panel.status.text
+    panel.head.load.click()
+    assert panel.wait() and "no such model" in panel.status.text and not panel.head.load.disabled
+    panel.head.load.click()
+    assert panel.wait() and panel.head.load.disabled and "easel" in panel.head.state.value
+    panel.load()
+    assert panel.wait() and len(loads) == 2
+
+
+def test_kernel_stays_free_and_requests_queue(panel: Playground, painter: Painter) -> None:
+    painter.gate.clear()
+    for seed in ("1", "2", "3"):
+        panel.controls.seed.number.value = seed
+        panel.head.generate.click()
+    assert painter.reached.acquire(timeout=30)
+    assert not panel.wait(0) and not panel.head.stop.disabled
+    assert panel.head.waiting.value == "2 waiting"
+    painter.gate.set()
+    assert panel.wait(60) and [job.seed for job in painter.jobs] == [1, 2, 3]
+    assert panel.head.stop.disabled and panel.head.waiting.value == ""
+
+
+def test_stop_keeps_what_is_finished(panel: Playground, painter: Painter) -> None:
+    panel.controls.sampling.count.value, panel.controls.seed.number.value = 6, "0"
+    painter.gate.clear()
+    painter.held = range(2, 6)
+    panel.head.generate.click()
+    panel.head.generate.click()
+    for _ in range(2):  # 0 and 1 are done when 2 and 3 are held
+        assert painter.reached.acquire(timeout=30)
+    panel.head.stop.click()
+    painter.gate.set()
+    assert panel.wait(60) and panel.status.text == "Stopped; 2 of 6 pictures kept."
+    assert {picture.job.seed for picture in panel.desk.shelf.pictures} == {0, 1}
+    assert {job.seed for job in painter.jobs} == {0, 1, 2, 3}
+
+
+def test_stop_while_drawing(panel: Playground, painter: Painter) -> None:
+    painter.gate.clear()
+    panel.head.generate.click()
+    assert painter.reached.acquire(timeout=30)
+    panel.head.stop.click()
+    painter.gate.set()
+    assert panel.wait(60) and panel.status.text == "Stopped; 0 of 1 pictures kept."
+    assert panel.draw.easel.shown is None
+    assert generate(panel)
+
+
+def test_progress_and_glimpses(panel: Playground) -> None:
+    panel.controls.sampling.steps.value = 10
+    seen: list[int] = []
+    shown: list[bytes] = []
+    panel.progress.gauge.observe(lambda change: seen.append(change["new"]), "value")
+    panel.draw.easel.picture.observe(lambda change: shown.append(change["new"]), "value")
+    generate(panel)
+    assert seen[-1] == panel.progress.gauge.max == 10 and seen == sorted(seen)
+    assert len(shown) == 3  # after steps 5 and 10, then the picture
+    assert panel.progress.text.value.endswith(" s")
+
+
+@pytest.mark.parametrize("error", [OutOfMemory("too big"), MemoryError("too big")])
+def test_out_of_memory_has_a_way_out(panel: Playground, painter: Painter, error: Any) -> None:
+    painter.error = error
+    panel.head.generate.click()
+    assert panel.wait() and "too big" in panel.status.text and "aspect ratio" in panel.status.text
+    assert "sg-error" in panel.status.line.value
+    painter.error = None
+    assert generate(panel)
+
+
+# Comparing
+
+
+def test_grid_costs_draws_resumes_exports(panel: Playground, painter: Painter) -> None:
+    compare = panel.compare
+    compare.x.name.value, compare.y.name.value = "lora", "seed"
+    compare.x.values.value, compare.y.values.value = "neon, mosaic", "0, 1"
+    assert compare.estimate.value == "4 pictures; time unknown until one is drawn"
+    generate(panel)
+    compare.update()
+    assert re.match(r"4 pictures, about \d+ s", compare.estimate.value)
+    compare.draw.click()
+    assert panel.wait(60) and compare.estimate.value == "4 of 4 are there"
+    compare.y.values.value = "0, 1, 2"
+    assert compare.estimate.value.startswith("4 of 6 are there; 2 pictures")
+    compare.draw.click()
+    assert panel.wait(60) and len(painter.jobs) == 1 + 6
+    compare.sheet.export.click()
+    (sheet,) = panel.folder.glob("grid-*.png")
+    with Image.open(sheet) as image:
+        rows = json.loads(image.text["jobs"])
+    assert rows == json.loads(sheet.with_suffix(".json").read_text("utf-8"))
+    assert {row["state"] for row in rows} == {"drawn"} and len(rows) == 6
+
+
+def test_grid_over_three_axes(panel: Playground, painter: Painter) -> None:
+    compare = panel.compare
+    for axis, name in ((compare.x, "scheduler"), (compare.y, "guidance"), (compare.z, "aspect")):
+        axis.name.value = name
+    compare.draw.click()
+    assert panel.wait(60) and len(painter.jobs) == 2 * 3 * 3
+    assert len(panel.desk.shelf.pictures) == 18
+
+
+@pytest.mark.parametrize(
+    "names, values, told",
+    [
+        (("seed", "seed"), ("1", "2"), "the same"),
+        (("seed", ""), ("one", ""), "not a list of numbers"),
+        (("lora", ""), ("nobody", ""), "no LoRA"),
+        (("", ""), ("", ""), "one to three axes"),
+        (("seed", ""), ("-1", ""), "seed"),
+    ],
+)
+def test_wrong_axes_are_told(panel: Playground, names: Any, values: Any, told: str) -> None:
+    for axis, name, text in zip((panel.compare.x, panel.compare.y), names, values):
+        axis.name.value, axis.values.value = name, text
+    panel.compare.draw.click()
+    assert told in panel.status.text and panel.wait()
+
+
+def test_stopped_grid_is_resumed(panel: Playground, painter: Painter) -> None:
+    panel.compare.x.name.value, panel.compare.x.values.value = "seed", "0, 1, 2, 3, 4, 5"
+    painter.gate.clear()
+    panel.compare.draw.click()
+    for _ in range(2):
+        assert painter.reached.acquire(timeout=30)
+    panel.head.stop.click()
+    painter.gate.set()
+    assert panel.wait(60) and panel.status.text.startswith("Stopped")
+    panel.compare.draw.click()
+    assert panel.wait(60) and not panel.compare.sheet.grid.missing
+
+
+def test_two_pictures_side_by_side(panel: Playground) -> None:
+    ids = []
+    for seed in ("0", "9"):
+        panel.controls.seed.number.value = seed
+        ids.append(generate(panel).job.generation_id)
+    box = panel.compare.difference
+    box.first.value, box.second.value = ids
+    assert "100.0% of pixels differ" in box.shown.value and "seed" in box.shown.value
+    generate(panel)
+    assert (box.first.value, box.second.value) == tuple(ids)
+
+
+# Keeping
+
+
+def fill_in(panel: Playground) -> GenerationJob:
+    """Set every control to something that is not its default."""
+    parts = panel.controls
+    parts.prompt.tags.value, parts.prompt.negative.value = ["blue", "star"], "red"
+    parts.prompt.weights.value = True
+    parts.style.lora.value, parts.style.scale.value = "watercolour", 0.5
+    parts.style.second.value, parts.style.second_scale.value = "neon", 0.25
+    parts.seed.number.value = "0"
+    parts.sampling.aspect.value, parts.sampling.scheduler.value = "2:2", "euler"
+    parts.sampling.steps.value, parts.sampling.guidance.value = 7, 3.0
+    parts.sampling.profile.value = "guidance_interval"
+    parts.signature.artist.value, parts.signature.signed.value = "김하늘", False
+    return panel.job()
+
+
+def test_every_control_is_recalled(panel: Playground) -> None:
+    job = fill_in(panel)
+    defaults = GenerationJob.model_construct()
+    assert all(
+        getattr(job, name) != getattr(defaults, name)
+        for name in GenerationJob.model_fields
+        if hasattr(defaults, name)
+    )
+    assert generate(panel).job == job
+    other = Controls(panel.studio.library, ["x"])
+    assert other.recall(job.model_dump(mode="json")) == [] and other.job() == job
+
+
+def test_click_in_the_gallery_recalls(panel: Playground) -> None:
+    job = fill_in(panel)
+    generate(panel)
+    panel.controls.recall({"prompt_tags": ["circle"]})
+    assert panel.job() != job
+    panel.history.gallery.tiles[0].button.click()
+    assert panel.job() == job and panel.history.chosen.job() == job
+
+
+def test_history_outlives_the_kernel(panel: Playground, loras: Path) -> None:
+    pictures = [generate(panel)]
+    panel.controls.seed.number.value = "9"
+    pictures.insert(0, generate(panel))
+    (panel.folder / "history/broken.png").write_bytes(b"nothing")
+    again = Playground(None, partial(folder_loras, loras), folder=panel.folder)
+    found = again.desk.shelf.pictures
+    assert [picture.job for picture in found] == [picture.job for picture in pictures]
+    assert found[0].image.tobytes() == pictures[0].image.tobytes()
+    again.history.gallery.tiles[1].button.click()
+    assert again.job() == pictures[1].job
+
+
+def test_presets(panel: Playground) -> None:
+    job, files = fill_in(panel), panel.history.files
+    files.name.value = "my blue star"
+    files.save.click()
+    panel.controls.recall({"prompt_tags": ["circle"]})
+    assert files.preset.value == "my blue star"
+    files.load.click()
+    assert panel.job() == job
+    files.name.value = "../evil"
+    files.save.click()
+    assert "name" in panel.status.text
+
+
+def test_uploads(panel: Playground) -> None:
+    job = fill_in(panel)
+    generate(panel)
+    panel.history.gallery.tiles[0].button.click()
+    for data in (panel.history.chosen.save().read_bytes(), as_json(job).encode()):
+        panel.controls.recall({"prompt_tags": ["circle"]})
+        facts = {"name": "a", "type": "", "size": len(data), "last_modified": datetime.now()}
+        panel.history.files.upload.value = ({**facts, "content": memoryview(data)},)
+        assert panel.job() == job
+    panel.open(b"neither picture nor job")
+    assert "JSON" in panel.status.text
+
+
+def test_unknown_lora_is_fetched_from_the_store(
+    painter: Painter, loras: Path, pocket: Path, tmp_path: Path
+) -> None:
+    store = FolderStore(pocket)
+    panel = Playground(painter, partial(folder_loras, loras), store=store, folder=tmp_path)
+    panel.open(
+        as_json(panel.job().model_copy(update={"style_id": 10}))
+        .replace(panel.job().lora_model_url, "s3://models/style_10.safetensors")
+        .encode()
+    )
+    assert generate(panel).job.style_id == 10
+    assert (
+        painter.loras[-1][0].read_bytes() == (pocket / "models/style_10.safetensors").read_bytes()
+    )
+
+
+# The real engine
+
+
+def test_the_workers_own_picture(
+    pocket_panel: Playground, engine: Engine, tmp_path: Path, backend: WebhookReceiver
+) -> None:
+    """A pasted job makes the worker draw the same picture, byte for byte before signing."""
+    pocket_panel.controls.seed.number.value = "0"
+    pocket_panel.controls.style.lora.value = "neon"
+    pocket_panel.controls.style.second.value = "mosaic"
+    shown = generate(pocket_panel)
+    pocket_panel.history.gallery.tiles[0].button.click()
+    pocket_panel.history.chosen.json.click()
+    text = pocket_panel.history.chosen.code.text
+    pocket_panel.history.mail.close()
+    job = parse_job(text.encode()).model_copy(update={"webhook_url": backend.url})
+    drawn: list[Image.Image] = []
+
+    def draw(*arguments: Any, **options: Any) -> Image.Image:
+        drawn.append(engine.draw(*arguments, **options))
+        return drawn[0]
+
+    parts = Parts(draw, FolderStore(tmp_path / "bucket"), (backend.url,), "t0ken")
+    assert handle_generation_task(as_json(job).encode(), parts).result_url
+    assert drawn[0].tobytes() == shown.image.tobytes()
+
+
+def test_the_code_draws_the_same(pocket_panel: Playground) -> None:
+    for second in ("", "mosaic"):
+        pocket_panel.controls.style.second.value = second
+        shown = generate(pocket_panel)
+        pocket_panel.history.gallery.tiles[0].button.click()
+        pocket_panel.history.chosen.python.click()
+        names: dict[str, Any] = {}
+        exec(pocket_panel.history.chosen.code.text, names)  # pylint: disable=exec-used
+        names["engine"].close()
+        assert names["image"].tobytes() == shown.image.tobytes()
+
+
+def test_a_real_grid_of_loras_is_drawn_together(pocket_panel: Playground) -> None:
+    compare = pocket_panel.compare
+    compare.x.name.value = "lora"
+    compare.draw.click()
+    assert pocket_panel.wait(120)
+    cells = compare.sheet.grid.cells
+    assert len({picture.image.tobytes() for picture in cells.values()}) == len(cells) == 4
+    assert pocket_panel.draw.easel.shown is None
+
+
+def test_an_incompatible_lora_is_refused_by_the_model(
+    pocket_panel: Playground, engine: Engine, loras: Path
+) -> None:
+    layer = next(iter(updates(engine.pipeline.unet, ("to_q",), 4, 0)))
+    names = (f"unet.{layer}.lora_A.weight", f"unet.{layer}.lora_B.weight")
+    save_file(dict(zip(names, (torch.ones(4, 7), torch.ones(7, 4)))), loras / "wide.safetensors")
+    pocket_panel.refresh()
+    pocket_panel.controls.style.lora.value = "wide"
+    pocket_panel.head.generate.click()
+    assert pocket_panel.wait(60) and pocket_panel.draw.easel.shown is None
+    assert "wide" in pocket_panel.controls.style.refused.value
+    assert "wide" not in dict(pocket_panel.controls.style.lora.options)
+    assert generate(pocket_panel)
+
+
+# Production
+
+
+def test_dead_letter_is_opened_and_redriven(
+    panel: Playground, rabbit: RabbitNode, order: dict[str, Any]
+) -> None:
+    queue, production = "panel", panel.history.production
+    panel.history.mail.broker.value, panel.history.mail.queue.value = rabbit.url, queue
+    bodies = [json.dumps(order | {"seed": seed}).encode() for seed in (-5, 7)]
+    for body in bodies:
+        publish_job(body, url=rabbit.url, queue_name=dead_letters(queue))
+    production.look.click()
+    assert panel.status.text == "2 dead letters." and len(production.letters.options) == 2
+    production.letters.value = 1
+    production.open.click()
+    assert panel.controls.seed.number.value == "7"
+    assert "lora" in panel.status.text  # s3://models/… is not listed here
+    production.redrive.click()
+    assert "1" in panel.status.text and len(production.letters.options) == 1
+    assert rabbit.queue_state(queue) == (1, 0)
+
+
+def test_job_goes_to_the_queue_and_its_webhooks_come_back(
+    pocket_panel: Playground, rabbit: RabbitNode, engine: Engine, tmp_path: Path
+) -> None:
+    mail, queue = pocket_panel.history.mail, "panel-sends"
+    mail.broker.value, mail.queue.value = rabbit.url, queue
+    pocket_panel.history.production.send.click()
+    assert pocket_panel.status.text == f"Sent: {pocket_panel.job().generation_id}."
+    (body,) = look_into(rabbit.url, queue_name=queue)
+    origin = mail.outbox().webhook_url
+    parts = Parts(engine.draw, FolderStore(tmp_path / "bucket"), (origin,), "t0ken")
+    outcome = handle_generation_task(body, parts)
+    assert mail.outbox().wait(1) == 1
+    assert outcome.result_url in mail.events.value and origin in mail.events.value
+    mail.close()
+
+
+def test_broker_that_is_away_is_told(panel: Playground) -> None:
+    panel.history.mail.broker.value = "amqp://127.0.0.1:1"
+    panel.history.production.look.click()
+    assert "sg-error" in panel.status.line.value
+
+
+def test_library_lists_nothing_twice(loras: Path) -> None:
+    library = Library(partial(folder_loras, loras))
+    library.refresh()
+    url = library.loras["neon"].url
+    assert library.adopt(url, 7) == library.adopt(url, 7)
+    library.refresh()
+    assert list(library.usable) == ["hatching", "mosaic", "neon", "watercolour", "7: neon"]
