@@ -40,10 +40,14 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     HOME=/tmp \
     HF_HOME=/models/huggingface \
-    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    STYLEGEN_HEALTH_HOST=0.0.0.0 \
+    STYLEGEN_HEALTH_PORT=9100
 VOLUME /models
 USER 10001:10001
-# No HEALTHCHECK: the worker has no health port yet. A worker that can't go on exits.
+EXPOSE 9100
+HEALTHCHECK --interval=30s --timeout=5s --start-period=10m --retries=3 \
+    CMD ["python3", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"STYLEGEN_HEALTH_PORT\"]}/livez', timeout=4)"]
 # The exec form: Python is process 1 and gets SIGTERM itself.
 ENTRYPOINT ["stylegen-worker"]
 

@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 NBVAL := IN_TEST=1 HF_HUB_OFFLINE=1 pytest -q -p no:cacheprovider --nbval --nbval-current-env
 
-.PHONY: help install demo test check notebooks unit prep outputs pocket pocket-report bench scale lab clean
+.PHONY: help install demo test check notebooks unit prep outputs pocket pocket-report bench faults scale lab clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,15 +55,20 @@ pocket: install  ## train the pocket model anew, from its guide (hours; resumes)
 pocket-report: install  ## measure the packaged pocket model against its bars
 	HF_HUB_OFFLINE=1 $(BIN)/python tools/pocket_report.py
 
-bench: install  ## the engine beside its peers, and the speed profiles: tables, JSON, plot
+bench: install programs  ## the engine beside its peers, speed profiles, the worker's and the panel's cost
 	HF_HUB_OFFLINE=1 $(BIN)/python bench/engine.py
 	HF_HUB_OFFLINE=1 $(BIN)/python bench/profiles.py
+	$(BIN)/python bench/overhead.py
+	HF_HUB_OFFLINE=1 $(BIN)/python bench/playground.py
+
+faults: install programs  ## break every part while jobs run, count what became of them
+	$(BIN)/python tests/faults/run.py
 
 scale: install programs  ## throughput and loss with 1, 2, 4 and 8 workers (half an hour)
 	$(BIN)/python bench/scale.py
 
-lab: install  ## JupyterLab on the notebooks
-	jupyter lab --notebook-dir nbs
+lab: install  ## JupyterLab on the playground
+	jupyter lab --notebook-dir nbs nbs/guides/playground.ipynb
 
 clean:  ## remove what was built
 	rm -rf $(VENV) build dist out *.egg-info

@@ -62,11 +62,12 @@ def sleeping_worker(seconds: float) -> int:
             on_step(step)
         return Image.new("RGB", job.resolution, "#c8b4a0")
 
-    worker.make_parts = lambda settings: worker.Parts(
+    worker.make_parts = lambda settings, metrics: worker.Parts(
         draw=draw,
         store=worker.make_store(settings),
         allowed_origins=settings.webhook_allowed_origins,
         token=settings.internal_api_token.get_secret_value(),
+        metrics=metrics,
     )
     return worker.main([])
 
@@ -88,6 +89,7 @@ class Bench:
             "AWS_REGION": "us-east-1",
             "S3_BUCKET": BUCKET,
             "LOG_LEVEL": "WARNING",
+            "STYLEGEN_PREFETCH": "1",  # a sleep is not shared as a batch is
         }
         self.fleet: list[subprocess.Popen[bytes]] = []
 

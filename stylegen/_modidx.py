@@ -44,8 +44,158 @@ d = {
             "stylegen.cache.Source": ("cache.html#source", "stylegen/cache.py"),
             "stylegen.cache.Source.fetch": ("cache.html#source.fetch", "stylegen/cache.py"),
             "stylegen.cache.Source.version": ("cache.html#source.version", "stylegen/cache.py"),
+            "stylegen.cache._own_folder": ("cache.html#_own_folder", "stylegen/cache.py"),
             "stylegen.cache._place": ("cache.html#_place", "stylegen/cache.py"),
             "stylegen.cache._read_note": ("cache.html#_read_note", "stylegen/cache.py"),
+        },
+        "stylegen.controls": {
+            "stylegen.controls.Controls": ("controls.html#controls", "stylegen/controls.py"),
+            "stylegen.controls.Controls.__init__": (
+                "controls.html#controls.__init__",
+                "stylegen/controls.py",
+            ),
+            "stylegen.controls.Controls.job": (
+                "controls.html#controls.job",
+                "stylegen/controls.py",
+            ),
+            "stylegen.controls.Controls.recall": (
+                "controls.html#controls.recall",
+                "stylegen/controls.py",
+            ),
+            "stylegen.controls.Group": ("controls.html#group", "stylegen/controls.py"),
+            "stylegen.controls.Group.fields": (
+                "controls.html#group.fields",
+                "stylegen/controls.py",
+            ),
+            "stylegen.controls.Group.fillers": (
+                "controls.html#group.fillers",
+                "stylegen/controls.py",
+            ),
+            "stylegen.controls.Library": ("controls.html#library", "stylegen/controls.py"),
+            "stylegen.controls.Library.__init__": (
+                "controls.html#library.__init__",
+                "stylegen/controls.py",
+            ),
+            "stylegen.controls.Library.adopt": (
+                "controls.html#library.adopt",
+                "stylegen/controls.py",
+            ),
+            "stylegen.controls.Library.find": (
+                "controls.html#library.find",
+                "stylegen/controls.py",
+            ),
+            "stylegen.controls.Library.refresh": (
+                "controls.html#library.refresh",
+                "stylegen/controls.py",
+            ),
+            "stylegen.controls.Library.refuse": (
+                "controls.html#library.refuse",
+                "stylegen/controls.py",
+            ),
+            "stylegen.controls.Library.refused": (
+                "controls.html#library.refused",
+                "stylegen/controls.py",
+            ),
+            "stylegen.controls.Library.usable": (
+                "controls.html#library.usable",
+                "stylegen/controls.py",
+            ),
+            "stylegen.controls.Prompt": ("controls.html#prompt", "stylegen/controls.py"),
+            "stylegen.controls.Prompt.__init__": (
+                "controls.html#prompt.__init__",
+                "stylegen/controls.py",
+            ),
+            "stylegen.controls.Prompt.fields": (
+                "controls.html#prompt.fields",
+                "stylegen/controls.py",
+            ),
+            "stylegen.controls.Prompt.fillers": (
+                "controls.html#prompt.fillers",
+                "stylegen/controls.py",
+            ),
+            "stylegen.controls.Sampling": ("controls.html#sampling", "stylegen/controls.py"),
+            "stylegen.controls.Sampling.__init__": (
+                "controls.html#sampling.__init__",
+                "stylegen/controls.py",
+            ),
+            "stylegen.controls.Sampling.fields": (
+                "controls.html#sampling.fields",
+                "stylegen/controls.py",
+            ),
+            "stylegen.controls.Sampling.fillers": (
+                "controls.html#sampling.fillers",
+                "stylegen/controls.py",
+            ),
+            "stylegen.controls.Seed": ("controls.html#seed", "stylegen/controls.py"),
+            "stylegen.controls.Seed.__init__": (
+                "controls.html#seed.__init__",
+                "stylegen/controls.py",
+            ),
+            "stylegen.controls.Seed.fields": ("controls.html#seed.fields", "stylegen/controls.py"),
+            "stylegen.controls.Seed.fillers": (
+                "controls.html#seed.fillers",
+                "stylegen/controls.py",
+            ),
+            "stylegen.controls.Seed.reuse": ("controls.html#seed.reuse", "stylegen/controls.py"),
+            "stylegen.controls.Seed.roll": ("controls.html#seed.roll", "stylegen/controls.py"),
+            "stylegen.controls.Seed.seed": ("controls.html#seed.seed", "stylegen/controls.py"),
+            "stylegen.controls.Signature": ("controls.html#signature", "stylegen/controls.py"),
+            "stylegen.controls.Signature.__init__": (
+                "controls.html#signature.__init__",
+                "stylegen/controls.py",
+            ),
+            "stylegen.controls.Signature._fill": (
+                "controls.html#signature._fill",
+                "stylegen/controls.py",
+            ),
+            "stylegen.controls.Signature.fields": (
+                "controls.html#signature.fields",
+                "stylegen/controls.py",
+            ),
+            "stylegen.controls.Signature.fillers": (
+                "controls.html#signature.fillers",
+                "stylegen/controls.py",
+            ),
+            "stylegen.controls.Style": ("controls.html#style", "stylegen/controls.py"),
+            "stylegen.controls.Style.__init__": (
+                "controls.html#style.__init__",
+                "stylegen/controls.py",
+            ),
+            "stylegen.controls.Style._toggle_second": (
+                "controls.html#style._toggle_second",
+                "stylegen/controls.py",
+            ),
+            "stylegen.controls.Style.show": ("controls.html#style.show", "stylegen/controls.py"),
+            "stylegen.controls.StyleGroup": ("controls.html#stylegroup", "stylegen/controls.py"),
+            "stylegen.controls.StyleGroup._choose": (
+                "controls.html#stylegroup._choose",
+                "stylegen/controls.py",
+            ),
+            "stylegen.controls.StyleGroup._fill_lora": (
+                "controls.html#stylegroup._fill_lora",
+                "stylegen/controls.py",
+            ),
+            "stylegen.controls.StyleGroup._fill_scale": (
+                "controls.html#stylegroup._fill_scale",
+                "stylegen/controls.py",
+            ),
+            "stylegen.controls.StyleGroup._more": (
+                "controls.html#stylegroup._more",
+                "stylegen/controls.py",
+            ),
+            "stylegen.controls.StyleGroup.fields": (
+                "controls.html#stylegroup.fields",
+                "stylegen/controls.py",
+            ),
+            "stylegen.controls.StyleGroup.fillers": (
+                "controls.html#stylegroup.fillers",
+                "stylegen/controls.py",
+            ),
+            "stylegen.controls.adopted": ("controls.html#adopted", "stylegen/controls.py"),
+            "stylegen.controls.defaults": ("controls.html#defaults", "stylegen/controls.py"),
+            "stylegen.controls.fill": ("controls.html#fill", "stylegen/controls.py"),
+            "stylegen.controls.line": ("controls.html#line", "stylegen/controls.py"),
+            "stylegen.controls.marked": ("controls.html#marked", "stylegen/controls.py"),
         },
         "stylegen.engine": {
             "stylegen.engine.Engine": ("engine.html#engine", "stylegen/engine.py"),
@@ -60,16 +210,24 @@ d = {
             "stylegen.engine.Engine._submit": ("engine.html#engine._submit", "stylegen/engine.py"),
             "stylegen.engine.Engine.close": ("engine.html#engine.close", "stylegen/engine.py"),
             "stylegen.engine.Engine.draw": ("engine.html#engine.draw", "stylegen/engine.py"),
+            "stylegen.engine.Engine.warm_up": ("engine.html#engine.warm_up", "stylegen/engine.py"),
             "stylegen.engine._Batch": ("engine.html#_batch", "stylegen/engine.py"),
             "stylegen.engine._Batch.__init__": (
                 "engine.html#_batch.__init__",
                 "stylegen/engine.py",
             ),
+            "stylegen.engine._Batch._filled": ("engine.html#_batch._filled", "stylegen/engine.py"),
+            "stylegen.engine._Batch._show": ("engine.html#_batch._show", "stylegen/engine.py"),
             "stylegen.engine._Batch.step": ("engine.html#_batch.step", "stylegen/engine.py"),
             "stylegen.engine._Ends": ("engine.html#_ends", "stylegen/engine.py"),
             "stylegen.engine._Ends.__init__": ("engine.html#_ends.__init__", "stylegen/engine.py"),
             "stylegen.engine._Ends.begin": ("engine.html#_ends.begin", "stylegen/engine.py"),
             "stylegen.engine._Ends.finish": ("engine.html#_ends.finish", "stylegen/engine.py"),
+            "stylegen.engine._Known": ("engine.html#_known", "stylegen/engine.py"),
+            "stylegen.engine._Known.__call__": (
+                "engine.html#_known.__call__",
+                "stylegen/engine.py",
+            ),
             "stylegen.engine._Loop": ("engine.html#_loop", "stylegen/engine.py"),
             "stylegen.engine._Loop.__init__": ("engine.html#_loop.__init__", "stylegen/engine.py"),
             "stylegen.engine._Loop._admit": ("engine.html#_loop._admit", "stylegen/engine.py"),
@@ -87,18 +245,25 @@ d = {
             "stylegen.engine._Loop.run": ("engine.html#_loop.run", "stylegen/engine.py"),
             "stylegen.engine._Task": ("engine.html#_task", "stylegen/engine.py"),
             "stylegen.engine._Task.advance": ("engine.html#_task.advance", "stylegen/engine.py"),
-            "stylegen.engine._Task.inputs": ("engine.html#_task.inputs", "stylegen/engine.py"),
             "stylegen.engine._Task.is_finished": (
                 "engine.html#_task.is_finished",
                 "stylegen/engine.py",
             ),
+            "stylegen.engine._Task.row": ("engine.html#_task.row", "stylegen/engine.py"),
             "stylegen.engine._Task.rows": ("engine.html#_task.rows", "stylegen/engine.py"),
+            "stylegen.engine._Words": ("engine.html#_words", "stylegen/engine.py"),
+            "stylegen.engine._Words.__init__": (
+                "engine.html#_words.__init__",
+                "stylegen/engine.py",
+            ),
+            "stylegen.engine._Words.put": ("engine.html#_words.put", "stylegen/engine.py"),
             "stylegen.engine._choose": ("engine.html#_choose", "stylegen/engine.py"),
+            "stylegen.engine._device_errors": ("engine.html#_device_errors", "stylegen/engine.py"),
+            "stylegen.engine._device_of": ("engine.html#_device_of", "stylegen/engine.py"),
             "stylegen.engine._fail": ("engine.html#_fail", "stylegen/engine.py"),
             "stylegen.engine._failing": ("engine.html#_failing", "stylegen/engine.py"),
             "stylegen.engine._guided_steps": ("engine.html#_guided_steps", "stylegen/engine.py"),
             "stylegen.engine._kind": ("engine.html#_kind", "stylegen/engine.py"),
-            "stylegen.engine._memory_errors": ("engine.html#_memory_errors", "stylegen/engine.py"),
             "stylegen.engine._nothing": ("engine.html#_nothing", "stylegen/engine.py"),
             "stylegen.engine._picture": ("engine.html#_picture", "stylegen/engine.py"),
             "stylegen.engine._set_timesteps": ("engine.html#_set_timesteps", "stylegen/engine.py"),
@@ -178,8 +343,85 @@ d = {
             "stylegen.grid.vary": ("grid.html#vary", "stylegen/grid.py"),
             "stylegen.grid.work": ("grid.html#work", "stylegen/grid.py"),
         },
+        "stylegen.health": {
+            "stylegen.health.Health": ("health.html#health", "stylegen/health.py"),
+            "stylegen.health.Health.__init__": (
+                "health.html#health.__init__",
+                "stylegen/health.py",
+            ),
+            "stylegen.health.Health.beat": ("health.html#health.beat", "stylegen/health.py"),
+            "stylegen.health.Health.is_live": ("health.html#health.is_live", "stylegen/health.py"),
+            "stylegen.health.Health.is_ready": (
+                "health.html#health.is_ready",
+                "stylegen/health.py",
+            ),
+            "stylegen.health.HealthServer": ("health.html#healthserver", "stylegen/health.py"),
+            "stylegen.health.HealthServer.__enter__": (
+                "health.html#healthserver.__enter__",
+                "stylegen/health.py",
+            ),
+            "stylegen.health.HealthServer.__exit__": (
+                "health.html#healthserver.__exit__",
+                "stylegen/health.py",
+            ),
+            "stylegen.health.HealthServer.__init__": (
+                "health.html#healthserver.__init__",
+                "stylegen/health.py",
+            ),
+            "stylegen.health.JobInHand": ("health.html#jobinhand", "stylegen/health.py"),
+            "stylegen.health.JobInHand.check": (
+                "health.html#jobinhand.check",
+                "stylegen/health.py",
+            ),
+            "stylegen.health.Metrics": ("health.html#metrics", "stylegen/health.py"),
+            "stylegen.health.Metrics.__init__": (
+                "health.html#metrics.__init__",
+                "stylegen/health.py",
+            ),
+            "stylegen.health.Metrics.count_lookup": (
+                "health.html#metrics.count_lookup",
+                "stylegen/health.py",
+            ),
+            "stylegen.health.Metrics.count_webhook": (
+                "health.html#metrics.count_webhook",
+                "stylegen/health.py",
+            ),
+            "stylegen.health.Metrics.stage": ("health.html#metrics.stage", "stylegen/health.py"),
+            "stylegen.health.Watch": ("health.html#watch", "stylegen/health.py"),
+            "stylegen.health.Watch.__init__": ("health.html#watch.__init__", "stylegen/health.py"),
+            "stylegen.health.Watch.cancel": ("health.html#watch.cancel", "stylegen/health.py"),
+            "stylegen.health.Watch.job": ("health.html#watch.job", "stylegen/health.py"),
+            "stylegen.health.Watch.overdue": ("health.html#watch.overdue", "stylegen/health.py"),
+            "stylegen.health._Discreet": ("health.html#_discreet", "stylegen/health.py"),
+            "stylegen.health._Discreet.__init__": (
+                "health.html#_discreet.__init__",
+                "stylegen/health.py",
+            ),
+            "stylegen.health._Discreet._strike": (
+                "health.html#_discreet._strike",
+                "stylegen/health.py",
+            ),
+            "stylegen.health._Discreet.filter": (
+                "health.html#_discreet.filter",
+                "stylegen/health.py",
+            ),
+            "stylegen.health._Page": ("health.html#_page", "stylegen/health.py"),
+            "stylegen.health._Page.do_GET": ("health.html#_page.do_get", "stylegen/health.py"),
+            "stylegen.health._Page.log_message": (
+                "health.html#_page.log_message",
+                "stylegen/health.py",
+            ),
+            "stylegen.health._device_memory": ("health.html#_device_memory", "stylegen/health.py"),
+            "stylegen.health._verdict": ("health.html#_verdict", "stylegen/health.py"),
+            "stylegen.health.guard": ("health.html#guard", "stylegen/health.py"),
+            "stylegen.health.leave": ("health.html#leave", "stylegen/health.py"),
+            "stylegen.health.logged_as": ("health.html#logged_as", "stylegen/health.py"),
+            "stylegen.health.set_up_logging": ("health.html#set_up_logging", "stylegen/health.py"),
+        },
         "stylegen.job": {
+            "stylegen.job.Canceled": ("job.html#canceled", "stylegen/job.py"),
             "stylegen.job.Conflict": ("job.html#conflict", "stylegen/job.py"),
+            "stylegen.job.DeviceLost": ("job.html#devicelost", "stylegen/job.py"),
             "stylegen.job.ExtraLora": ("job.html#extralora", "stylegen/job.py"),
             "stylegen.job.GenerationJob": ("job.html#generationjob", "stylegen/job.py"),
             "stylegen.job.GenerationJob._null_is_missing": (
@@ -199,6 +441,7 @@ d = {
                 "stylegen/job.py",
             ),
             "stylegen.job.InvalidMessage": ("job.html#invalidmessage", "stylegen/job.py"),
+            "stylegen.job.JobTimeout": ("job.html#jobtimeout", "stylegen/job.py"),
             "stylegen.job.LoraInvalid": ("job.html#lorainvalid", "stylegen/job.py"),
             "stylegen.job.LoraNotFound": ("job.html#loranotfound", "stylegen/job.py"),
             "stylegen.job.NsfwContent": ("job.html#nsfwcontent", "stylegen/job.py"),
@@ -251,6 +494,7 @@ d = {
             "stylegen.keeping.Presets.load": ("keeping.html#presets.load", "stylegen/keeping.py"),
             "stylegen.keeping.Presets.names": ("keeping.html#presets.names", "stylegen/keeping.py"),
             "stylegen.keeping.Presets.save": ("keeping.html#presets.save", "stylegen/keeping.py"),
+            "stylegen.keeping._call": ("keeping.html#_call", "stylegen/keeping.py"),
             "stylegen.keeping.as_json": ("keeping.html#as_json", "stylegen/keeping.py"),
             "stylegen.keeping.as_python": ("keeping.html#as_python", "stylegen/keeping.py"),
             "stylegen.keeping.dead_letters": ("keeping.html#dead_letters", "stylegen/keeping.py"),
@@ -315,10 +559,15 @@ d = {
             "stylegen.lora.LoraRows.__init__": ("lora.html#lorarows.__init__", "stylegen/lora.py"),
             "stylegen.lora.LoraRows._add": ("lora.html#lorarows._add", "stylegen/lora.py"),
             "stylegen.lora.LoraRows._buffer": ("lora.html#lorarows._buffer", "stylegen/lora.py"),
-            "stylegen.lora.LoraRows._fill": ("lora.html#lorarows._fill", "stylegen/lora.py"),
             "stylegen.lora.LoraRows._hook": ("lora.html#lorarows._hook", "stylegen/lora.py"),
+            "stylegen.lora.LoraRows._layout": ("lora.html#lorarows._layout", "stylegen/lora.py"),
             "stylegen.lora.LoraRows.clear": ("lora.html#lorarows.clear", "stylegen/lora.py"),
             "stylegen.lora.LoraRows.put": ("lora.html#lorarows.put", "stylegen/lora.py"),
+            "stylegen.lora._Buffer": ("lora.html#_buffer", "stylegen/lora.py"),
+            "stylegen.lora._Layout": ("lora.html#_layout", "stylegen/lora.py"),
+            "stylegen.lora._Layout.__init__": ("lora.html#_layout.__init__", "stylegen/lora.py"),
+            "stylegen.lora._Layout.halves": ("lora.html#_layout.halves", "stylegen/lora.py"),
+            "stylegen.lora._Layout.row": ("lora.html#_layout.row", "stylegen/lora.py"),
             "stylegen.lora._adapter_metadata": ("lora.html#_adapter_metadata", "stylegen/lora.py"),
             "stylegen.lora._check_tensor": ("lora.html#_check_tensor", "stylegen/lora.py"),
             "stylegen.lora._dotted": ("lora.html#_dotted", "stylegen/lora.py"),
@@ -330,6 +579,7 @@ d = {
             "stylegen.lora._packed": ("lora.html#_packed", "stylegen/lora.py"),
             "stylegen.lora._partners": ("lora.html#_partners", "stylegen/lora.py"),
             "stylegen.lora._scaling": ("lora.html#_scaling", "stylegen/lora.py"),
+            "stylegen.lora.blank_adapter": ("lora.html#blank_adapter", "stylegen/lora.py"),
             "stylegen.lora.check_lora_file": ("lora.html#check_lora_file", "stylegen/lora.py"),
             "stylegen.lora.lora_layers": ("lora.html#lora_layers", "stylegen/lora.py"),
             "stylegen.lora.mix_adapters": ("lora.html#mix_adapters", "stylegen/lora.py"),
@@ -362,6 +612,283 @@ d = {
             "stylegen.pipeline.pick_device": ("pipeline.html#pick_device", "stylegen/pipeline.py"),
         },
         "stylegen.playground": {
+            "stylegen.playground.Actions": ("playground.html#actions", "stylegen/playground.py"),
+            "stylegen.playground.Actions._load": (
+                "playground.html#actions._load",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Actions.generate": (
+                "playground.html#actions.generate",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Actions.job": (
+                "playground.html#actions.job",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Actions.load": (
+                "playground.html#actions.load",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Actions.open": (
+                "playground.html#actions.open",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Actions.refresh": (
+                "playground.html#actions.refresh",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Actions.stop": (
+                "playground.html#actions.stop",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Actions.wait": (
+                "playground.html#actions.wait",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Axes": ("playground.html#axes", "stylegen/playground.py"),
+            "stylegen.playground.Axes.__init__": (
+                "playground.html#axes.__init__",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Axes.plan": (
+                "playground.html#axes.plan",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Axes.update": (
+                "playground.html#axes.update",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Axis": ("playground.html#axis", "stylegen/playground.py"),
+            "stylegen.playground.Axis.__init__": (
+                "playground.html#axis.__init__",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Axis._suggest": (
+                "playground.html#axis._suggest",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Axis.parsed": (
+                "playground.html#axis.parsed",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Chosen": ("playground.html#chosen", "stylegen/playground.py"),
+            "stylegen.playground.Chosen.__init__": (
+                "playground.html#chosen.__init__",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Chosen.job": (
+                "playground.html#chosen.job",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.ChosenPicture": (
+                "playground.html#chosenpicture",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.ChosenPicture.__init__": (
+                "playground.html#chosenpicture.__init__",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.ChosenPicture._try": (
+                "playground.html#chosenpicture._try",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.ChosenPicture.as_json": (
+                "playground.html#chosenpicture.as_json",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.ChosenPicture.as_python": (
+                "playground.html#chosenpicture.as_python",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.ChosenPicture.save": (
+                "playground.html#chosenpicture.save",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.CodeBox": ("playground.html#codebox", "stylegen/playground.py"),
+            "stylegen.playground.CodeBox.__init__": (
+                "playground.html#codebox.__init__",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.CodeBox.show": (
+                "playground.html#codebox.show",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.CompareTab": (
+                "playground.html#comparetab",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.CompareTab.__init__": (
+                "playground.html#comparetab.__init__",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.CompareTab._run": (
+                "playground.html#comparetab._run",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.CompareTab.export": (
+                "playground.html#comparetab.export",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.CompareTab.start": (
+                "playground.html#comparetab.start",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Desk": ("playground.html#desk", "stylegen/playground.py"),
+            "stylegen.playground.Desk._file": (
+                "playground.html#desk._file",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Desk.recall": (
+                "playground.html#desk.recall",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Desk.watch": (
+                "playground.html#desk.watch",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.DifferenceBox": (
+                "playground.html#differencebox",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.DifferenceBox.__init__": (
+                "playground.html#differencebox.__init__",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.DifferenceBox.offer": (
+                "playground.html#differencebox.offer",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.DifferenceBox.show": (
+                "playground.html#differencebox.show",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.DrawTab": ("playground.html#drawtab", "stylegen/playground.py"),
+            "stylegen.playground.DrawTab.__init__": (
+                "playground.html#drawtab.__init__",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.DrawTab._on_done": (
+                "playground.html#drawtab._on_done",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.DrawTab._on_latents": (
+                "playground.html#drawtab._on_latents",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.DrawTab._run": (
+                "playground.html#drawtab._run",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.DrawTab.generate": (
+                "playground.html#drawtab.generate",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Easel": ("playground.html#easel", "stylegen/playground.py"),
+            "stylegen.playground.Easel.__init__": (
+                "playground.html#easel.__init__",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Easel._put": (
+                "playground.html#easel._put",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Easel.clear": (
+                "playground.html#easel.clear",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Easel.glimpse": (
+                "playground.html#easel.glimpse",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Easel.hang": (
+                "playground.html#easel.hang",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Easel.show": (
+                "playground.html#easel.show",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Files": ("playground.html#files", "stylegen/playground.py"),
+            "stylegen.playground.Files.__init__": (
+                "playground.html#files.__init__",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Files._load": (
+                "playground.html#files._load",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Files._open": (
+                "playground.html#files._open",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Files._save": (
+                "playground.html#files._save",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Gallery": ("playground.html#gallery", "stylegen/playground.py"),
+            "stylegen.playground.Gallery.__init__": (
+                "playground.html#gallery.__init__",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Gallery.show": (
+                "playground.html#gallery.show",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Head": ("playground.html#head", "stylegen/playground.py"),
+            "stylegen.playground.Head.__init__": (
+                "playground.html#head.__init__",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Head.busy": (
+                "playground.html#head.busy",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Head.show": (
+                "playground.html#head.show",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.HistoryTab": (
+                "playground.html#historytab",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.HistoryTab.__init__": (
+                "playground.html#historytab.__init__",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.HistoryTab.recall": (
+                "playground.html#historytab.recall",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Mail": ("playground.html#mail", "stylegen/playground.py"),
+            "stylegen.playground.Mail.__init__": (
+                "playground.html#mail.__init__",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Mail._on_event": (
+                "playground.html#mail._on_event",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Mail._say": (
+                "playground.html#mail._say",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Mail.close": (
+                "playground.html#mail.close",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Mail.outbox": (
+                "playground.html#mail.outbox",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Panel": ("playground.html#panel", "stylegen/playground.py"),
+            "stylegen.playground.Panel.__init__": (
+                "playground.html#panel.__init__",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Panel._changed": (
+                "playground.html#panel._changed",
+                "stylegen/playground.py",
+            ),
             "stylegen.playground.Playground": (
                 "playground.html#playground",
                 "stylegen/playground.py",
@@ -370,46 +897,100 @@ d = {
                 "playground.html#playground.__init__",
                 "stylegen/playground.py",
             ),
-            "stylegen.playground.Playground._on_step": (
-                "playground.html#playground._on_step",
+            "stylegen.playground.Production": (
+                "playground.html#production",
                 "stylegen/playground.py",
             ),
-            "stylegen.playground.Playground._run": (
-                "playground.html#playground._run",
+            "stylegen.playground.Production.__init__": (
+                "playground.html#production.__init__",
                 "stylegen/playground.py",
             ),
-            "stylegen.playground.Playground._show": (
-                "playground.html#playground._show",
+            "stylegen.playground.Production._letter": (
+                "playground.html#production._letter",
                 "stylegen/playground.py",
             ),
-            "stylegen.playground.Playground.job": (
-                "playground.html#playground.job",
+            "stylegen.playground.Production._look": (
+                "playground.html#production._look",
                 "stylegen/playground.py",
             ),
-            "stylegen.playground.Playground.job_json": (
-                "playground.html#playground.job_json",
+            "stylegen.playground.Production._open": (
+                "playground.html#production._open",
                 "stylegen/playground.py",
             ),
-            "stylegen.playground.Playground.open": (
-                "playground.html#playground.open",
+            "stylegen.playground.Production._press": (
+                "playground.html#production._press",
                 "stylegen/playground.py",
             ),
-            "stylegen.playground.Playground.save": (
-                "playground.html#playground.save",
+            "stylegen.playground.Production._redrive": (
+                "playground.html#production._redrive",
                 "stylegen/playground.py",
             ),
-            "stylegen.playground.Playground.start": (
-                "playground.html#playground.start",
+            "stylegen.playground.Production._send": (
+                "playground.html#production._send",
                 "stylegen/playground.py",
             ),
-            "stylegen.playground.Playground.wait": (
-                "playground.html#playground.wait",
+            "stylegen.playground.Sheet": ("playground.html#sheet", "stylegen/playground.py"),
+            "stylegen.playground.Sheet.__init__": (
+                "playground.html#sheet.__init__",
                 "stylegen/playground.py",
             ),
-            "stylegen.playground._controls": (
-                "playground.html#_controls",
+            "stylegen.playground.Sheet.save": (
+                "playground.html#sheet.save",
                 "stylegen/playground.py",
             ),
+            "stylegen.playground.Sheet.show": (
+                "playground.html#sheet.show",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Shelf": ("playground.html#shelf", "stylegen/playground.py"),
+            "stylegen.playground.Shelf.__init__": (
+                "playground.html#shelf.__init__",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Shelf._read": (
+                "playground.html#shelf._read",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Shelf.add": (
+                "playground.html#shelf.add",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Status": ("playground.html#status", "stylegen/playground.py"),
+            "stylegen.playground.Status.__init__": (
+                "playground.html#status.__init__",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Status.fail": (
+                "playground.html#status.fail",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Status.guard": (
+                "playground.html#status.guard",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Status.say": (
+                "playground.html#status.say",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Tile": ("playground.html#tile", "stylegen/playground.py"),
+            "stylegen.playground.Tile.__init__": (
+                "playground.html#tile.__init__",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground._pictures": (
+                "playground.html#_pictures",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground._title": ("playground.html#_title", "stylegen/playground.py"),
+            "stylegen.playground.advice": ("playground.html#advice", "stylegen/playground.py"),
+            "stylegen.playground.plan_grid": (
+                "playground.html#plan_grid",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.signed": ("playground.html#signed", "stylegen/playground.py"),
+            "stylegen.playground.summary": ("playground.html#summary", "stylegen/playground.py"),
+            "stylegen.playground.tell": ("playground.html#tell", "stylegen/playground.py"),
+            "stylegen.playground.wall": ("playground.html#wall", "stylegen/playground.py"),
         },
         "stylegen.pocket": {
             "stylegen.pocket.Judgement": ("pocket.html#judgement", "stylegen/pocket.py"),
@@ -557,12 +1138,14 @@ d = {
             ),
             "stylegen.queue._Session._done": ("queue.html#_session._done", "stylegen/queue.py"),
             "stylegen.queue._Session._take": ("queue.html#_session._take", "stylegen/queue.py"),
+            "stylegen.queue._Setup": ("queue.html#_setup", "stylegen/queue.py"),
             "stylegen.queue._consume": ("queue.html#_consume", "stylegen/queue.py"),
             "stylegen.queue._counting_from_one": (
                 "queue.html#_counting_from_one",
                 "stylegen/queue.py",
             ),
             "stylegen.queue._drain": ("queue.html#_drain", "stylegen/queue.py"),
+            "stylegen.queue._listen": ("queue.html#_listen", "stylegen/queue.py"),
             "stylegen.queue._log_loss": ("queue.html#_log_loss", "stylegen/queue.py"),
             "stylegen.queue._publish_surely": ("queue.html#_publish_surely", "stylegen/queue.py"),
             "stylegen.queue._serve": ("queue.html#_serve", "stylegen/queue.py"),
@@ -572,8 +1155,10 @@ d = {
                 "queue.html#connection_parameters",
                 "stylegen/queue.py",
             ),
+            "stylegen.queue.control_exchange": ("queue.html#control_exchange", "stylegen/queue.py"),
             "stylegen.queue.dead_letters": ("queue.html#dead_letters", "stylegen/queue.py"),
             "stylegen.queue.ensure_queue": ("queue.html#ensure_queue", "stylegen/queue.py"),
+            "stylegen.queue.publish_control": ("queue.html#publish_control", "stylegen/queue.py"),
             "stylegen.queue.publish_job": ("queue.html#publish_job", "stylegen/queue.py"),
             "stylegen.queue.reconnecting": ("queue.html#reconnecting", "stylegen/queue.py"),
             "stylegen.queue.redrive": ("queue.html#redrive", "stylegen/queue.py"),
@@ -581,6 +1166,58 @@ d = {
                 "queue.html#start_rabbitmq_consumer",
                 "stylegen/queue.py",
             ),
+        },
+        "stylegen.runner": {
+            "stylegen.runner.Drawer": ("runner.html#drawer", "stylegen/runner.py"),
+            "stylegen.runner.LatentPreview": ("runner.html#latentpreview", "stylegen/runner.py"),
+            "stylegen.runner.LatentPreview.__call__": (
+                "runner.html#latentpreview.__call__",
+                "stylegen/runner.py",
+            ),
+            "stylegen.runner.LatentPreview.__init__": (
+                "runner.html#latentpreview.__init__",
+                "stylegen/runner.py",
+            ),
+            "stylegen.runner.Progress": ("runner.html#progress", "stylegen/runner.py"),
+            "stylegen.runner.Progress.__init__": (
+                "runner.html#progress.__init__",
+                "stylegen/runner.py",
+            ),
+            "stylegen.runner.Progress.begin": ("runner.html#progress.begin", "stylegen/runner.py"),
+            "stylegen.runner.Progress.end": ("runner.html#progress.end", "stylegen/runner.py"),
+            "stylegen.runner.Progress.step": ("runner.html#progress.step", "stylegen/runner.py"),
+            "stylegen.runner.Runner": ("runner.html#runner", "stylegen/runner.py"),
+            "stylegen.runner.Runner.__init__": (
+                "runner.html#runner.__init__",
+                "stylegen/runner.py",
+            ),
+            "stylegen.runner.Runner._next": ("runner.html#runner._next", "stylegen/runner.py"),
+            "stylegen.runner.Runner._run": ("runner.html#runner._run", "stylegen/runner.py"),
+            "stylegen.runner.Runner.stop": ("runner.html#runner.stop", "stylegen/runner.py"),
+            "stylegen.runner.Runner.submit": ("runner.html#runner.submit", "stylegen/runner.py"),
+            "stylegen.runner.Runner.wait": ("runner.html#runner.wait", "stylegen/runner.py"),
+            "stylegen.runner.Studio": ("runner.html#studio", "stylegen/runner.py"),
+            "stylegen.runner.Studio.__init__": (
+                "runner.html#studio.__init__",
+                "stylegen/runner.py",
+            ),
+            "stylegen.runner.Studio.drawer": ("runner.html#studio.drawer", "stylegen/runner.py"),
+            "stylegen.runner.Studio.generate": (
+                "runner.html#studio.generate",
+                "stylegen/runner.py",
+            ),
+            "stylegen.runner.Studio.is_ready": (
+                "runner.html#studio.is_ready",
+                "stylegen/runner.py",
+            ),
+            "stylegen.runner.Studio.load": ("runner.html#studio.load", "stylegen/runner.py"),
+            "stylegen.runner._encode": ("runner.html#_encode", "stylegen/runner.py"),
+            "stylegen.runner._gb": ("runner.html#_gb", "stylegen/runner.py"),
+            "stylegen.runner._nothing": ("runner.html#_nothing", "stylegen/runner.py"),
+            "stylegen.runner._rows": ("runner.html#_rows", "stylegen/runner.py"),
+            "stylegen.runner.describe": ("runner.html#describe", "stylegen/runner.py"),
+            "stylegen.runner.engine_drawer": ("runner.html#engine_drawer", "stylegen/runner.py"),
+            "stylegen.runner.open_model": ("runner.html#open_model", "stylegen/runner.py"),
         },
         "stylegen.settings": {
             "stylegen.settings.Settings": ("settings.html#settings", "stylegen/settings.py"),
@@ -594,6 +1231,10 @@ d = {
             ),
             "stylegen.settings.Settings._split": (
                 "settings.html#settings._split",
+                "stylegen/settings.py",
+            ),
+            "stylegen.settings.Settings.secrets": (
+                "settings.html#settings.secrets",
                 "stylegen/settings.py",
             ),
             "stylegen.settings.SettingsError": (
@@ -727,10 +1368,7 @@ d = {
                 "storage.html#s3store.__init__",
                 "stylegen/storage.py",
             ),
-            "stylegen.storage.S3Store._facts": (
-                "storage.html#s3store._facts",
-                "stylegen/storage.py",
-            ),
+            "stylegen.storage.S3Store._head": ("storage.html#s3store._head", "stylegen/storage.py"),
             "stylegen.storage.S3Store._put": ("storage.html#s3store._put", "stylegen/storage.py"),
             "stylegen.storage.S3Store._put_public": (
                 "storage.html#s3store._put_public",
@@ -769,6 +1407,7 @@ d = {
                 "stylegen/storage.py",
             ),
             "stylegen.storage._file_path": ("storage.html#_file_path", "stylegen/storage.py"),
+            "stylegen.storage._is_whole": ("storage.html#_is_whole", "stylegen/storage.py"),
             "stylegen.storage._manifest": ("storage.html#_manifest", "stylegen/storage.py"),
             "stylegen.storage._public_base": ("storage.html#_public_base", "stylegen/storage.py"),
             "stylegen.storage._s3_errors": ("storage.html#_s3_errors", "stylegen/storage.py"),
@@ -861,6 +1500,10 @@ d = {
                 "webhook.html#receivedwebhook.event",
                 "stylegen/webhook.py",
             ),
+            "stylegen.webhook.ReceivedWebhook.read": (
+                "webhook.html#receivedwebhook.read",
+                "stylegen/webhook.py",
+            ),
             "stylegen.webhook.WebhookReceiver": (
                 "webhook.html#webhookreceiver",
                 "stylegen/webhook.py",
@@ -949,17 +1592,20 @@ d = {
                 "stylegen/worker.py",
             ),
             "stylegen.worker.Outcome": ("worker.html#outcome", "stylegen/worker.py"),
+            "stylegen.worker.Outcome.told": ("worker.html#outcome.told", "stylegen/worker.py"),
             "stylegen.worker.Parts": ("worker.html#parts", "stylegen/worker.py"),
             "stylegen.worker.Parts.authorization": (
                 "worker.html#parts.authorization",
                 "stylegen/worker.py",
             ),
             "stylegen.worker._answer": ("worker.html#_answer", "stylegen/worker.py"),
+            "stylegen.worker._cancel": ("worker.html#_cancel", "stylegen/worker.py"),
             "stylegen.worker._check_broker": ("worker.html#_check_broker", "stylegen/worker.py"),
             "stylegen.worker._check_labels": ("worker.html#_check_labels", "stylegen/worker.py"),
             "stylegen.worker._check_model": ("worker.html#_check_model", "stylegen/worker.py"),
             "stylegen.worker._check_scripts": ("worker.html#_check_scripts", "stylegen/worker.py"),
             "stylegen.worker._consume": ("worker.html#_consume", "stylegen/worker.py"),
+            "stylegen.worker._counted": ("worker.html#_counted", "stylegen/worker.py"),
             "stylegen.worker._default_parts": ("worker.html#_default_parts", "stylegen/worker.py"),
             "stylegen.worker._downloaded": ("worker.html#_downloaded", "stylegen/worker.py"),
             "stylegen.worker._draw_and_report": (
@@ -968,21 +1614,29 @@ d = {
             ),
             "stylegen.worker._failed": ("worker.html#_failed", "stylegen/worker.py"),
             "stylegen.worker._fetch_mark": ("worker.html#_fetch_mark", "stylegen/worker.py"),
+            "stylegen.worker._health_server": ("worker.html#_health_server", "stylegen/worker.py"),
+            "stylegen.worker._known_id": ("worker.html#_known_id", "stylegen/worker.py"),
             "stylegen.worker._last_word": ("worker.html#_last_word", "stylegen/worker.py"),
             "stylegen.worker._loras": ("worker.html#_loras", "stylegen/worker.py"),
+            "stylegen.worker._probe": ("worker.html#_probe", "stylegen/worker.py"),
             "stylegen.worker._redrive": ("worker.html#_redrive", "stylegen/worker.py"),
             "stylegen.worker._refuse": ("worker.html#_refuse", "stylegen/worker.py"),
+            "stylegen.worker._result": ("worker.html#_result", "stylegen/worker.py"),
             "stylegen.worker._return_address": (
                 "worker.html#_return_address",
                 "stylegen/worker.py",
             ),
+            "stylegen.worker._said": ("worker.html#_said", "stylegen/worker.py"),
+            "stylegen.worker._see_to": ("worker.html#_see_to", "stylegen/worker.py"),
             "stylegen.worker._show_check": ("worker.html#_show_check", "stylegen/worker.py"),
             "stylegen.worker._show_job": ("worker.html#_show_job", "stylegen/worker.py"),
-            "stylegen.worker._write_down": ("worker.html#_write_down", "stylegen/worker.py"),
+            "stylegen.worker._tell": ("worker.html#_tell", "stylegen/worker.py"),
             "stylegen.worker.broker_url": ("worker.html#broker_url", "stylegen/worker.py"),
+            "stylegen.worker.cancel_job": ("worker.html#cancel_job", "stylegen/worker.py"),
             "stylegen.worker.check_machine": ("worker.html#check_machine", "stylegen/worker.py"),
             "stylegen.worker.consume": ("worker.html#consume", "stylegen/worker.py"),
             "stylegen.worker.describe": ("worker.html#describe", "stylegen/worker.py"),
+            "stylegen.worker.do_control": ("worker.html#do_control", "stylegen/worker.py"),
             "stylegen.worker.do_delivery": ("worker.html#do_delivery", "stylegen/worker.py"),
             "stylegen.worker.handle_generation_task": (
                 "worker.html#handle_generation_task",

@@ -23,8 +23,10 @@ import promql_parser
 import pytest
 import requests
 import yaml
+from prometheus_client import generate_latest
 from rabbit import RabbitNode
 
+from stylegen.health import Metrics
 from stylegen.loadgen import LoadReceiver
 from stylegen.queue import publish_job
 from stylegen.settings import Settings
@@ -34,9 +36,15 @@ DEPLOY = ROOT / "deploy"
 MANIFESTS = sorted(path for path in DEPLOY.rglob("*.yaml") if path.name != "kustomization.yaml")
 KUBERNETES = "1.30"
 METRICS = {
-    "rabbitmq_queue_messages_ready",
-    "rabbitmq_queue_messages_unacked",
-    "rabbitmq_queue_consumers",
+    "stylegen_jobs_total": {"outcome"},
+    "stylegen_jobs_in_progress": set(),
+    "stylegen_stage_seconds_bucket": {"stage"},
+    "stylegen_queue_wait_seconds_bucket": set(),
+    "stylegen_lora_cache_total": {"result"},
+    "stylegen_webhook_deliveries_total": {"event", "result"},
+    "stylegen_device_memory_bytes": set(),
+    "rabbitmq_queue_messages_ready": {"queue"},
+    "rabbitmq_queue_consumers": {"queue"},
 }
 SETTINGS = {name.upper() for name in Settings.model_fields}
 
@@ -80,14 +88,16 @@ def test_dockerfile_copies_what_exists_and_is_sent() -> None:
 
 
 def test_container_is_not_root_and_hears_signals() -> None:
-    """Numeric user, exec form, and no port or health check that nobody would answer."""
+    """Numeric user, exec forms, a health check on the worker's own port."""
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     worker = text[text.index(" AS worker") : text.index(" AS demo")]
     assert "USER 10001:10001" in worker
     assert json.loads(re.search(r"^ENTRYPOINT (.+)$", worker, re.MULTILINE)[1]) == [
         "stylegen-worker"
     ]
-    assert not re.search("^(EXPOSE|HEALTHCHECK)", text, re.MULTILINE)
+    check = json.loads(re.search(r"HEALTHCHECK .*\\\n\s+CMD (.+)$", worker, re.MULTILINE)[1])
+    compile(check[2], "healthcheck", "exec")
+    assert "STYLEGEN_HEALTH_PORT=9100" in worker and "/livez" in check[2]
     assert set(re.findall(r"\bSTYLEGEN_\w+", text)) <= SETTINGS
 
 
@@ -166,7 +176,7 @@ def test_compose_rehearsal(rabbit: RabbitNode, tmp_path: Path) -> None:
         command, environment = as_process(services["backend"], here)
         command = [word.replace("--rate=0.5", "--rate=10") for word in command]
         done = subprocess.run(
-            command, env=environment, timeout=240, capture_output=True, text=True, check=False
+            command, env=environment, timeout=900, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout + (tmp_path / "worker.log").read_text()
         assert done.stdout.count("/complete {") == 6 and done.stdout.count("/progress {") == 30
@@ -222,9 +232,14 @@ def test_parts_fit_each_other() -> None:
     for kind, where in (
         ("PodDisruptionBudget", "selector"),
         ("NetworkPolicy", "podSelector"),
+        ("ServiceMonitor", "selector"),
     ):
         assert manifest(kind)["spec"][where]["matchLabels"] == labels
-    assert "ports" not in container and manifest("NetworkPolicy")["spec"]["ingress"] == []
+    assert manifest("Service")["spec"]["selector"] == labels
+    (port,) = container["ports"]
+    (endpoint,) = manifest("ServiceMonitor")["spec"]["endpoints"]
+    assert port["name"] == endpoint["port"] == manifest("Service")["spec"]["ports"][0]["name"]
+    assert str(port["containerPort"]) == manifest("ConfigMap")["data"]["STYLEGEN_HEALTH_PORT"]
     scaled = manifest("ScaledObject")["spec"]
     assert scaled["scaleTargetRef"]["name"] == manifest("Deployment")["metadata"]["name"]
     (trigger,) = scaled["triggers"]
@@ -240,7 +255,7 @@ def test_parts_fit_each_other() -> None:
 
 
 def test_deployment_keeps_its_promises() -> None:
-    """One GPU, no root, read-only, secrets by reference, time enough to finish a job."""
+    """One GPU, no root, read-only, probes, secrets by reference, time enough to finish a job."""
     spec = manifest("Deployment")["spec"]
     pod = spec["template"]["spec"]
     (container,) = pod["containers"]
@@ -248,9 +263,10 @@ def test_deployment_keeps_its_promises() -> None:
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
     assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"] == 10001
     assert container["securityContext"]["readOnlyRootFilesystem"]
-    assert not [name for name in container if name.endswith("Probe")]  # nobody would answer
-    assert pod["terminationGracePeriodSeconds"] >= 300
+    assert {"startupProbe", "livenessProbe", "readinessProbe"} <= set(container)
     settings = manifest("ConfigMap")["data"]
+    job, drain = (int(settings[f"STYLEGEN_{name}_TIMEOUT"]) for name in ("JOB", "DRAIN"))
+    assert job < drain < pod["terminationGracePeriodSeconds"]
     assert settings["STYLEGEN_PREFETCH"] == settings["STYLEGEN_BATCH"]
     named = {each["name"] for each in container["env"]} | set(settings)
     assert named <= SETTINGS and not {name for name in settings if re.search("SECRET|TOKEN", name)}
@@ -275,12 +291,29 @@ def expressions() -> list[str]:
 
 @pytest.mark.parametrize("query", expressions())
 def test_query_parses_and_uses_known_metrics(query: str) -> None:
-    """PromQL's grammar, by Prometheus' parser; the broker's metrics and our queues alone."""
+    """PromQL's grammar, by Prometheus' parser; only metrics, labels and queues that exist."""
     promql_parser.parse(query)
-    names = set(re.findall(r"\b[a-z]+_queue_\w+", query))
-    assert names and names <= METRICS and "stylegen_" not in query
+    names = set(re.findall(r"\b(?:stylegen|rabbitmq)_\w+", query))
+    assert names and names <= set(METRICS)
+    for name, labels in re.findall(r"\b((?:stylegen|rabbitmq)_\w+)\{([^}]*)\}", query):
+        assert set(re.findall(r"(\w+)[=!]", labels)) <= METRICS[name]
     queues = re.findall(r'\{queue="([^"]*)"\}', query)
-    assert queues and set(queues) <= {"image_generation", "image_generation.dead"}
+    assert set(queues) <= {"image_generation", "image_generation.dead"}
+
+
+def test_worker_has_these_metrics() -> None:
+    """Each metric of ours that a query uses is shown by a worker, with its labels."""
+    metrics = Metrics()
+    metrics.jobs.labels(outcome="complete").inc()
+    metrics.count_lookup(True)
+    metrics.count_webhook("complete", delivered=False)
+    with metrics.stage("draw"):
+        pass
+    text = generate_latest(metrics.registry).decode()
+    for name, labels in METRICS.items():
+        if name.startswith("stylegen"):
+            shown, *_ = re.findall(rf"^{name}(?:\{{(.*)\}})? ", text, re.MULTILINE)
+            assert labels <= set(re.findall(r"(\w+)=", shown))
 
 
 def test_broker_has_these_metrics() -> None:
@@ -293,7 +326,7 @@ def test_broker_has_these_metrics() -> None:
     with node:
         publish_job(b"{}", url=node.url)
         text = requests.get(f"http://{address}/metrics/per-object", timeout=20).text
-    for metric in METRICS:
+    for metric in (name for name in METRICS if name.startswith("rabbitmq")):
         assert re.search(rf'^{metric}\{{[^}}]*queue="image_generation"[^}}]*\}} \d', text, re.M)
 
 

@@ -33,7 +33,7 @@ def bench(
 
 def test_two_workers_do_more_than_one(bench: scale.Bench) -> None:
     """The bench of `make scale` with two fleets of a few jobs; nothing is lost."""
-    one, two = (scale.measure_fleet(bench, count, 0.5, 6) for count in (1, 2))
+    one, two = (scale.measure_fleet(bench, count, 1.0, 6) for count in (1, 2))
     for row in (one, two):
         for name in ("full_queue", "random_arrivals"):
             assert row[name]["complete"] == row[name]["ordered"] and row[name]["lost"] == 0

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes the programs available that the tests use and PyPI does not have: RabbitMQ (private nodes)
-# and exiftool (a third party's reader of labels).
+# Makes the programs available that the tests use and PyPI does not have: RabbitMQ (private nodes),
+# exiftool (a third party's reader of labels) and Chromium (the panel in a real browser).
 # Silent when they are installed; installs Debian's packages as root; else says what to install.
 set -eu
 
@@ -8,12 +8,13 @@ packages=""
 [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || command -v rabbitmq-server >/dev/null 2>&1 ||
     packages="$packages rabbitmq-server"
 command -v exiftool >/dev/null 2>&1 || packages="$packages libimage-exiftool-perl"
+command -v chromium >/dev/null 2>&1 || packages="$packages chromium"
 [ -n "$packages" ] || exit 0
 
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
     echo "The tests need programs that are not installed here:$packages" >&2
     echo "Debian and Ubuntu: sudo apt-get install --no-install-recommends$packages" >&2
-    echo "Elsewhere: put rabbitmq-server, rabbitmqctl (3.10 or later) and exiftool on PATH." >&2
+    echo "Elsewhere: put rabbitmq-server, rabbitmqctl (3.10 or later), exiftool and chromium on PATH." >&2
     exit 1
 fi
 
