@@ -561,9 +561,11 @@ d = {
             "stylegen.lora.LoraRows._buffer": ("lora.html#lorarows._buffer", "stylegen/lora.py"),
             "stylegen.lora.LoraRows._hook": ("lora.html#lorarows._hook", "stylegen/lora.py"),
             "stylegen.lora.LoraRows._layout": ("lora.html#lorarows._layout", "stylegen/lora.py"),
+            "stylegen.lora.LoraRows._replace": ("lora.html#lorarows._replace", "stylegen/lora.py"),
             "stylegen.lora.LoraRows.clear": ("lora.html#lorarows.clear", "stylegen/lora.py"),
             "stylegen.lora.LoraRows.put": ("lora.html#lorarows.put", "stylegen/lora.py"),
             "stylegen.lora._Buffer": ("lora.html#_buffer", "stylegen/lora.py"),
+            "stylegen.lora._Buffer.merge": ("lora.html#_buffer.merge", "stylegen/lora.py"),
             "stylegen.lora._Layout": ("lora.html#_layout", "stylegen/lora.py"),
             "stylegen.lora._Layout.__init__": ("lora.html#_layout.__init__", "stylegen/lora.py"),
             "stylegen.lora._Layout.halves": ("lora.html#_layout.halves", "stylegen/lora.py"),
@@ -574,8 +576,10 @@ d = {
             "stylegen.lora._find": ("lora.html#_find", "stylegen/lora.py"),
             "stylegen.lora._fitted": ("lora.html#_fitted", "stylegen/lora.py"),
             "stylegen.lora._in_pefts_names": ("lora.html#_in_pefts_names", "stylegen/lora.py"),
+            "stylegen.lora._is_matrix": ("lora.html#_is_matrix", "stylegen/lora.py"),
             "stylegen.lora._low_rank": ("lora.html#_low_rank", "stylegen/lora.py"),
             "stylegen.lora._module": ("lora.html#_module", "stylegen/lora.py"),
+            "stylegen.lora._own_weights": ("lora.html#_own_weights", "stylegen/lora.py"),
             "stylegen.lora._packed": ("lora.html#_packed", "stylegen/lora.py"),
             "stylegen.lora._partners": ("lora.html#_partners", "stylegen/lora.py"),
             "stylegen.lora._scaling": ("lora.html#_scaling", "stylegen/lora.py"),
@@ -1227,6 +1231,10 @@ d = {
             ),
             "stylegen.settings.Settings._is_base64": (
                 "settings.html#settings._is_base64",
+                "stylegen/settings.py",
+            ),
+            "stylegen.settings.Settings._merged_where_they_lie": (
+                "settings.html#settings._merged_where_they_lie",
                 "stylegen/settings.py",
             ),
             "stylegen.settings.Settings._split": (
