@@ -10,6 +10,7 @@ __all__ = [
     "OnLatents",
     "Draw",
     "MAX_OVERTAKEN",
+    "MAX_GRAPHS",
     "make_scheduler",
     "Engine",
 ]
@@ -134,13 +135,15 @@ class _Task:
         return latents, self.times[self.step]
 
     def advance(self, seen: "torch.Tensor") -> None:
-        """Guide, and take one step of the scheduler."""
-        if self.rows == 2:
+        """Guide, and take one step of the scheduler; who was given up only keeps its place."""
+        timestep = self.timesteps[self.step]
+        self.step += 1
+        if self.result.done():
+            return
+        if len(seen) == 2:
             negative, prompt = seen.chunk(2)
             seen = negative + self.job.guidance_scale * (prompt - negative)
-        timestep = self.timesteps[self.step]
         self.latents = self.scheduler.step(seen, timestep, self.latents, return_dict=False)[0]
-        self.step += 1
         self.on_latents(self.step, self.latents)
         self.on_step(self.step)
 
@@ -210,6 +213,11 @@ class _Words:
 
 
 # %% ../nbs/07_engine.ipynb #d51e5fde
+MAX_GRAPHS = 64
+"""Shapes of batches that a compiled UNet may have graphs for; torch's own limit is 8, and a ninth
+would quietly be drawn without one."""
+
+
 class _Batch:
     """The UNet's side of the engine."""
 
@@ -223,6 +231,8 @@ class _Batch:
         if backend:
             pipeline.unet.to(memory_format=torch.channels_last)
             pipeline.unet.compile(backend=backend, dynamic=False)
+            limits = torch._dynamo.config  # pylint: disable=protected-access
+            limits.recompile_limit = max(limits.recompile_limit, MAX_GRAPHS)
 
     def step(self, tasks: Sequence[_Task]) -> None:
         """Take one step of every task's picture; a task that fails takes no other with it."""
@@ -238,7 +248,7 @@ class _Batch:
         inputs = torch.cat(latents), torch.stack(times), self._words
         seen = self._unet(*inputs, return_dict=False)[0]
         for task, part in zip(tasks, seen.split([*rows, len(seen) - sum(rows)]), strict=False):
-            with _failing(task):
+            with _failing(task), _device_errors():
                 task.advance(part)
 
     def _show(self, tasks: Sequence[_Task], rows: Sequence[int]) -> None:
@@ -268,6 +278,8 @@ def _failing(task: _Task) -> Iterator[None]:
 
 
 def _fail(task: _Task, error: BaseException) -> None:
+    if isinstance(error, OutOfMemory):
+        error = error.with_traceback(None)  # it holds what was being computed
     with suppress(InvalidStateError):  # its owner has given it up
         task.result.set_exception(error)
 
@@ -362,23 +374,28 @@ class _Loop:
             ready = [task for task in self.waiting if task.words is not None]
             while ready and self._has_room() and (chosen := _choose(ready, self._active)):
                 self.waiting.remove(chosen)
-                self._active.append(chosen)
+                _seat(self._active, chosen)
 
     def _has_room(self) -> bool:
-        kinds = [_kind(task) for task in self._active]
+        kinds = [_kind(task) for task in _living(self._active)]
         return not kinds or len(kinds) < self._limits.get(kinds[0], self._size)
 
     def _advance(self) -> None:
+        short = None
         try:
             with _device_errors():
                 self._batch.step(self._active)
         except OutOfMemory as error:
-            self._step_aside(error)
+            short = error.with_traceback(None)
         except Exception as error:  # pylint: disable=broad-exception-caught
             for task in self._active:
                 _fail(task, error)
+        if short:
+            self._step_aside(short)
 
     def _step_aside(self, error: OutOfMemory) -> None:
+        _give_memory_back()
+        self._active = _living(self._active)
         half = len(self._active) // 2
         if half == 0:
             _fail(self._active[0], error)
@@ -394,22 +411,46 @@ class _Loop:
             if task.is_finished and not task.result.done():
                 with _failing(task), _device_errors():
                     task.result.set_result(self._ends.finish(task))
-        self._active = [task for task in self._active if not task.result.done()]
+        going_on = [task for task in self._active if not task.is_finished]
+        self._active = going_on if _living(going_on) else []
+
+
+def _living(tasks: Sequence[_Task]) -> list[_Task]:
+    """Those that were not given up."""
+    return [task for task in tasks if not task.result.done()]
+
+
+def _seat(active: list[_Task], task: _Task) -> None:
+    """Let a task into the batch: in place of one that was given up, else at the end."""
+    places = [place for place, other in enumerate(active) if other.result.done()]
+    active[slice(places[0], places[0] + 1) if places else slice(len(active), None)] = [task]
 
 
 # %% ../nbs/07_engine.ipynb #5023b824
+_STAYS = ("CUDA error", "cuDNN error", "HIP error")
+"""How texts of libraries begin that know no `torch.AcceleratorError`."""
+
+
 @contextmanager
 def _device_errors() -> Iterator[None]:
     import torch
 
     try:
         yield
-    except torch.OutOfMemoryError:
-        gc.collect()
-        torch.cuda.empty_cache()
+    except torch.OutOfMemoryError as error:
+        error.__traceback__ = None  # it holds what was being computed
         raise OutOfMemory("the device has too little memory for this picture") from None
-    except torch.AcceleratorError as error:
-        raise DeviceLost("the device reports an error that stays") from error
+    except RuntimeError as error:
+        if isinstance(error, torch.AcceleratorError) or str(error).startswith(_STAYS):
+            raise DeviceLost("the device reports an error that stays") from error
+        raise
+
+
+def _give_memory_back() -> None:
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 # %% ../nbs/07_engine.ipynb #b48bda4a
@@ -482,21 +523,23 @@ class Engine:
     def warm_up(self) -> None:
         """Compile for each size and number of pictures, before a customer waits for it.
 
-        Takes minutes and says so in the log. LoRAs on other layers than a transformer's, or of a
-        higher rank than 16, still cost a compilation when the first one comes.
+        Takes minutes and says so in the log. LoRAs on other layers than a transformer's or of a
+        higher rank than 16, and prompts of over 77 tokens, still cost a compilation when the first
+        one comes.
         """
         blank, counts = blank_adapter(self.pipeline), {self.batch}
         counts |= {1 << n for n in range(self.batch.bit_length())}
         for aspect, (width, height) in RESOLUTIONS.items():
             job = GenerationJob(**_WARM_UP, aspect_ratio=aspect)
-            for count in sorted(counts):
-                started = time.monotonic()
-                tasks = [_Task(job, blank, _nothing, _nothing) for _ in range(count)]
+            unguided = job.model_copy(update={"guidance_scale": 1.0})
+            started = time.monotonic()
+            for jobs in ([unguided], *([job] * count for count in sorted(counts))):
+                tasks = [_Task(each, blank, _nothing, _nothing) for each in jobs]
                 self._submit(*tasks)
                 for task in tasks:
                     task.result.result()
-                seconds = time.monotonic() - started
-                _log.info("ready for %d of %dx%d after %.1f s", count, width, height, seconds)
+            seconds, most = time.monotonic() - started, max(counts)
+            _log.info("ready for 1 to %d of %dx%d after %.1f s", most, width, height, seconds)
 
     def _adapter(self, paths: Sequence[str | Path], scales: Sequence[float]) -> Adapter | None:
         if len(paths) != len(scales):

@@ -77,6 +77,7 @@ def read_header(path: Path) -> dict[str, Any]:
 # %% ../nbs/06_lora.ipynb #d60ee7dd
 _DOWN = re.compile(r"[._](lora_A|lora\.down|lora_down|lora_linear_layer\.down)\.weight$")
 _UP = re.compile(r"[._](lora_B|lora\.up|lora_up|lora_linear_layer\.up)\.weight$")
+_ALPHA = re.compile(r"([._]lora)?\.alpha$")
 
 
 def lora_layers(names: list[str]) -> list[str]:
@@ -99,6 +100,8 @@ def lora_layers(names: list[str]) -> list[str]:
         raise LoraInvalid("the file holds tensors that are not a plain LoRA's")
     if down != up or not down:
         raise LoraInvalid("the file holds no LoRA, or half of a pair is missing")
+    if {_ALPHA.sub("", name) for name in names if _ALPHA.search(name)} - down:
+        raise LoraInvalid("the file holds an alpha that belongs to no layer")
     return sorted(down)
 
 
@@ -137,6 +140,8 @@ def _check_tensor(name: str, tensor: Any, dtype: str) -> None:
         raise LoraInvalid(f"a tensor has type {dtype}; known are {', '.join(sorted(DTYPES))}")
     if _DOWN.search(name) and (tensor.ndim not in (2, 4) or not 0 < tensor.shape[0] <= MAX_RANK):
         raise LoraInvalid(f"a tensor's rank is not between 1 and {MAX_RANK}")
+    if name.endswith(".alpha") and tensor.numel() != 1:
+        raise LoraInvalid("an alpha is not one number")
     if not torch.isfinite(tensor.to(torch.float16)).all():
         raise LoraInvalid("a tensor holds values that are not finite in half precision")
 
@@ -147,7 +152,10 @@ def _dotted(path: Path, pipeline: Any) -> tuple[dict[str, Any], dict[str, float]
     from safetensors.torch import load_file
 
     tensors = {re.sub(r"^base_model\.model\.", "unet.", k): v for k, v in load_file(path).items()}
-    named, alphas = pipeline.lora_state_dict(tensors)
+    try:
+        named, alphas = pipeline.lora_state_dict(tensors)
+    except (AttributeError, IndexError, KeyError, ValueError):
+        raise LoraInvalid("the file's names are of no known dialect") from None
     own = {name: named.pop(name) for name in list(named) if name.endswith(".alpha")}
     told = {
         name.removesuffix(".alpha"): float(value)
@@ -174,9 +182,12 @@ def _adapter_metadata(path: Path) -> dict[str, Any]:
     with safe_open(path, framework="pt") as file:
         text = (file.metadata() or {}).get("lora_adapter_metadata", "{}")
     try:
-        return dict(json.loads(text))
-    except ValueError:
+        metadata = json.loads(text)
+    except (ValueError, RecursionError):
         raise LoraInvalid("the file's adapter metadata is not JSON") from None
+    if not isinstance(metadata, dict):
+        raise LoraInvalid("the file's adapter metadata is not an object")
+    return metadata
 
 
 # %% ../nbs/06_lora.ipynb #ecfc3112
@@ -190,25 +201,28 @@ def _scaling(
     if config.get("use_dora"):
         raise LoraInvalid("the file is a DoRA, which is not supported")
     alpha = alphas.get(layer, config.get("lora_alpha", rank))
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if name == pattern or name.endswith(f".{pattern}"):
-            alpha = value
-    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    try:
+        for pattern, value in (config.get("alpha_pattern") or {}).items():
+            if name == pattern or name.endswith(f".{pattern}"):
+                alpha = value
+        return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    except (AttributeError, TypeError, ValueError):
+        raise LoraInvalid("the file's alpha is not a number") from None
 
 
 # %% ../nbs/06_lora.ipynb #697ef172
-def _module(pipeline: Any, layer: str) -> Any:
-    """The base model's module that a layer's name means."""
+def _module(pipeline: Any, layer: str) -> tuple[str, Any]:
+    """The base model's module that a layer's name means, and the model's own name for it."""
     import torch
 
     part, _, name = layer.partition(".")
     model = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}.get(part)
-    names = [name, name.removeprefix("text_model.")]
-    for module in (m for n in names if model is not None and (m := _find(model, n)) is not None):
-        if isinstance(module, torch.nn.Linear):
-            return module
-        if isinstance(module, torch.nn.Conv2d) and module.groups == 1:
-            return module
+    spellings = (name, name.removeprefix("text_model."), f"text_model.{name}")
+    for own in spellings if model is not None else ():
+        module = _find(model, own)
+        is_convolution = isinstance(module, torch.nn.Conv2d) and module.groups == 1
+        if is_convolution or isinstance(module, torch.nn.Linear):
+            return f"{part}.{own}", module
     raise LoraInvalid("a layer of the file is not in the base model")
 
 
@@ -259,7 +273,7 @@ def _packed(sha256: str, updates: Mapping[str, tuple[Any, Any]], like: "torch.Te
     import torch
 
     sizes = [half.numel() for pair in updates.values() for half in pair]
-    pinned = like.device.type == "cuda"
+    pinned = like.is_cuda or like.is_pinned()
     flat = torch.empty(sum(sizes), dtype=like.dtype, pin_memory=pinned)
     windows = iter(flat.split(sizes))
     packed = {}
@@ -291,8 +305,9 @@ def read_adapter(path: str | Path, pipeline: Any) -> Adapter:
         if _DOWN.search(name):
             layer = _DOWN.sub("", name)
             up = tensors[next(n for n in _partners(name) if n in tensors)]
-            down, up = _fitted(_module(pipeline, layer), down.float(), up.float())
-            updates[layer] = (down, up * _scaling(layer, down.shape[0], alphas, metadata))
+            own, module = _module(pipeline, layer)
+            down, up = _fitted(module, down.float(), up.float())
+            updates[own] = down, _scaled(up, _scaling(layer, down.shape[0], alphas, metadata))
     if len(updates) != count:
         raise LoraInvalid(f"{len(updates)} of the file's {count} layers are understood")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -301,6 +316,13 @@ def read_adapter(path: str | Path, pipeline: Any) -> Adapter:
 
 def _partners(name: str) -> list[str]:
     return [name.replace("lora_A", "lora_B"), name.replace("down", "up")]
+
+
+def _scaled(up: Any, scaling: float) -> Any:
+    up = up * scaling
+    if not up.half().isfinite().all():
+        raise LoraInvalid("a layer's alpha leaves values that are not finite in half precision")
+    return up
 
 
 # %% ../nbs/06_lora.ipynb #704e3861
@@ -413,6 +435,9 @@ class _Layout:
 
 
 # %% ../nbs/06_lora.ipynb #6771bab7
+_UNKNOWN = "being written"
+
+
 @dataclass
 class _Buffer:
     """A row for each picture of a batch, and whose numbers are in it."""
@@ -474,6 +499,7 @@ class LoraRows:
             return
         buffer = self._buffer(self._layout(adapters), len(adapters))
         changed = [n for n, digest in enumerate(shown) if digest != buffer.shown[n]]
+        buffer.shown = tuple(_UNKNOWN if n in changed else d for n, d in enumerate(shown))
         for number in changed:
             if adapter := adapters[number]:
                 row = buffer.layout.row(adapter, self._part)
@@ -490,10 +516,7 @@ class LoraRows:
 
     def _hook(self, layer: str) -> Any:
         if layer not in self._hooked:
-            name = layer.partition(".")[2]
-            module = _find(self._model, name) or _find(
-                self._model, name.removeprefix("text_model.")
-            )
+            module = self._model.get_submodule(layer.partition(".")[2])
             if self._merged and _is_matrix(module):
                 module.forward = partial(self._replace, module, module.forward)
             else:
@@ -528,6 +551,8 @@ class LoraRows:
         known = self._buffers.get(key)
         if known and known.layout is layout and len(known.shown) == rows:
             return known
+        if self._buffers.pop(key, None):
+            self.clear()  # before the new one needs memory, too
         weight = next(self._model.parameters())
         flat = weight.new_zeros(rows, layout.size, device=self._device or weight.device)
         live = {module: layout.halves(flat, name) for name, module in layout.layers.items()}

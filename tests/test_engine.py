@@ -4,26 +4,31 @@ import gc
 import hashlib
 import logging
 import random
-import resource
 import threading
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from lora_files import write_diffusers, write_kohya, write_rslora
 from safetensors.torch import load_file, save_file
 from waiting import wait_until
 
 from stylegen.engine import Engine, _nothing, _Task, make_scheduler
-from stylegen.job import GenerationJob, LoraInvalid, OutOfMemory, check_job
+from stylegen.job import DeviceLost, GenerationJob, LoraInvalid, OutOfMemory, check_job
+from stylegen.lora import LoraRows
 from stylegen.pipeline import load_pipeline
 from stylegen.pocket import STYLES, packaged
 
 Order = dict[str, Any]
+SCHEDULER = DPMSolverMultistepScheduler
+METHODS = {"unet": "forward", "scheduler": "step"}
 
 
 @pytest.fixture(scope="module", name="loras")
@@ -61,19 +66,26 @@ def together(
     engine: Engine, jobs: Sequence[GenerationJob], loras: Sequence[Path], **options: Any
 ) -> list[torch.Tensor]:
     """Final latents of jobs that were all in one batch from the first step to the last."""
+    return [latents for latents, _ in drawn_together(engine, jobs, loras, **options)]
+
+
+def drawn_together(
+    engine: Engine, jobs: Sequence[GenerationJob], loras: Sequence[Path], **options: Any
+) -> list[tuple[torch.Tensor, Any]]:
+    """The same, with their pictures."""
     latents: dict[int, torch.Tensor] = {}
     everyone = threading.Barrier(len(jobs) + 1)
 
-    def one(number: int) -> None:
+    def one(number: int) -> Any:
         def keep(_: int, value: torch.Tensor) -> None:
             latents[number] = value.clone()
 
         everyone.wait()
-        engine.draw(jobs[number], loras[number], on_latents=keep, **options)
+        return engine.draw(jobs[number], loras[number], on_latents=keep, **options)
 
     with ThreadPoolExecutor(len(jobs)) as pool, paused(engine, len(jobs), everyone):
-        list(pool.map(one, range(len(jobs))))
-    return [latents[number] for number in range(len(jobs))]
+        pictures = list(pool.map(one, range(len(jobs))))
+    return [(latents[number], picture) for number, picture in enumerate(pictures)]
 
 
 class paused:  # noqa: N801  # pylint: disable=invalid-name
@@ -130,18 +142,27 @@ def stock(
     return latents[-1], np.int16(picture)
 
 
-def test_mixed_batch_is_stock_diffusers(engine: Engine, jobs: list[GenerationJob]) -> None:
+@pytest.mark.parametrize("merged", [False, True])
+def test_mixed_batch_is_stock_diffusers(
+    pocket: Path, jobs: list[GenerationJob], merged: bool
+) -> None:
     """Four artists in one batch: latents within 1e-4 of four stock runs, pictures within 1/255.
 
-    They are the packaged ones, with ranks of 8, 4 (in kohya's dialect), 16 and 8 (with layers of
+    They are the packaged ones, with ranks of 4, 8 (in kohya's dialect), 16 and 8 (with layers of
     the text encoder): layers of random weights make more of a rounding than trained ones do.
     """
+    pipeline = load_pipeline(str(pocket / "pocket"), device="cpu")
+    engine = Engine(pipeline, merge_loras=merged)
     loras = [packaged() / f"pocket-loras/{style}.safetensors" for style in STYLES]
-    drawn = together(engine, jobs, loras)
-    for job, lora, latents in zip(jobs, loras, drawn, strict=True):
-        expected, picture = stock(engine, job, [lora], [1.0])
+    assert {engine.adapters.get(lora).rank for lora in loras} == {4, 8, 16}
+    before = _digest(pipeline)
+    drawn = drawn_together(engine, jobs, loras)
+    for job, lora, (latents, picture) in zip(jobs, loras, drawn, strict=True):
+        expected, stocks = stock(engine, job, [lora], [1.0])
         assert (latents - expected).abs().max() <= 1e-4
-        assert np.abs(np.int16(engine.draw(job, lora)) - picture).max() <= 1
+        assert np.abs(np.int16(picture) - stocks).max() <= 1
+    assert _digest(pipeline) == before
+    engine.close()
 
 
 @pytest.mark.parametrize("aspect", ["2:2", "1:2"])
@@ -188,7 +209,37 @@ def test_one_of_four_is_cancelled(
         errors = [future.exception() for future in futures]
     assert [type(error) for error in errors] == [type(None), InterruptedError, *[type(None)] * 2]
     for number in (0, 2, 3):
-        assert (kept[number] - undisturbed[number]).abs().max() < 1e-4
+        assert torch.equal(kept[number], undisturbed[number])
+
+
+def test_a_given_up_place_is_taken(
+    engine: Engine, jobs: list[GenerationJob], loras: list[Path]
+) -> None:
+    """A job that waits gets the place of one that was given up, in the middle of a batch."""
+    long = [job.model_copy(update={"num_inference_steps": 12}) for job in [*jobs, jobs[0]]]
+    widths: list[int] = []
+    forward = engine.pipeline.unet.forward
+
+    def counted(latents: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        widths.append(len(latents))
+        return forward(latents, *arguments, **options)
+
+    def give_up(step: int) -> None:
+        if step == 3:
+            raise InterruptedError
+
+    tasks = [
+        _Task(job, engine.adapters.get(lora), give_up if number == 1 else _nothing, _nothing)
+        for number, (job, lora) in enumerate(zip(long, [*loras, loras[0]], strict=True))
+    ]
+    try:
+        engine.pipeline.unet.forward = counted
+        engine._submit(*tasks)
+        errors = [task.result.exception() for task in tasks]
+    finally:
+        engine.pipeline.unet.forward = forward
+    assert [type(error) for error in errors] == [type(None), InterruptedError, *[type(None)] * 3]
+    assert widths == [8] * 12 + [2] * 3  # the fifth joined after the third step
 
 
 def test_a_job_joins_a_running_batch(
@@ -264,6 +315,79 @@ def test_pefts_own_prefix(
     assert engine.draw(jobs[0], path).tobytes() == engine.draw(jobs[0], loras[0]).tobytes()
 
 
+def test_a_layer_of_two_names_is_one_layer(
+    engine: Engine, jobs: list[GenerationJob], loras: list[Path], tmp_path: Path
+) -> None:
+    """Older files say `text_model.encoder`, newer ones `encoder`; no update is ever added twice."""
+    newer = write_diffusers(tmp_path / "newer.safetensors", engine.pipeline, 4, seed=9, text=True)
+    tensors = load_file(newer)
+    old = {
+        k.replace("text_encoder.encoder.", "text_encoder.text_model.encoder."): v
+        for k, v in tensors.items()
+    }
+    assert old.keys() != tensors.keys()
+    save_file(old, tmp_path / "older.safetensors")
+    first = engine.draw(jobs[0], newer).tobytes()
+    assert engine.draw(jobs[0], tmp_path / "older.safetensors").tobytes() == first
+    assert engine.draw(jobs[0], newer).tobytes() == first
+    both = {name: value.clone() for name, value in (old | tensors).items()}
+    save_file(both, tmp_path / "both.safetensors")
+    with pytest.raises(LoraInvalid):
+        engine.draw(jobs[0], tmp_path / "both.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("more", "metadata"),
+    [
+        ({"lora_unet_no_such_layer.alpha": torch.tensor(4.0)}, {}),
+        ({"{}.alpha": torch.ones(2)}, {}),
+        ({"{}.alpha": torch.tensor(torch.nan)}, {}),
+        ({}, {"lora_adapter_metadata": "[1]"}),
+        ({}, {"lora_adapter_metadata": "{"}),
+        ({}, {"lora_adapter_metadata": '{"unet.lora_alpha": "much"}'}),
+        ({}, {"lora_adapter_metadata": '{"unet.lora_alpha": NaN}'}),
+        ({}, {"lora_adapter_metadata": '{"unet.lora_alpha": 1e30}'}),
+        ({}, {"lora_adapter_metadata": '{"unet.alpha_pattern": [1]}'}),
+    ],
+)
+def test_nonsense_beside_the_weights_is_refused(
+    engine: Engine,
+    loras: list[Path],
+    tmp_path: Path,
+    more: dict[str, torch.Tensor],
+    metadata: dict[str, str],
+) -> None:
+    """Alphas and metadata that mean nothing are the file's fault, and called so."""
+    tensors = load_file(loras[0])
+    layer = next(iter(tensors)).rpartition(".lora_")[0]
+    named = {name.format(layer): value for name, value in more.items()}
+    save_file(tensors | named, tmp_path / "odd.safetensors", metadata)
+    with pytest.raises(LoraInvalid):
+        engine.adapters.get(tmp_path / "odd.safetensors")
+
+
+@torch.no_grad()
+def test_rows_half_written_are_written_again(
+    pocket: Path, engine: Engine, loras: list[Path], monkeypatch: Any
+) -> None:
+    """When memory is short in the middle of a change, nobody's old style is taken for shown."""
+    unet = load_pipeline(str(pocket / "pocket"), device="cpu").unet
+    rows, sample = LoraRows(unet, "unet", merged=True), torch.randn(1, 16, 16, 16)
+    words = torch.randn(1, 77, unet.config.cross_attention_dim)
+    one, two = (engine.adapters.get(lora) for lora in loras[:2])
+    rows.put([one])
+    expected = unet(sample, 500, words).sample
+    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
+        patch.setattr("torch.baddbmm", _raise_out_of_memory)
+        rows.put([two])
+    rows.put([one])
+    assert torch.equal(unet(sample, 500, words).sample, expected)
+
+
+def _raise_out_of_memory(*_: Any) -> Any:
+    raise torch.OutOfMemoryError
+
+
 @pytest.mark.parametrize("change", ["stranger", "size", "dora", "loha"])
 def test_what_does_not_fit_is_refused(
     engine: Engine, jobs: list[GenerationJob], loras: list[Path], tmp_path: Path, change: str
@@ -306,7 +430,7 @@ def test_two_hundred_jobs_leave_no_trace(
         engine.draw(quick[i].model_copy(update={"lora_scale": scale, "seed": number}), loras[i])
         if number in (60, 199):
             gc.collect()
-            memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+            memory.append(psutil.Process().memory_info().rss)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(one, range(200)))
@@ -320,12 +444,50 @@ def test_memory_too_short_for_one(
 ) -> None:
     """A picture that does not fit even alone fails with its own error; the next one is drawn."""
 
+    held: list[weakref.ref[Any]] = []
+
     def refuse(*_: Any, **__: Any) -> Any:
+        activations = torch.zeros(9)
+        held.append(weakref.ref(activations))
         raise torch.OutOfMemoryError
 
     with monkeypatch.context() as patch, pytest.raises(OutOfMemory):
         patch.setattr(engine.pipeline.unet, "forward", refuse)
+        patch.setattr("torch.cuda.empty_cache", lambda: held.append(held[0]()))
         engine.draw(jobs[0], loras[0])
+    assert held[1:] == [None], "what was being computed is gone before memory is given back"
+    assert engine.draw(jobs[0], loras[0]).size == (512, 512)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), OutOfMemory),
+        (torch.AcceleratorError("CUDA error: unspecified launch failure"), DeviceLost),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling x"), DeviceLost),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), DeviceLost),
+        (RuntimeError("shapes differ"), RuntimeError),
+    ],
+)
+@pytest.mark.parametrize("place", ["unet", "scheduler"])
+def test_errors_of_the_device(
+    engine: Engine,
+    jobs: list[GenerationJob],
+    loras: list[Path],
+    monkeypatch: Any,
+    error: Exception,
+    expected: type[Exception],
+    place: str,
+) -> None:
+    """Wherever a device reports it, too little memory is tried again, a lost device is left."""
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    with monkeypatch.context() as patch, pytest.raises(expected) as raised:
+        patch.setattr(engine.pipeline.unet if place == "unet" else SCHEDULER, METHODS[place], fail)
+        engine.draw(jobs[0], loras[0])
+    assert type(raised.value) is expected
     assert engine.draw(jobs[0], loras[0]).size == (512, 512)
 
 
@@ -401,6 +563,7 @@ def test_another_lora_is_the_same_graph(
         again = job.model_copy(update={"lora_scale": 0.7})
         apart = np.int16(engine.draw(again, lora)) - np.int16(plain.draw(again, lora))
         assert np.abs(apart).max() <= 1
+    engine.draw(jobs[0].model_copy(update={"guidance_scale": 1.0}), loras[0])
     assert len(graphs) == compiled
     engine.close()
     plain.close()
