@@ -33,7 +33,9 @@ PART_OF = {
 
 
 def run(*command: str | Path, expect: int = 0, **options: object) -> str:
-    """Run a command; returns what it printed."""
+    """Run a command, which sees no checkout on Python's path; returns what it printed."""
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    options = {"env": bare} | options
     done = subprocess.run(
         [str(word) for word in command], capture_output=True, text=True, timeout=240, **options
     )
