@@ -35,12 +35,14 @@ RUN apt-get update \
     && useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin stylegen \
     && install -d -o stylegen -g stylegen /models
 COPY --from=build /opt/venv /opt/venv
+# LoRA files are cached below HOME, which with a read-only root is in memory (--tmpfs /tmp): 1 GiB.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     HOME=/tmp \
     HF_HOME=/models/huggingface \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    STYLEGEN_CACHE_BYTES=1073741824 \
     STYLEGEN_HEALTH_HOST=0.0.0.0 \
     STYLEGEN_HEALTH_PORT=9100
 VOLUME /models

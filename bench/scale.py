@@ -101,6 +101,12 @@ class Bench:
         self.fleet.append(process)
         return process
 
+    def kill_worker(self) -> bool:
+        """Kill the oldest, as a machine that is switched off; tells whether it was alive."""
+        victim = self.fleet.pop(0)
+        victim.kill()
+        return victim.wait() == -signal.SIGKILL
+
     @contextmanager
     def workers(self, count: int, seconds: float) -> Iterator[None]:
         """A fleet whose consumers are all registered; ended in good order."""
@@ -165,7 +171,7 @@ def measure_broker(rabbit: RabbitNode, jobs: int = 2000) -> float:
 
 def soak(bench: Bench, jobs: int, count: int = 8, kills: int = 10) -> dict[str, Any]:
     """Many short jobs while workers are killed; then count everything that should be there."""
-    ended, lock = [0], threading.Lock()
+    ended, killed, lock = [0], [0], threading.Lock()
 
     def kill_now_and_then(webhook: Any) -> None:
         if webhook.event != "complete":
@@ -174,9 +180,7 @@ def soak(bench: Bench, jobs: int, count: int = 8, kills: int = 10) -> dict[str, 
             ended[0] += 1
             if ended[0] % (jobs // (kills + 1)) or ended[0] // (jobs // (kills + 1)) > kills:
                 return
-            victim = bench.fleet.pop(0)
-            victim.kill()  # in the middle of a job, as a machine that is switched off
-            victim.wait()
+            killed[0] += bench.kill_worker()  # in the middle of a job
             bench.start_worker(0.01)
 
     load = Load(jobs=jobs, rate=math.inf, artists=50)
@@ -188,7 +192,7 @@ def soak(bench: Bench, jobs: int, count: int = 8, kills: int = 10) -> dict[str, 
     keys = {item["Key"] for page in pages for item in page.get("Contents", [])}
     expected = {f"generations/gen_{load.run}-{number}.jpg" for number in range(jobs)}
     found = len(expected & keys)
-    return sums | {"killed": kills, "pictures": found, "left_in_queue": sum(state)}
+    return sums | {"killed": killed[0], "pictures": found, "left_in_queue": sum(state)}
 
 
 def wait_until_empty(rabbit: RabbitNode) -> tuple[int, int]:

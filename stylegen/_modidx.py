@@ -319,10 +319,12 @@ d = {
             "stylegen.grid.Plan.lora": ("grid.html#plan.lora", "stylegen/grid.py"),
             "stylegen.grid.Plan.missing": ("grid.html#plan.missing", "stylegen/grid.py"),
             "stylegen.grid.Plan.put": ("grid.html#plan.put", "stylegen/grid.py"),
+            "stylegen.grid.Plan.resume": ("grid.html#plan.resume", "stylegen/grid.py"),
             "stylegen.grid.Stopped": ("grid.html#stopped", "stylegen/grid.py"),
             "stylegen.grid.Watch": ("grid.html#watch", "stylegen/grid.py"),
             "stylegen.grid._caption": ("grid.html#_caption", "stylegen/grid.py"),
             "stylegen.grid._cell_name": ("grid.html#_cell_name", "stylegen/grid.py"),
+            "stylegen.grid._digest": ("grid.html#_digest", "stylegen/grid.py"),
             "stylegen.grid._draw_one": ("grid.html#_draw_one", "stylegen/grid.py"),
             "stylegen.grid._font": ("grid.html#_font", "stylegen/grid.py"),
             "stylegen.grid._ignore": ("grid.html#_ignore", "stylegen/grid.py"),
@@ -538,6 +540,7 @@ d = {
             "stylegen.loadgen._parser": ("loadgen.html#_parser", "stylegen/loadgen.py"),
             "stylegen.loadgen._percentiles": ("loadgen.html#_percentiles", "stylegen/loadgen.py"),
             "stylegen.loadgen._show": ("loadgen.html#_show", "stylegen/loadgen.py"),
+            "stylegen.loadgen._trouble": ("loadgen.html#_trouble", "stylegen/loadgen.py"),
             "stylegen.loadgen._upload": ("loadgen.html#_upload", "stylegen/loadgen.py"),
             "stylegen.loadgen.ensure_bucket": ("loadgen.html#ensure_bucket", "stylegen/loadgen.py"),
             "stylegen.loadgen.main": ("loadgen.html#main", "stylegen/loadgen.py"),
@@ -875,6 +878,10 @@ d = {
                 "playground.html#mail.__init__",
                 "stylegen/playground.py",
             ),
+            "stylegen.playground.Mail._make": (
+                "playground.html#mail._make",
+                "stylegen/playground.py",
+            ),
             "stylegen.playground.Mail._on_event": (
                 "playground.html#mail._on_event",
                 "stylegen/playground.py",
@@ -994,6 +1001,10 @@ d = {
             ),
             "stylegen.playground._title": ("playground.html#_title", "stylegen/playground.py"),
             "stylegen.playground.advice": ("playground.html#advice", "stylegen/playground.py"),
+            "stylegen.playground.cells_folder": (
+                "playground.html#cells_folder",
+                "stylegen/playground.py",
+            ),
             "stylegen.playground.plan_grid": (
                 "playground.html#plan_grid",
                 "stylegen/playground.py",

@@ -55,6 +55,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from io import BytesIO
 from itertools import product
 from pathlib import Path
@@ -275,7 +276,7 @@ def parse_values(axis: str, text: str) -> tuple[Any, ...]:
 def work(job: GenerationJob) -> float:
     """A job's size, in megapixel steps; guidance doubles it."""
     width, height = job.resolution
-    return width * height * job.num_inference_steps * (2 if job.guidance_scale > 1 else 1) / 1e6
+    return width * height * job.total_steps * (2 if job.guidance_scale > 1 else 1) / 1e6
 
 
 class Pace:
@@ -414,8 +415,14 @@ def draw_all(
 
 # %% ../nbs/10_grid.ipynb #7517b562
 def _cell_name(job: GenerationJob, lora: LoraFile) -> str:
-    digest = hashlib.sha256(lora.file().read_bytes()).hexdigest()[:12]
-    return f"{recipe_id(job)}-{digest}.png"
+    state = lora.path.stat()
+    return f"{recipe_id(job)}-{_digest(lora.path, state.st_mtime_ns, state.st_size)}.png"
+
+
+@lru_cache(maxsize=1024)
+def _digest(path: Path, _mtime: int, _size: int) -> str:
+    """A file's digest; read again only when its time or size changes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
 def keep(picture: Picture, lora: LoraFile, folder: Path) -> Path:
@@ -429,11 +436,11 @@ def keep(picture: Picture, lora: LoraFile, folder: Path) -> Path:
 
 
 def kept(job: GenerationJob, lora: LoraFile, folder: Path) -> Picture | None:
-    """A cell that was kept earlier; None if it was not."""
+    """A cell that was kept earlier; None if it was not, or if its LoRA does not lie here."""
     try:
         with Image.open(folder / _cell_name(job, lora)) as image:
             return Picture(job, image.convert("RGB"))
-    except (OSError, StylegenError):
+    except OSError:
         return None
 
 
@@ -465,14 +472,20 @@ class Plan:
         self.axes = {name: tuple(dict.fromkeys(values)) for name, values in axes.items()}
         if not 1 <= len(axes) <= 3 or not all(self.axes.values()):
             raise InvalidMessage("a grid has one to three axes, each with at least one value")
-        self._loras, self._folder = {lora.url: lora for lora in loras.values()}, folder
+        self._loras = {lora.url: lora for lora in loras.values()}
         keys: list[Key] = list(product(*self.axes.values()))
         self.jobs = {key: vary(job, dict(zip(self.axes, key)), loras) for key in keys}
         self.cells: dict[Key, Picture] = {}
         self.failures: dict[Key, Failure] = {}
+        self._folder: Path | None = None
         if folder:
-            found = {key: kept(job, self.lora(key), folder) for key, job in self.jobs.items()}
-            self.cells = {key: picture for key, picture in found.items() if picture}
+            self.resume(folder)
+
+    def resume(self, folder: Path) -> None:
+        """Keep cells in this folder from now on, and take up those that are there."""
+        self._folder = folder
+        found = {key: kept(job, self.lora(key), folder) for key, job in self.jobs.items()}
+        self.cells |= {key: picture for key, picture in found.items() if picture}
 
     def lora(self, key: Key) -> LoraFile:
         """The LoRA of a cell; `InvalidMessage` if the job's is not among those given."""

@@ -18,6 +18,7 @@ __all__ = [
 import json
 import os
 import re
+import secrets
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -27,7 +28,7 @@ import pika
 from PIL import Image, UnidentifiedImageError
 from pika.exceptions import ChannelClosedByBroker
 
-from .grid import Picture
+from .grid import Picture, recipe_id
 from .job import GenerationJob, InvalidMessage, check_job, read_message
 from .provenance import Label, encode_labelled, read_job
 from .queue import connection_parameters, publish_job
@@ -199,12 +200,19 @@ class Outbox:
         return 200
 
     def send(self, job: GenerationJob) -> GenerationJob:
-        """Put a job into the queue, with this outbox as its backend; returns it as sent.
+        """Put a job into the queue, with this outbox as its backend.
+
+        A worker tells an id's result again instead of drawing it again, so each sending has an id
+        of its own.
+
+        Returns:
+            The job as sent.
 
         Raises:
             AMQPError: The broker can't be reached, or did not take it.
         """
-        sent = check_job(job.model_dump() | {"webhook_url": self.webhook_url})
+        own = {"generation_id": f"{recipe_id(job)}-{secrets.token_hex(4)}"}
+        sent = check_job(job.model_dump() | own | {"webhook_url": self.webhook_url})
         publish_job(as_json(sent).encode(), url=self._broker, queue_name=self._queue_name)
         return sent
 

@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 import pika
-from pika.exceptions import AMQPConnectionError
+from pika.exceptions import AMQPError, ChannelClosedByBroker, UnroutableError
 
 from .job import RESOLUTIONS
 from .queue import connection_parameters, ensure_queue
@@ -387,6 +387,15 @@ def _show(webhook: ReceivedWebhook) -> None:
     print(f"{webhook.method} {webhook.path} {json.dumps(webhook.body, ensure_ascii=False)}")
 
 
+def _trouble(error: AMQPError) -> str:
+    """What is wrong with the broker, or with what was asked of it."""
+    if isinstance(error, ChannelClosedByBroker):
+        return f"the broker says {error.reply_text}"
+    if isinstance(error, UnroutableError):
+        return "the exchange leads to no queue"
+    return "the broker refused the connection, or can't be reached"
+
+
 def _upload(load: Load, chosen: argparse.Namespace) -> None:
     import boto3
 
@@ -422,8 +431,8 @@ def main(arguments: list[str] | None = None) -> int:
             patience=chosen.patience,
             on_webhook=_show if chosen.show else lambda webhook: None,
         )
-    except AMQPConnectionError:
-        print("the broker refused the connection, or can't be reached", file=sys.stderr)
+    except AMQPError as error:
+        print(_trouble(error), file=sys.stderr)
         return 1
     sums = report(ledger)
     for name, value in asdict(sums).items():

@@ -23,6 +23,7 @@ __all__ = [
     "Axis",
     "Sheet",
     "plan_grid",
+    "cells_folder",
     "Axes",
     "CompareTab",
     "DifferenceBox",
@@ -445,7 +446,7 @@ class Sheet:
 
 # %% ../nbs/10_playground.ipynb #fd1a2b9c
 def plan_grid(desk: Desk, axes: Sequence[Axis]) -> Grid:
-    """The grid that some axes describe, with the cells that were drawn before.
+    """The grid that some axes describe, with the cells that are known to be drawn.
 
     Raises:
         InvalidMessage: An axis or the job under it is not valid.
@@ -454,10 +455,13 @@ def plan_grid(desk: Desk, axes: Sequence[Axis]) -> Grid:
     together = {name: values for axis in parsed for name, values in axis.items()}
     if len(together) < len(parsed):
         raise InvalidMessage("two axes are the same")
-    studio, folder = desk.studio, None
-    if studio.is_ready:
-        folder = desk.folder / "grids" / (Path(studio.drawer.model).name or "unnamed")
-    return Grid(desk.controls.job(), together, studio.library.usable, folder=folder)
+    folder = cells_folder(desk) if desk.studio.is_ready else None
+    return Grid(desk.controls.job(), together, desk.studio.library.usable, folder=folder)
+
+
+def cells_folder(desk: Desk) -> Path:
+    """Where the loaded model's cells are kept; `StylegenError` before it is loaded."""
+    return desk.folder / "grids" / (Path(desk.studio.drawer.model).name or "unnamed")
 
 
 class Axes:
@@ -508,6 +512,7 @@ class CompareTab(Axes):
 
     def _run(self, grid: Grid, stop: threading.Event) -> None:
         studio, results = self.desk.studio, {}
+        grid.resume(cells_folder(self.desk))
 
         def on_done(index: int, result: Picture | Failure) -> None:
             results[index] = result
@@ -705,23 +710,29 @@ class Files:
 class Mail:
     """The `broker`'s address, the `queue`, and the outbox that is made when it is needed."""
 
-    def __init__(self, broker: str) -> None:
-        self.broker = widgets.Password(value=broker)
-        self.queue = widgets.Text("image_generation")
+    def __init__(self, broker: str, port: int) -> None:
+        self.broker, self.queue = widgets.Password(value=broker), widgets.Text("image_generation")
         self.events = marked("events", widgets.HTML())
         self._outbox: Outbox | None = None
         self._lines: list[str] = []
-        self._made_for = ("", "")
+        self._port, self._made_for = port, ("", "")
 
     def outbox(self) -> Outbox:
         """The outbox for the broker and queue that are named now."""
         wanted = (self.broker.value, self.queue.value)
         if self._outbox is None or self._made_for != wanted:
             self.close()
-            address, queue = self._made_for = wanted
-            self._outbox = Outbox(address, queue_name=queue, on_event=self._on_event)
+            self._outbox, self._made_for = self._make(*wanted), wanted
             self._say(f"webhooks are received at {self._outbox.webhook_url}")
         return self._outbox
+
+    def _make(self, broker: str, queue: str) -> Outbox:
+        make = partial(Outbox, broker, queue_name=queue, on_event=self._on_event)
+        try:
+            return make(port=self._port)
+        except OSError:
+            self._say(f"port {self._port} is taken: allow another origin")
+            return make()
 
     def close(self) -> None:
         """Receive no more."""
@@ -798,8 +809,8 @@ def _title(body: bytes) -> str:
 class HistoryTab:
     """`gallery`, the `chosen` picture, `files` and `production`."""
 
-    def __init__(self, desk: Desk, broker: str) -> None:
-        self.desk, self.mail = desk, Mail(broker)
+    def __init__(self, desk: Desk, mail: Mail) -> None:
+        self.desk, self.mail = desk, mail
         self.chosen = ChosenPicture(desk, lambda: self.mail.outbox().webhook_url)
         self.gallery = Gallery(desk.shelf, self.recall)
         self.files = Files(desk)
@@ -866,7 +877,7 @@ TAGS = ("red", "heart", "white background")
 class Panel:
     """The parts of a playground, see `Playground`; `view` is the layout."""
 
-    def __init__(self, studio: Studio, folder: Path, tags: Sequence[str], broker: str) -> None:
+    def __init__(self, studio: Studio, folder: Path, tags: Sequence[str], mail: Mail) -> None:
         self.folder, self.studio, self.status = folder, studio, Status()
         folder.mkdir(parents=True, exist_ok=True)
         self.controls, self.progress = Controls(studio.library, tags), Progress()
@@ -877,7 +888,7 @@ class Panel:
             studio, self.controls, self.progress, self.status, shelf, folder, self.runner.submit
         )
         self.draw, self.compare = DrawTab(self.desk), CompareTab(self.desk)
-        self.history = HistoryTab(self.desk, broker)
+        self.history = HistoryTab(self.desk, mail)
         children = [self.draw.view, self.compare.view, self.history.view]
         self.tabs = marked("tabs", widgets.Tab(children, titles=("Draw", "Compare", "History")))
         style = widgets.HTML(CSS, layout={"display": "none"})
@@ -947,6 +958,7 @@ class Playground(Actions):
         folder: Where pictures, grids and presets are kept.
         store: Fetches LoRAs of production jobs; None knows only the listed ones.
         broker: The queue's ``amqp(s)://`` address.
+        webhook_port: Port on 127.0.0.1 that webhooks of sent jobs come back to.
         tags: The first prompt.
     """
 
@@ -959,12 +971,13 @@ class Playground(Actions):
         folder: Path = Path("playground"),
         store: Store | None = None,
         broker: str = "amqp://localhost",
+        webhook_port: int = 8790,
         tags: Sequence[str] = TAGS,
     ) -> None:
         is_drawer = generate is None or isinstance(generate, Drawer)
         drawer = generate if is_drawer else Drawer(generate)
         library = Library(loras, store, folder / "loras")
-        super().__init__(Studio(library, drawer, load), folder, tags, broker)
+        super().__init__(Studio(library, drawer, load), folder, tags, Mail(broker, webhook_port))
         self.head.load.on_click(lambda _: self.load())
         self.head.generate.on_click(lambda _: self.generate())
         self.head.stop.on_click(lambda _: self.stop())

@@ -30,6 +30,7 @@ from stylegen.health import Metrics
 from stylegen.loadgen import LoadReceiver
 from stylegen.queue import publish_job
 from stylegen.settings import Settings
+from stylegen.storage import MAX_LORA_BYTES
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
@@ -58,6 +59,12 @@ def manifest(kind: str) -> dict[str, Any]:
     """The one manifest of a kind."""
     (found,) = [each for each in map(load, MANIFESTS) if each["kind"] == kind]
     return found
+
+
+def size(text: str) -> int:
+    """Bytes of a quantity such as 8Gi or 3g."""
+    number, unit = re.fullmatch(r"(\d+)([gGmM])i?", text).groups()
+    return int(number) * (2**30 if unit in "gG" else 2**20)
 
 
 def tool(name: str) -> str:
@@ -111,6 +118,16 @@ def test_compose_follows_its_specification() -> None:
     assert services["worker"]["read_only"] and services["worker"]["cap_drop"] == ["ALL"]
     assert not [name for name, service in services.items() if "ports" in service]
     assert set(services["worker"]["environment"]) <= SETTINGS
+
+
+def test_compose_fits_the_defaults() -> None:
+    """The worker may drain as long as its own limit, and its LoRA cache fits into memory's /tmp."""
+    worker = load(ROOT / "compose.yaml")["services"]["worker"]
+    drain = Settings.model_fields["stylegen_drain_timeout"].default
+    assert int(worker["stop_grace_period"].removesuffix("m")) * 60 > drain
+    cache = re.search(r"STYLEGEN_CACHE_BYTES=(\d+)", (ROOT / "Dockerfile").read_text("utf-8"))
+    (place,) = worker["tmpfs"]
+    assert int(cache[1]) + MAX_LORA_BYTES <= size(place.removeprefix("/tmp:size="))
 
 
 def as_process(service: dict[str, Any], here: dict[str, str]) -> tuple[list[str], dict[str, str]]:
@@ -268,6 +285,8 @@ def test_deployment_keeps_its_promises() -> None:
     job, drain = (int(settings[f"STYLEGEN_{name}_TIMEOUT"]) for name in ("JOB", "DRAIN"))
     assert job < drain < pod["terminationGracePeriodSeconds"]
     assert settings["STYLEGEN_PREFETCH"] == settings["STYLEGEN_BATCH"]
+    (scratch,) = [each["emptyDir"] for each in pod["volumes"] if "emptyDir" in each]
+    assert int(settings["STYLEGEN_CACHE_BYTES"]) + MAX_LORA_BYTES < size(scratch["sizeLimit"])
     named = {each["name"] for each in container["env"]} | set(settings)
     assert named <= SETTINGS and not {name for name in settings if re.search("SECRET|TOKEN", name)}
     required = {n.upper() for n, field in Settings.model_fields.items() if field.is_required()}

@@ -22,12 +22,18 @@ from s3_server import S3Server
 from stylegen import job as job_module
 from stylegen.job import GenerationJob, StylegenError, check_job
 from stylegen.loadgen import LoadReceiver
+from stylegen.queue import dead_letters, publish_job
 from stylegen.settings import Settings
 from stylegen.webhook import WebhookReceiver
 from stylegen.worker import describe
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+NOT_RUN = {
+    "make demo": "installs; `test_demo` runs what it runs",
+    "make test": "is what runs this",
+}
+"""Commands of the README that are not run, and why."""
 ENDLESS = ("python worker.py", "python -m stylegen.supervisor --workers 2")
 sys.path.insert(0, str(ROOT / "tools"))
 import job_schema  # noqa: E402  pylint: disable=wrong-import-position
@@ -42,10 +48,11 @@ def blocks(page: Path, kind: str) -> list[str]:
 def commands() -> list[str]:
     """Each distinct command of the pages; a block that uses the shell's jobs is one command."""
     found = []
-    for page in PAGES:
+    for page in [*PAGES, ROOT / "README.md"]:
         for block in blocks(page, "sh"):
             whole = [block] if "$!" in block else block.replace("\\\n", " ").splitlines()
-            found += [command.strip() for command in whole if command.strip()]
+            bare = [re.sub(r"\s+#.*", "", command).strip() for command in whole]
+            found += [command for command in bare if command and command not in NOT_RUN]
     return list(dict.fromkeys(found))
 
 
@@ -57,8 +64,12 @@ def place(pocket: Path, s3: S3Server, tmp_path_factory: pytest.TempPathFactory) 
         (folder / name).symlink_to(ROOT / name)
     for name in ("tools", "docs"):
         shutil.copytree(ROOT / name, folder / name)
-    (folder / "out/demo").mkdir(parents=True)
-    (folder / "out/demo/models").symlink_to(pocket / "models")
+    demo = [sys.executable, "tools/demo.py"]
+    shown = subprocess.run(
+        demo, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert shown.returncode == 0, shown.stderr
+    (folder / "demo.log").write_text(shown.stdout, encoding="utf-8")
     client = s3.client()
     for bucket in ("models", "stylelicense-images"):
         client.create_bucket(Bucket=bucket)
@@ -105,7 +116,10 @@ def wait_for_consumers(node: RabbitNode, count: int) -> None:
 def test_command_runs(command: str, place: Any) -> None:
     """It exits with 0; those that work until they are asked to end are asked, once they work."""
     folder, environment, node, listen = place
-    words = command.replace("127.0.0.1:8099", listen)
+    words = command.replace("127.0.0.1:8099", listen).replace("FILE", "job.json")
+    words = re.sub(r"\bID\b", "500", words)
+    if command.endswith("--redrive"):  # exits with 1 when there is nothing to move
+        publish_job(b"{}", url=node.url, queue_name=dead_letters("image_generation"))
     script = f"exec {words}" if command in ENDLESS else f"set -eu\n{words}"
     with subprocess.Popen(
         ["bash", "-c", script],
@@ -127,6 +141,25 @@ def test_command_runs(command: str, place: Any) -> None:
         block for page in PAGES for block in blocks(page, "text of " + re.escape(command))
     ]:
         assert output == shown
+
+
+def test_demo(place: Any) -> None:
+    """``make demo``'s script shows each webhook, and its picture is there."""
+    folder, *_ = place
+    told = (folder / "demo.log").read_text(encoding="utf-8")
+    assert told.count("/progress") == 5 and told.count("/complete") == 1
+    assert list((folder / "out/demo").rglob("*.jpg"))
+
+
+def test_readme_python_runs(place: Any) -> None:
+    """After the demo, the README's example draws a picture."""
+    folder, environment, *_ = place
+    (code,) = blocks(ROOT / "README.md", "python")
+    head, _, last = code.rstrip().rpartition("\n")
+    script = f"{head}\nimage = {last}\nassert image.size == (512, 512)\nengine.close()\n"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_schema_is_the_models() -> None:

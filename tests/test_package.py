@@ -1,13 +1,18 @@
 """The package as users get it: sdist, wheel from that sdist, and its commands in a clean venv."""
 
+import ast
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import sysconfig
 import tarfile
 import zipfile
 from configparser import ConfigParser
+from email import message_from_bytes
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
@@ -17,10 +22,20 @@ from rabbit import RabbitNode
 from stylegen.webhook import WebhookReceiver
 
 ROOT = Path(__file__).parent.parent
+PART_OF = {
+    "botocore": "boto3",
+    "s3transfer": "boto3",
+    "traitlets": "ipywidgets",
+    "urllib3": "requests",
+    "huggingface-hub": "diffusers",
+}
+"""Distributions that are imported and not required by name, and whose requirement they are."""
 
 
 def run(*command: str | Path, expect: int = 0, **options: object) -> str:
-    """Run a command; returns what it printed."""
+    """Run a command, which sees no checkout on Python's path; returns what it printed."""
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    options = {"env": bare} | options
     done = subprocess.run(
         [str(word) for word in command], capture_output=True, text=True, timeout=240, **options
     )
@@ -37,9 +52,12 @@ def facts() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The sdist, and the wheel that is built from the sdist alone."""
-    folder = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT)
+    """The sdist of what git knows, and the wheel that is built from the sdist alone."""
+    folder, checkout = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("checkout")
+    for name in run("git", "ls-files", cwd=ROOT).splitlines():  # no earlier build's list of files
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, checkout / name)
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, checkout)
     (sdist,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
     return {"sdist": sdist, "wheel": wheel}
 
@@ -48,8 +66,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def commands(built: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The ``bin`` of a new venv with nothing but the wheel in it.
 
-    Dependencies are read from the venv of the tests, by a path file: a second torch would cost
-    gigabytes. The editable install there is not seen, since path files do not nest.
+    Dependencies are borrowed from the venv of the tests, by a path file: a second torch would cost
+    gigabytes. So the commands' success does not show that the wheel asks for all it needs;
+    `test_each_import_is_required` does. The editable install there is not seen, since path files
+    do not nest.
     """
     folder = tmp_path_factory.mktemp("clean") / "venv"
     run(sys.executable, "-m", "venv", folder)
@@ -73,6 +93,48 @@ def test_nothing_is_left_out(built: dict[str, Path]) -> None:
     with tarfile.open(built["sdist"]) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
     assert expected | {"settings.ini", "LICENSE", "README.md", "nbs/09_worker.ipynb"} <= names
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    pictures = set(re.findall(r"!\[[^\]]*\]\((?!https?:)([^)]+)\)", readme))
+    assert pictures and pictures <= names
+
+
+def distributions(requirements: list[str]) -> set[str]:
+    """Their names, as package indexes compare them; those of extras left out."""
+    plain = [each for each in requirements if "extra ==" not in each]
+    names = [re.match(r"[\w.-]+", each)[0] for each in plain]
+    return {re.sub(r"[-_.]+", "-", name).lower() for name in names}
+
+
+def imported(source: str) -> set[str]:
+    """The top-level modules that a module imports, at any depth of its code."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(str(node.module).partition(".")[0])
+    return found - set(sys.stdlib_module_names) - {"stylegen"}
+
+
+def test_each_import_is_required(built: dict[str, Path]) -> None:
+    """Each third-party import of the wheel is of a distribution that installing it brings.
+
+    That is one the wheel's metadata names (``c2pa`` by its extra), or one of `PART_OF`. This reads
+    metadata, and so needs no second installation of torch; it does not prove that the lower bounds
+    of the versions suffice.
+    """
+    with zipfile.ZipFile(built["wheel"]) as wheel:
+        modules = [name for name in wheel.namelist() if re.fullmatch(r"stylegen/.*\.py", name)]
+        imports = set().union(*(imported(wheel.read(name).decode()) for name in modules))
+        (metadata,) = [name for name in wheel.namelist() if name.endswith("/METADATA")]
+        named = message_from_bytes(wheel.read(metadata)).get_all("Requires-Dist", [])
+    brought, owners = distributions(named), packages_distributions()
+    for part, whole in PART_OF.items():
+        assert whole in brought and part in distributions(requires(whole) or [])
+    brought |= set(PART_OF)
+    missing = {name for name in imports if not distributions(owners.get(name, [])) & brought}
+    assert {"torch", "PIL"} <= imports and missing == {"c2pa"}
+    assert any(each.startswith("c2pa-python") and "extra" in each for each in named)
 
 
 def test_version_is_one(built: dict[str, Path], commands: Path) -> None:

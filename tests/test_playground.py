@@ -1,10 +1,16 @@
 """The panel without a browser: buttons clicked by code, the background thread joined by `wait`."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
+from collections import Counter
+from collections.abc import Iterator
 from datetime import datetime
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +19,25 @@ import torch
 from lora_files import updates
 from PIL import Image
 from rabbit import RabbitNode
+from s3_server import S3Server
 from safetensors.torch import save_file
 
 from stylegen.controls import Controls, Library
 from stylegen.engine import Engine
-from stylegen.grid import LoraFile, Picture, folder_loras
+from stylegen.grid import LoraFile, Picture, bucket_loras, folder_loras
 from stylegen.job import GenerationJob, LoraInvalid, OutOfMemory, parse_job
 from stylegen.keeping import as_json
 from stylegen.keeping import dead_letters as look_into
 from stylegen.playground import Playground
+from stylegen.provenance import Label, encode_labelled
 from stylegen.pocket import packaged
 from stylegen.queue import dead_letters, publish_job
 from stylegen.runner import Drawer, engine_drawer
-from stylegen.storage import FolderStore
+from stylegen.storage import FolderStore, make_s3_store
 from stylegen.webhook import WebhookReceiver
 from stylegen.worker import Parts, handle_generation_task
 
+ROOT = Path(__file__).parent.parent
 STEPS = 4
 
 
@@ -357,6 +366,38 @@ def test_stopped_grid_is_resumed(panel: Playground, painter: Painter) -> None:
     assert panel.wait(60) and not panel.compare.sheet.grid.missing
 
 
+def test_grid_asked_for_while_the_model_loads_is_kept(
+    painter: Painter, loras: Path, tmp_path: Path
+) -> None:
+    """Its cells are there for the next kernel."""
+    for _ in range(2):
+        listing = partial(folder_loras, loras)
+        load = partial(Drawer, painter, "models/painter")
+        panel = Playground(None, listing, load=load, folder=tmp_path)
+        panel.compare.x.name.value, panel.compare.x.values.value = "seed", "0, 1"
+        panel.load()
+        panel.compare.draw.click()
+        assert panel.wait(60) and not panel.compare.sheet.grid.missing
+    assert len(painter.jobs) == 2
+
+
+def test_typing_reads_a_lora_once(
+    panel: Playground, loras: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cells' names hold LoRAs' digests; each keystroke asks for all of them."""
+    panel.compare.x.name.value, panel.compare.x.values.value = "lora", "neon, mosaic"
+    reads: list[Path] = []
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (reads.append(path), read(path))[1])
+    for text in ("neon", "neon, mosaic", "mosaic, neon"):
+        panel.compare.x.values.value = text
+    assert not [path for path in reads if path.suffix == ".safetensors"]
+    (loras / "neon.safetensors").unlink()
+    (loras / "neon.safetensors").write_bytes(b"another style")
+    panel.compare.x.values.value = "neon"
+    assert loras / "neon.safetensors" in reads
+
+
 def test_two_pictures_side_by_side(panel: Playground) -> None:
     ids = []
     for seed in ("0", "9"):
@@ -491,6 +532,55 @@ def test_the_workers_own_picture(
     assert drawn[0].tobytes() == shown.image.tobytes()
 
 
+def pasted(panel: Playground, seed: int) -> tuple[Picture, str]:
+    """Draw a picture and copy its job out of the panel."""
+    panel.controls.seed.number.value = str(seed)
+    shown = generate(panel)
+    panel.history.gallery.tiles[0].button.click()
+    panel.history.chosen.json.click()
+    return shown, panel.history.chosen.code.text
+
+
+def pixels(jpeg: bytes) -> bytes:
+    """What a JPEG shows, without what it says of itself."""
+    with Image.open(BytesIO(jpeg)) as image:
+        return image.tobytes()
+
+
+def test_the_command_draws_a_pasted_job(pocket_panel: Playground, tmp_path: Path) -> None:
+    """``python worker.py --job`` on the copied text, unchanged; its webhooks come to the panel.
+
+    What the worker drew is seen through its JPEG alone. It is unsigned (opacity 0), and equals the
+    same encoding of the panel's picture in every pixel; the encoding tells a neighbour apart whose
+    one pixel is another shade.
+    """
+    pocket_panel.controls.signature.signed.value = False
+    shown, text = pasted(pocket_panel, 0)
+    (tmp_path / "job.json").write_text(text, encoding="utf-8")
+    mail = pocket_panel.history.mail
+    environment = os.environ | {
+        "INTERNAL_API_TOKEN": "t0ken",
+        "WEBHOOK_ALLOWED_ORIGINS": mail.outbox().webhook_url,
+        "STYLEGEN_STORAGE_FOLDER": str(tmp_path / "bucket"),
+        "STYLEGEN_CACHE_FOLDER": str(tmp_path / "cache"),
+        "STYLEGEN_MODEL": str(packaged() / "pocket"),
+        "STYLEGEN_DEVICE": "cpu",
+        "STYLEGEN_TORCH_THREADS": str(torch.get_num_threads()),
+    }
+    command = [sys.executable, str(ROOT / "worker.py"), "--job", str(tmp_path / "job.json")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert mail.outbox().wait(1, timeout=10) == 1 and "complete: file:" in mail.events.value
+    mail.close()
+    (result,) = (tmp_path / "bucket").rglob("*.jpg")
+    encode = partial(encode_labelled, label=Label("x", "x", "x"))
+    assert pixels(result.read_bytes()) == pixels(encode(shown.image))
+    other = shown.image.copy()
+    red, *rest = other.getpixel((200, 200))
+    other.putpixel((200, 200), ((red + 40) % 256, *rest))
+    assert pixels(encode(other)) != pixels(encode(shown.image))
+
+
 def test_the_code_draws_the_same(pocket_panel: Playground) -> None:
     for second in ("", "mosaic"):
         pocket_panel.controls.style.second.value = second
@@ -503,14 +593,33 @@ def test_the_code_draws_the_same(pocket_panel: Playground) -> None:
         assert names["image"].tobytes() == shown.image.tobytes()
 
 
-def test_a_real_grid_of_loras_is_drawn_together(pocket_panel: Playground) -> None:
+@pytest.fixture(name="rows")
+def _rows(engine: Engine) -> Iterator[Counter[int]]:
+    """Counts how many rows each pass through the UNet has."""
+    seen: Counter[int] = Counter()
+
+    def count(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen[len(inputs[0])] += 1
+
+    hook = engine.pipeline.unet.register_forward_pre_hook(count)
+    yield seen
+    hook.remove()
+
+
+def test_a_real_grid_of_loras_is_drawn_together(
+    pocket_panel: Playground, rows: Counter[int]
+) -> None:
+    """Four LoRAs share the UNet's passes: with guidance eight rows, in nearly each of ten steps."""
     compare = pocket_panel.compare
+    pocket_panel.controls.sampling.steps.value = 10
     compare.x.name.value = "lora"
     compare.draw.click()
     assert pocket_panel.wait(120)
     cells = compare.sheet.grid.cells
     assert len({picture.image.tobytes() for picture in cells.values()}) == len(cells) == 4
     assert pocket_panel.draw.easel.shown is None
+    assert max(rows) == 8 and rows[8] >= 6
+    assert sum(count * passes for count, passes in rows.items()) == 4 * 2 * 10
 
 
 def test_an_incompatible_lora_is_refused_by_the_model(
@@ -526,6 +635,35 @@ def test_an_incompatible_lora_is_refused_by_the_model(
     assert "wide" in pocket_panel.controls.style.refused.value
     assert "wide" not in dict(pocket_panel.controls.style.lora.options)
     assert generate(pocket_panel)
+
+
+# A bucket
+
+
+def test_loras_of_a_bucket(painter: Painter, s3: S3Server, tmp_path: Path) -> None:
+    """Listed by name, fetched by the first picture and not by typing, anew when overwritten."""
+    client, cache = s3.client(), tmp_path / "cache"
+    client.create_bucket(Bucket="artists")
+    keys = {"mosaic": "loras/mosaic.safetensors", "neon": "loras/neon.safetensors"}
+    for name, key in keys.items():
+        client.upload_file(str(packaged() / f"pocket-loras/{name}.safetensors"), "artists", key)
+    client.put_object(Bucket="artists", Key="loras/notes.txt", Body=b"no LoRA")
+    place = {"endpoint_url": s3.endpoint_url, "region": "us-east-1"}
+    store = make_s3_store("results", **place, access_key_id="test", secret_access_key="test")
+    how = {"client": client, "store": store, "cache": cache}
+    panel = Playground(painter, partial(bucket_loras, "artists", "loras/", **how), folder=tmp_path)
+    assert list(panel.studio.library.usable) == list(keys)
+    panel.compare.x.name.value = "lora"
+    assert panel.compare.estimate.value.startswith("2 pictures") and not cache.exists()
+    panel.controls.style.lora.value = "neon"
+    assert generate(panel).job.lora_model_url == "s3://artists/loras/neon.safetensors"
+    assert [path.read_bytes() for path in cache.iterdir()] == [
+        (packaged() / "pocket-loras/neon.safetensors").read_bytes()
+    ]
+    client.put_object(Bucket="artists", Key=keys["neon"], Body=b"another style")
+    panel.controls.style.refresh.click()
+    generate(panel)
+    assert painter.loras[-1][0].read_bytes() == b"another style"
 
 
 # Production
@@ -556,13 +694,50 @@ def test_job_goes_to_the_queue_and_its_webhooks_come_back(
     mail, queue = pocket_panel.history.mail, "panel-sends"
     mail.broker.value, mail.queue.value = rabbit.url, queue
     pocket_panel.history.production.send.click()
-    assert pocket_panel.status.text == f"Sent: {pocket_panel.job().generation_id}."
     (body,) = look_into(rabbit.url, queue_name=queue)
+    assert pocket_panel.status.text == f"Sent: {json.loads(body)['generation_id']}."
     origin = mail.outbox().webhook_url
     parts = Parts(engine.draw, FolderStore(tmp_path / "bucket"), (origin,), "t0ken")
     outcome = handle_generation_task(body, parts)
     assert mail.outbox().wait(1) == 1
     assert outcome.result_url in mail.events.value and origin in mail.events.value
+    mail.close()
+
+
+def test_a_job_can_be_sent_again(panel: Playground, rabbit: RabbitNode, tmp_path: Path) -> None:
+    """After the artist's file has changed, a worker that remembers ids draws the job anew."""
+    mail, queue = panel.history.mail, "panel-sends-again"
+    mail.broker.value, mail.queue.value = rabbit.url, queue
+    drawn: list[GenerationJob] = []
+
+    def draw(job: GenerationJob, _: Path, *, on_step: Any) -> Image.Image:
+        drawn.append(job)
+        on_step(job.total_steps)
+        return Image.new("RGB", job.resolution, "red")
+
+    origins = (mail.outbox().webhook_url,)
+    parts = Parts(draw, FolderStore(tmp_path / "bucket"), origins, "t0ken", once=True)
+    for _ in range(2):
+        panel.history.production.send.click()
+    urls = [
+        handle_generation_task(body, parts).result_url
+        for body in look_into(rabbit.url, queue_name=queue)
+    ]
+    mail.close()
+    assert len(drawn) == 2 and len(set(urls)) == 2
+
+
+def test_webhooks_come_back_to_a_known_port(painter: Painter, loras: Path, tmp_path: Path) -> None:
+    """The port that an operator allows; another one, visibly, if it is taken."""
+    with WebhookReceiver() as other:
+        port, listing = other.server_port, partial(folder_loras, loras)
+        panel = Playground(painter, listing, folder=tmp_path, webhook_port=port)
+        mail = panel.history.mail
+        assert mail.outbox().webhook_url != other.url
+        assert f"port {port} is taken" in mail.events.value
+        assert mail.outbox().webhook_url in mail.events.value
+        mail.close()
+    assert mail.outbox().webhook_url == other.url
     mail.close()
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from s3_server import S3Server
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
 import affinity as affinity_bench  # noqa: E402  pylint: disable=wrong-import-position
+import playground as panel_bench  # noqa: E402  pylint: disable=wrong-import-position
 import scale  # noqa: E402  pylint: disable=wrong-import-position
 
 
@@ -46,6 +48,17 @@ def test_killed_workers_lose_nothing(bench: scale.Bench) -> None:
     sums = scale.soak(bench, 60, count=2, kills=2)
     assert sums["complete"] == sums["pictures"] == 60
     assert sums["lost"] == sums["left_in_queue"] == 0
+    assert sums["killed"] == 2
+
+
+def test_only_kills_that_happened_are_counted(bench: scale.Bench) -> None:
+    """A worker that had ended by itself was not killed."""
+    for command, killed in ((["true"], False), (["sleep", "60"], True)):
+        worker = subprocess.Popen(command)  # pylint: disable=consider-using-with
+        with suppress(subprocess.TimeoutExpired):
+            worker.wait(1)
+        bench.fleet.append(worker)
+        assert bench.kill_worker() is killed and not bench.fleet
 
 
 def loadgen(*words: str) -> subprocess.CompletedProcess[str]:
@@ -73,6 +86,14 @@ def test_loadgen_reads_no_environment(rabbit: RabbitNode, monkeypatch: pytest.Mo
     assert done.returncode != 0 and "refused" in done.stderr.lower()
     with pytest.raises(KeyError):
         rabbit.queue_state("not_here")
+
+
+def test_loadgen_tells_of_a_missing_exchange(rabbit: RabbitNode) -> None:
+    """One line that names it, not a traceback; the same where an exchange leads nowhere."""
+    for exchange, told in (("nowhere", "no exchange 'nowhere'"), ("amq.direct", "no queue")):
+        done = loadgen("--broker", rabbit.url, "--exchange", exchange, "--jobs=1")
+        assert done.returncode == 1 and told in done.stderr
+        assert len(done.stderr.splitlines()) == 1
 
 
 def consumers(rabbit: RabbitNode, queue: str) -> int:
@@ -141,3 +162,13 @@ def test_stored_results_keep_the_promises() -> None:
     """What the documents quote was measured by this bench, and was good."""
     result: dict[str, Any] = json.loads((scale.RESULTS / "scale.json").read_text(encoding="utf-8"))
     assert scale.is_kept(result) and result["soak"]["ordered"] >= 10_000
+
+
+def test_stored_panel_results_keep_the_promises() -> None:
+    """The same of the panel's bench; and a figure that misses its bar is one it exits for."""
+    path = scale.RESULTS / "playground.json"
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    assert result["bars"] == panel_bench.BARS and panel_bench.missed(result) == []
+    for name, bar in panel_bench.BARS.items():
+        worse = bar / 1.01 if name == "updates_per_s" else bar * 1.01
+        assert panel_bench.missed(result | {name: worse}) == [name]
