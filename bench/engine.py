@@ -84,9 +84,9 @@ class Peers:
         self.stock = load_pipeline(model, device=device)
         self.mixed = load_pipeline(model, device=device)
         backend = "inductor" if compiled else None
-        self.engine = Engine(
-            load_pipeline(model, device=device), batch=batch, compile_backend=backend
-        )
+        options: dict[str, Any] = {"batch": batch, "compile_backend": backend}
+        self.engine = Engine(load_pipeline(model, device=device), **options)
+        self.merged = Engine(load_pipeline(model, device=device), merge_loras=True, **options)
         self.tuned = load_pipeline(model, device=device) if compiled else None
         files = [
             write_diffusers(folder / f"{n}.safetensors", self.stock, 16, seed=n)
@@ -139,12 +139,18 @@ class Peers:
             self.mixed(**arguments(self.mixed, self.jobs(self.batch)))
         self.mixed.unload_lora_weights()
 
-    def ours(self, count: int, *, same_lora: bool = False) -> None:
+    def ours(self, count: int, *, same_lora: bool = False, merged: bool = False) -> None:
         """The engine: as many jobs at once as are asked for."""
+        engine = self.merged if merged else self.engine
         first = next(self.wheel)
         loras = [first if same_lora else next(self.wheel) for _ in range(count)]
         with ThreadPoolExecutor(count) as pool:
-            list(pool.map(self.engine.draw, self.jobs(count), loras))
+            list(pool.map(engine.draw, self.jobs(count), loras))
+
+    def close(self) -> None:
+        """End the engines' threads."""
+        self.engine.close()
+        self.merged.close()
 
 
 @contextmanager
@@ -167,7 +173,19 @@ def timed(call: Callable[[], object]) -> float:
     """Seconds."""
     started = time.perf_counter()
     call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - started
+
+
+def time_latency(peers: Peers, count: int) -> dict[str, list[float]]:
+    """Seconds of `count` single jobs, one after the other, stock and ours by turns."""
+    calls = {"P1 stock, resident": peers.p1, "ours": partial(peers.ours, 1)}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(count):
+        for name, call in calls.items():
+            seconds[name].append(timed(call))
+    return seconds
 
 
 def time_jobs(peers: Peers, repeats: int) -> dict[str, list[float]]:
@@ -180,6 +198,7 @@ def time_jobs(peers: Peers, repeats: int) -> dict[str, list[float]]:
         f"P4 one LoRA, batch {size}": (partial(peers.ours, size, same_lora=True), size),
         "ours, batch 1": (partial(peers.ours, 1), 1),
         f"ours, batch {size}": (partial(peers.ours, size), size),
+        f"ours, merged, batch {size}": (partial(peers.ours, size, merged=True), size),
     }
     if peers.tuned:
         rows["P2 stock, compiled"] = (peers.p2, 1)
@@ -194,9 +213,17 @@ def time_jobs(peers: Peers, repeats: int) -> dict[str, list[float]]:
 
 
 def time_changes(peers: Peers, repeats: int) -> dict[str, list[float]]:
-    """Milliseconds to change the LoRA: stock's load and unload, ours from disk and from memory."""
-    pipeline, milliseconds = peers.engine.pipeline, {"P1": [], "disk": [], "host": []}
+    """Milliseconds to change the LoRA, by the guide, by stock diffusers, and by ours.
+
+    The guide (P0) loads everything anew, stock (P1) loads and unloads the LoRA; ours comes from
+    disk or from memory.
+    """
+    pipeline, milliseconds = peers.engine.pipeline, {"P0": [], "P1": [], "disk": [], "host": []}
     rows = LoraRows(peers.mixed.unet, "unet")
+
+    def reload(lora: Path) -> None:
+        fresh = load_pipeline(peers.model, device=peers.device)
+        fresh.load_lora_weights(lora.parent, weight_name=lora.name)
 
     def stock(lora: Path) -> None:
         peers.stock.load_lora_weights(lora.parent, weight_name=lora.name)
@@ -207,6 +234,7 @@ def time_changes(peers: Peers, repeats: int) -> dict[str, list[float]]:
         adapters = [read_adapter(path, pipeline) for path in (lora, other)]
         rows.put([adapters[1]] * 2)
         calls = {
+            "P0": partial(reload, lora),
             "P1": partial(stock, lora),
             "disk": partial(read_adapter, lora, pipeline),
             "host": partial(rows.put, [adapters[0]] * 2),
@@ -281,10 +309,14 @@ def cold_start(model: str, device: str) -> tuple[float, float]:
     """Seconds from a new process to its first picture, and its peak memory in GB."""
     code = (
         "import resource, sys, tempfile; from pathlib import Path\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r}); import engine\n"
-        f"peers = engine.Peers({model!r}, {device!r}, 1, 50, Path(tempfile.mkdtemp()))\n"
-        "peers.ours(1)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r}); import engine as bench\n"
+        "from stylegen.engine import Engine; from stylegen.pipeline import load_pipeline\n"
+        f"engine = Engine(load_pipeline({model!r}, device={device!r}), batch=1)\n"
+        "lora = Path(tempfile.mkdtemp()) / 'lora.safetensors'\n"
+        "bench.write_diffusers(lora, engine.pipeline, 16, seed=0)\n"
+        "engine.draw(bench.order(0, 50), lora)\n"
+        "cuda = bench.torch.cuda.max_memory_allocated() / 2**30\n"
+        "print(cuda or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
     )
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -294,6 +326,7 @@ def cold_start(model: str, device: str) -> tuple[float, float]:
 def summary(values: Sequence[float]) -> dict[str, float]:
     """Median and spread."""
     return {
+        "count": len(values),
         "median": statistics.median(values),
         "p99": float(np.percentile(values, 99)),
         "min": min(values),
@@ -322,14 +355,17 @@ def ratios(
 ) -> dict[str, float]:
     """The figures that have bars."""
     ours, one = jobs[f"ours, batch {size}"]["median"], jobs["ours, batch 1"]["median"]
+    merged = jobs[f"ours, merged, batch {size}"]["median"]
     tuned = jobs.get("P2 stock, compiled")
     p2 = {"throughput against P2": tuned["median"] / ours} if tuned else {}
     return p2 | {
         "throughput against P1": jobs["P1 stock, resident"]["median"] / ours,
         "throughput against P3": jobs[f"P3 peft mixed, batch {size}"]["median"] / ours,
+        "throughput, merged against P1": jobs["P1 stock, resident"]["median"] / merged,
         "throughput against P4, the ceiling": jobs[f"P4 one LoRA, batch {size}"]["median"] / ours,
         "one job against P0": jobs["P0 guide, reloads"]["median"] / one,
         "one job against P1": jobs["P1 stock, resident"]["median"] / one,
+        "LoRA change against P0, from memory": changes["P0"]["median"] / changes["host"]["median"],
         "LoRA change against P1, from memory": changes["P1"]["median"] / changes["host"]["median"],
         "LoRA change against P1, from disk": changes["P1"]["median"] / changes["disk"]["median"],
     }
@@ -343,10 +379,11 @@ def main(model: str, device: str, batch: int, steps: int, repeats: int, compiled
         cold, memory = cold_start(model, device)
         peers = Peers(model, device, batch, steps, Path(folder), compiled)
         jobs = {name: summary(v) for name, v in time_jobs(peers, repeats).items()}
+        latency = {name: summary(v) for name, v in time_latency(peers, 4 * repeats).items()}
         changes = {name: summary(v) for name, v in time_changes(peers, 4 * repeats).items()}
         overhead = summary(time_overhead(peers, 2 * repeats))
         plain = summary(time_plain(peers, 2 * repeats))
-        peers.engine.close()
+        peers.close()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     result = {
         "device": device,
@@ -360,6 +397,7 @@ def main(model: str, device: str, batch: int, steps: int, repeats: int, compiled
         "batch": batch,
         "repeats": repeats,
         "seconds_per_job": jobs,
+        "latency_seconds": latency,
         "lora_change_ms": changes,
         "overhead_ms_per_job": overhead,
         "more_than_stock_ms_per_job": plain,
@@ -381,6 +419,8 @@ def show(result: dict[str, Any]) -> None:
     """The table."""
     for name, row in result["seconds_per_job"].items():
         print(f"{name:28} {row['median']:8.2f} s   {row['min']:.2f} to {row['max']:.2f}")
+    for name, row in result["latency_seconds"].items():
+        print(f"latency, {name:19} {row['median']:8.2f} s   p99 {row['p99']:.2f}")
     for name, row in result["lora_change_ms"].items():
         print(
             f"LoRA change, {name:15} {row['median']:8.2f} ms  {row['min']:.2f} to {row['max']:.2f}"

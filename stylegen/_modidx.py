@@ -47,6 +47,7 @@ d = {
             "stylegen.cache._own_folder": ("cache.html#_own_folder", "stylegen/cache.py"),
             "stylegen.cache._place": ("cache.html#_place", "stylegen/cache.py"),
             "stylegen.cache._read_note": ("cache.html#_read_note", "stylegen/cache.py"),
+            "stylegen.cache._size": ("cache.html#_size", "stylegen/cache.py"),
         },
         "stylegen.controls": {
             "stylegen.controls.Controls": ("controls.html#controls", "stylegen/controls.py"),
