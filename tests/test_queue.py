@@ -411,7 +411,7 @@ def test_a_poisoned_header_does_not_block_the_queue(rabbit: RabbitNode, queue: s
         """Encoded as a timestamp, far beyond what can be decoded."""
 
         def utctimetuple(self) -> time.struct_time:
-            return time.struct_time((58692, 1, 1, 0, 0, 0, 0, 1, 0))
+            return time.struct_time((1970, 1, 1, 0, 0, 1_790_000_000_000, 0, 1, 0))
 
     kind = pika.BasicProperties(headers={"sent": Milliseconds(2026, 1, 1)})
     with _channel(rabbit) as channel:
