@@ -213,13 +213,12 @@ class _Words:
 class _Batch:
     """The UNet's side of the engine."""
 
-    def __init__(self, pipeline: Any, backend: str | None) -> None:
+    def __init__(self, pipeline: Any, backend: str | None, merged: bool) -> None:
         import torch
 
         self._unet, self._static = pipeline.unet, backend is not None
-        self._rows = LoraRows(
-            pipeline.unet, "unet", static=self._static, device=_device_of(pipeline)
-        )
+        options = {"static": self._static, "merged": merged, "device": _device_of(pipeline)}
+        self._rows = LoraRows(pipeline.unet, "unet", **options)
         self._known, self._words, self._shown = _Words(pipeline.unet), None, None
         if backend:
             pipeline.unet.to(memory_format=torch.channels_last)
@@ -323,14 +322,14 @@ def _device_of(pipeline: Any) -> Any:
 class _Loop:
     """The engine's thread: waiting tasks, active tasks, one step after the other."""
 
-    def __init__(self, pipeline: Any, batch: int, backend: str | None) -> None:
+    def __init__(self, pipeline: Any, batch: int, backend: str | None, merged: bool) -> None:
         self.waiting: list[_Task] = []
         self.changed = threading.Condition()
         self.closed = False
         self._active: list[_Task] = []
         self._size = batch
         self._limits: dict[tuple[Any, ...], int] = {}
-        self._batch, self._ends = _Batch(pipeline, backend), _Ends(pipeline)
+        self._batch, self._ends = _Batch(pipeline, backend, merged), _Ends(pipeline)
 
     def run(self) -> None:
         """Work until closed and out of tasks."""
@@ -424,6 +423,8 @@ class Engine:
         compile_backend: Compile the UNet by this backend of `torch.compile`, e.g. ``inductor``;
             None runs it as it is. The first picture of each shape then takes minutes; `warm_up`
             takes them beforehand.
+        merge_loras: Each picture has the UNet's matrices for itself, its LoRAs merged into them:
+            faster steps, more memory. The whole model must lie on its device.
     """
 
     def __init__(
@@ -433,10 +434,11 @@ class Engine:
         batch: int = 4,
         cache_bytes: int = 2 * 2**30,
         compile_backend: str | None = None,
+        merge_loras: bool = False,
     ) -> None:
         self.pipeline, self.batch = pipeline, batch
         self.adapters = AdapterCache(partial(read_adapter, pipeline=pipeline), cache_bytes)
-        self._loop = _Loop(pipeline, batch, compile_backend)
+        self._loop = _Loop(pipeline, batch, compile_backend, merge_loras)
         self._thread = threading.Thread(target=self._loop.run, name="engine", daemon=True)
 
     def draw(

@@ -30,6 +30,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -347,6 +348,28 @@ def _low_rank(module: Any, x: "torch.Tensor", down: "torch.Tensor", up: "torch.T
     return (up @ inner.reshape(rows, rank, -1)).reshape(rows, up.shape[1], *inner.shape[2:])
 
 
+# %% ../nbs/06_lora.ipynb #5a0f3c22
+def _is_matrix(module: Any) -> bool:
+    """Whether a layer is one multiplication: linear, or a convolution of single pixels."""
+    if module.weight.ndim == 2:
+        return True
+    return (module.kernel_size, module.stride, module.groups) == ((1, 1), (1, 1), 1)
+
+
+def _own_weights(module: Any, x: "torch.Tensor", weights: "torch.Tensor") -> "torch.Tensor":
+    """A layer's output when each row has weights of its own, ``[rows, out, in]``."""
+    import torch
+
+    is_linear = module.weight.ndim == 2
+    flat = x.reshape(len(x), -1, x.shape[-1]) if is_linear else x.flatten(2)
+    factors = (flat, weights.mT) if is_linear else (weights, flat)
+    if module.bias is None:
+        seen = torch.bmm(*factors)
+    else:
+        seen = torch.baddbmm(module.bias if is_linear else module.bias[:, None], *factors)
+    return seen.reshape(*x.shape[:-1], -1) if is_linear else seen.unflatten(2, x.shape[2:])
+
+
 # %% ../nbs/06_lora.ipynb #8f004c5f
 class _Layout:
     """Where the halves of each layer lie in a row.
@@ -397,7 +420,17 @@ class _Buffer:
     layout: _Layout
     flat: "torch.Tensor"
     live: dict[Any, tuple["torch.Tensor", "torch.Tensor"]]
+    own: dict[Any, "torch.Tensor"]
     shown: tuple[str | None, ...]
+
+    def merge(self, rows: list[int]) -> None:
+        """Compute the rows' own weights anew."""
+        import torch
+
+        for module, weights in self.own.items():
+            down, up = (half[rows].flatten(2) for half in self.live[module])
+            base = module.weight.flatten(1).expand(len(rows), -1, -1)
+            weights[rows] = torch.baddbmm(base, up, down)
 
 
 class LoraRows:
@@ -408,14 +441,25 @@ class LoraRows:
         part: Which of the two; layers' names start with it.
         static: For a compiled model: hooks are there from the start, and layers, ranks and
             addresses of buffers never change back, so that another LoRA is the same graph.
+        merged: Each row has own weights where a layer is a matrix: faster steps, more memory.
         device: Where it is run; None is where its weights lie.
     """
 
-    def __init__(self, model: Any, part: str, *, static: bool = False, device: Any = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        part: str,
+        *,
+        static: bool = False,
+        merged: bool = False,
+        device: Any = None,
+    ) -> None:
         self._model, self._part, self._static, self._device = model, part, static, device
+        self._merged = merged
         self._layouts: dict[Any, _Layout] = {}
         self._buffers: dict[int, _Buffer] = {}
         self._live: dict[Any, tuple[Any, Any]] = {}
+        self._own: dict[Any, Any] = {}
         self._hooked: dict[str, Any] = {}
         self._shown: tuple[Any, ...] = ()
         self._kept: tuple[set[str], int] = (set(), MIN_RANK)
@@ -429,17 +473,20 @@ class LoraRows:
         if shown == self._shown:
             return
         buffer = self._buffer(self._layout(adapters), len(adapters))
-        rows = [adapter and buffer.layout.row(adapter, self._part) for adapter in adapters]
-        for number, (row, now, before) in enumerate(zip(rows, shown, buffer.shown, strict=True)):
-            if row is not None and now != before:
+        changed = [n for n, digest in enumerate(shown) if digest != buffer.shown[n]]
+        for number in changed:
+            if adapter := adapters[number]:
+                row = buffer.layout.row(adapter, self._part)
                 buffer.flat[number].copy_(row, non_blocking=True)
-            elif before and not now:
+            else:
                 buffer.flat[number].zero_()
-        self._live, self._shown, buffer.shown = buffer.live, shown, shown
+        buffer.merge(changed)
+        self._live, self._own = buffer.live, buffer.own
+        self._shown = buffer.shown = shown
 
     def clear(self) -> None:
         """No row has an adapter: the base model as it is."""
-        self._live, self._shown = {}, ()
+        self._live, self._own, self._shown = {}, {}, ()
 
     def _hook(self, layer: str) -> Any:
         if layer not in self._hooked:
@@ -447,7 +494,10 @@ class LoraRows:
             module = _find(self._model, name) or _find(
                 self._model, name.removeprefix("text_model.")
             )
-            module.register_forward_hook(self._add)
+            if self._merged and _is_matrix(module):
+                module.forward = partial(self._replace, module, module.forward)
+            else:
+                module.register_forward_hook(self._add)
             self._hooked[layer] = module
         return self._hooked[layer]
 
@@ -455,6 +505,10 @@ class LoraRows:
         if module not in self._live:
             return None
         return output + _low_rank(module, inputs[0], *self._live[module])
+
+    def _replace(self, module: Any, forward: Any, x: "torch.Tensor") -> Any:
+        weights = self._own.get(module)
+        return forward(x) if weights is None else _own_weights(module, x, weights)
 
     def _layout(self, adapters: Sequence[Adapter | None]) -> _Layout:
         layers, rank = self._kept if self._static else (set(), MIN_RANK)
@@ -477,7 +531,9 @@ class LoraRows:
         weight = next(self._model.parameters())
         flat = weight.new_zeros(rows, layout.size, device=self._device or weight.device)
         live = {module: layout.halves(flat, name) for name, module in layout.layers.items()}
-        self._buffers[key] = _Buffer(layout, flat, live, (None,) * rows)
+        matrices = [module for module in live if self._merged and _is_matrix(module)]
+        own = {module: module.weight.flatten(1).repeat(rows, 1, 1) for module in matrices}
+        self._buffers[key] = _Buffer(layout, flat, live, own, (None,) * rows)
         return self._buffers[key]
 
 
