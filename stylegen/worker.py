@@ -246,7 +246,12 @@ def make_parts(settings: Settings, metrics: Metrics | None = None) -> Parts:
     )
     store, folder = make_store(settings), settings.stylegen_cache_folder.expanduser()
     backend = "inductor" if settings.stylegen_compile else None
-    engine = Engine(pipeline, batch=settings.stylegen_batch, compile_backend=backend)
+    engine = Engine(
+        pipeline,
+        batch=settings.stylegen_batch,
+        compile_backend=backend,
+        merge_loras=settings.stylegen_merge_loras,
+    )
     if backend:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "compiled"))
         engine.warm_up()
