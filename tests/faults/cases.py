@@ -40,9 +40,9 @@ FAILED = ("failed",)
 # A worker dies, or is stopped
 
 
-def _killed_at(state: str) -> Case:
+def _killed_at(state: str, *tags: str, expected: Expected = Expected()) -> Case:
     def run(ground: Ground) -> None:
-        ground.order(4)
+        ground.order(4, *tags, expected=expected)
         worker = ground.start(FAULT_STATE=state)
         worker.wait_for_exit()
         ground.inject()
@@ -55,6 +55,11 @@ for _state in ("validated", "generated", "uploaded", "committed", "notified"):
     case(f"worker: SIGKILL when {_state}", short=_state in ("uploaded", "notified"))(
         _killed_at(_state)
     )
+
+case("worker: SIGKILL when a failure was told", short=True)(
+    _killed_at("failed-told", "raise", expected=Expected(FAILED, "GENERATION_FAILED"))
+)
+case("worker: SIGKILL when a retry was published")(_killed_at("retry-published", "oom"))
 
 
 @case("worker: SIGKILL when idle")
