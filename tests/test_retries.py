@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,7 +16,9 @@ from conftest import TOKEN
 from PIL import Image
 from rabbit import RabbitNode
 from s3_server import S3Server
+from waiting import wait_until
 
+from stylegen import queue as stylegen_queue
 from stylegen.queue import (
     ATTEMPT,
     REDELIVERIES,
@@ -129,6 +132,31 @@ def test_a_bucket_that_stays_away(
     assert redrive(retries.url, retries.queue_name) == 1
     assert backend.wait_for(1, "complete", timeout=30)
     assert consumer.is_alive()
+
+
+def test_a_broker_that_stays_away(
+    flat: Parts,
+    drawn: list[Callable[[], None]],
+    retries: Retries,
+    order: Order,
+    backend: WebhookReceiver,
+    rabbit: RabbitNode,
+    consumer: threading.Thread,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A retry that can be put nowhere ends no worker: the message stays, and comes back."""
+    assert flat
+    monkeypatch.setattr(stylegen_queue, "_PUBLISHING", 1)
+    published = threading.Event()
+    drawn.append(lambda: rabbit.kill() if published.wait(30) else None)
+    publish_job(json.dumps(order).encode(), url=retries.url, queue_name=retries.queue_name)
+    published.set()
+    wait_until(lambda: not drawn)
+    time.sleep(3)  # the length of the fault
+    assert consumer.is_alive()
+    rabbit.start()
+    (failed,) = backend.wait_for(1, "failed", timeout=60)
+    assert failed.body["error_code"] == "RETRIES_EXHAUSTED" and consumer.is_alive()
 
 
 def test_a_job_that_kills_its_workers(
