@@ -1126,8 +1126,13 @@ d = {
             "stylegen.queue.Delivery": ("queue.html#delivery", "stylegen/queue.py"),
             "stylegen.queue.Delivery._count": ("queue.html#delivery._count", "stylegen/queue.py"),
             "stylegen.queue.Delivery.attempt": ("queue.html#delivery.attempt", "stylegen/queue.py"),
+            "stylegen.queue.Delivery.counts": ("queue.html#delivery.counts", "stylegen/queue.py"),
             "stylegen.queue.Delivery.redeliveries": (
                 "queue.html#delivery.redeliveries",
+                "stylegen/queue.py",
+            ),
+            "stylegen.queue.Delivery.redrives": (
+                "queue.html#delivery.redrives",
                 "stylegen/queue.py",
             ),
             "stylegen.queue.JobThread": ("queue.html#jobthread", "stylegen/queue.py"),
@@ -1150,6 +1155,7 @@ d = {
                 "queue.html#retries.set_aside",
                 "stylegen/queue.py",
             ),
+            "stylegen.queue.WrongQueue": ("queue.html#wrongqueue", "stylegen/queue.py"),
             "stylegen.queue._Session": ("queue.html#_session", "stylegen/queue.py"),
             "stylegen.queue._Session.__init__": (
                 "queue.html#_session.__init__",
@@ -1173,6 +1179,7 @@ d = {
             "stylegen.queue._publish_surely": ("queue.html#_publish_surely", "stylegen/queue.py"),
             "stylegen.queue._serve": ("queue.html#_serve", "stylegen/queue.py"),
             "stylegen.queue._tick": ("queue.html#_tick", "stylegen/queue.py"),
+            "stylegen.queue._tolerant_table": ("queue.html#_tolerant_table", "stylegen/queue.py"),
             "stylegen.queue._until_the_end": ("queue.html#_until_the_end", "stylegen/queue.py"),
             "stylegen.queue.connection_parameters": (
                 "queue.html#connection_parameters",
@@ -1381,6 +1388,10 @@ d = {
                 "storage.html#folderstore.read",
                 "stylegen/storage.py",
             ),
+            "stylegen.storage.FolderStore.replace": (
+                "storage.html#folderstore.replace",
+                "stylegen/storage.py",
+            ),
             "stylegen.storage.FolderStore.url": (
                 "storage.html#folderstore.url",
                 "stylegen/storage.py",
@@ -1390,12 +1401,20 @@ d = {
                 "stylegen/storage.py",
             ),
             "stylegen.storage.Manifest": ("storage.html#manifest", "stylegen/storage.py"),
+            "stylegen.storage.Manifest.gives_way": (
+                "storage.html#manifest.gives_way",
+                "stylegen/storage.py",
+            ),
             "stylegen.storage.S3Store": ("storage.html#s3store", "stylegen/storage.py"),
             "stylegen.storage.S3Store.__init__": (
                 "storage.html#s3store.__init__",
                 "stylegen/storage.py",
             ),
             "stylegen.storage.S3Store._head": ("storage.html#s3store._head", "stylegen/storage.py"),
+            "stylegen.storage.S3Store._is_conditional": (
+                "storage.html#s3store._is_conditional",
+                "stylegen/storage.py",
+            ),
             "stylegen.storage.S3Store._put": ("storage.html#s3store._put", "stylegen/storage.py"),
             "stylegen.storage.S3Store._put_public": (
                 "storage.html#s3store._put_public",
@@ -1410,6 +1429,10 @@ d = {
                 "stylegen/storage.py",
             ),
             "stylegen.storage.S3Store.read": ("storage.html#s3store.read", "stylegen/storage.py"),
+            "stylegen.storage.S3Store.replace": (
+                "storage.html#s3store.replace",
+                "stylegen/storage.py",
+            ),
             "stylegen.storage.S3Store.url": ("storage.html#s3store.url", "stylegen/storage.py"),
             "stylegen.storage.S3Store.version": (
                 "storage.html#s3store.version",
@@ -1425,6 +1448,7 @@ d = {
                 "stylegen/storage.py",
             ),
             "stylegen.storage.Store.read": ("storage.html#store.read", "stylegen/storage.py"),
+            "stylegen.storage.Store.replace": ("storage.html#store.replace", "stylegen/storage.py"),
             "stylegen.storage.Store.url": ("storage.html#store.url", "stylegen/storage.py"),
             "stylegen.storage.Store.version": ("storage.html#store.version", "stylegen/storage.py"),
             "stylegen.storage._beside": ("storage.html#_beside", "stylegen/storage.py"),
@@ -1434,10 +1458,12 @@ d = {
                 "stylegen/storage.py",
             ),
             "stylegen.storage._file_path": ("storage.html#_file_path", "stylegen/storage.py"),
+            "stylegen.storage._is_busy": ("storage.html#_is_busy", "stylegen/storage.py"),
             "stylegen.storage._is_whole": ("storage.html#_is_whole", "stylegen/storage.py"),
             "stylegen.storage._manifest": ("storage.html#_manifest", "stylegen/storage.py"),
             "stylegen.storage._public_base": ("storage.html#_public_base", "stylegen/storage.py"),
             "stylegen.storage._s3_errors": ("storage.html#_s3_errors", "stylegen/storage.py"),
+            "stylegen.storage._same_job": ("storage.html#_same_job", "stylegen/storage.py"),
             "stylegen.storage.commit": ("storage.html#commit", "stylegen/storage.py"),
             "stylegen.storage.download_lora_model": (
                 "storage.html#download_lora_model",
@@ -1625,6 +1651,12 @@ d = {
                 "worker.html#parts.authorization",
                 "stylegen/worker.py",
             ),
+            "stylegen.worker.Tries": ("worker.html#tries", "stylegen/worker.py"),
+            "stylegen.worker.Tries.last_word": (
+                "worker.html#tries.last_word",
+                "stylegen/worker.py",
+            ),
+            "stylegen.worker._Order": ("worker.html#_order", "stylegen/worker.py"),
             "stylegen.worker._answer": ("worker.html#_answer", "stylegen/worker.py"),
             "stylegen.worker._cancel": ("worker.html#_cancel", "stylegen/worker.py"),
             "stylegen.worker._check_broker": ("worker.html#_check_broker", "stylegen/worker.py"),
@@ -1639,15 +1671,15 @@ d = {
                 "worker.html#_draw_and_report",
                 "stylegen/worker.py",
             ),
-            "stylegen.worker._failed": ("worker.html#_failed", "stylegen/worker.py"),
+            "stylegen.worker._failure": ("worker.html#_failure", "stylegen/worker.py"),
             "stylegen.worker._fetch_mark": ("worker.html#_fetch_mark", "stylegen/worker.py"),
+            "stylegen.worker._found": ("worker.html#_found", "stylegen/worker.py"),
             "stylegen.worker._health_server": ("worker.html#_health_server", "stylegen/worker.py"),
             "stylegen.worker._known_id": ("worker.html#_known_id", "stylegen/worker.py"),
-            "stylegen.worker._last_word": ("worker.html#_last_word", "stylegen/worker.py"),
             "stylegen.worker._loras": ("worker.html#_loras", "stylegen/worker.py"),
             "stylegen.worker._probe": ("worker.html#_probe", "stylegen/worker.py"),
+            "stylegen.worker._read_order": ("worker.html#_read_order", "stylegen/worker.py"),
             "stylegen.worker._redrive": ("worker.html#_redrive", "stylegen/worker.py"),
-            "stylegen.worker._refuse": ("worker.html#_refuse", "stylegen/worker.py"),
             "stylegen.worker._result": ("worker.html#_result", "stylegen/worker.py"),
             "stylegen.worker._return_address": (
                 "worker.html#_return_address",

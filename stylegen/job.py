@@ -365,9 +365,15 @@ def job_digest(job: GenerationJob | dict[str, Any]) -> str:
 
     Returns:
         SHA-256 in hexadecimal of its canonical JSON, without `webhook_url`.
+
+    Raises:
+        InvalidMessage: It is nested too deep to be written.
     """
     if isinstance(job, GenerationJob):
         job = job.model_dump(mode="json", exclude_defaults=True)
     fields = {name: value for name, value in job.items() if name != "webhook_url"}
-    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    try:
+        text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    except RecursionError:  # read at a lower stack, it just fitted
+        raise InvalidMessage("the message is nested too deep") from None
     return hashlib.sha256(text.encode()).hexdigest()

@@ -7,9 +7,11 @@ __all__ = [
     "BLOCKED_TIMEOUT",
     "ATTEMPT",
     "REDELIVERIES",
+    "REDRIVES",
     "TICK",
     "SETTLED",
     "connection_parameters",
+    "WrongQueue",
     "ensure_queue",
     "publish_job",
     "Delivery",
@@ -36,8 +38,10 @@ from functools import partial
 from typing import Any
 
 import pika
+import pika.data
 from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
 from pika.exceptions import (
+    AMQPConnectionError,
     AMQPError,
     ChannelClosedByBroker,
     ChannelWrongStateError,
@@ -89,8 +93,27 @@ def connection_parameters(
     return parameters
 
 
+# %% ../nbs/08_queue.ipynb #p0is0n02
+_decode_table = pika.data.decode_table
+
+
+def _tolerant_table(encoded: bytes, offset: int) -> tuple[dict[Any, Any], int]:
+    """pika's own, but what it can't read is empty, and no reason to hang up."""
+    try:
+        return _decode_table(encoded, offset)
+    except Exception as error:  # pylint: disable=broad-exception-caught
+        _log.warning("a message's headers can't be read (%s)", type(error).__name__)
+        return {}, offset + 4 + int.from_bytes(encoded[offset : offset + 4], "big")
+
+
+pika.data.decode_table = _tolerant_table
+
 # %% ../nbs/08_queue.ipynb #3fd8feca
-_NOT_FOUND = 404
+_NOT_FOUND, _OTHER_ARGUMENTS = 404, 406
+
+
+class WrongQueue(Exception):
+    """A queue is there under this name, but does not do what it is needed for."""
 
 
 def ensure_queue(
@@ -101,19 +124,23 @@ def ensure_queue(
     Args:
         connection: Open connection.
         queue_name: Queue to look for.
-        arguments: For the case that it must be made; None makes it plain.
+        arguments: What it must have been made with; None accepts any, and makes it plain.
 
     Raises:
+        WrongQueue: It has not these arguments.
         ChannelClosedByBroker: The account may not use it, or it belongs to another connection.
     """
     try:
         with connection.channel() as probe:
-            probe.queue_declare(queue_name, passive=True)
+            options = {"durable": True, "arguments": arguments} if arguments else {"passive": True}
+            probe.queue_declare(queue_name, **options)
     except ChannelClosedByBroker as error:
+        if error.reply_code == _OTHER_ARGUMENTS:
+            raise WrongQueue(queue_name) from None
         if error.reply_code != _NOT_FOUND:
             raise
         with connection.channel() as maker:
-            maker.queue_declare(queue_name, durable=True, arguments=arguments)
+            maker.queue_declare(queue_name, durable=True)
 
 
 # %% ../nbs/08_queue.ipynb #1a6a3835
@@ -132,10 +159,11 @@ def publish_job(
         url: Broker's ``amqp(s)://`` address.
         queue_name: Queue; made if there is none.
         headers: The message's headers.
-        arguments: Those of the queue, if it must be made.
+        arguments: Those that the queue must have.
 
     Raises:
         AMQPError: The broker cannot be reached, or did not take the message.
+        WrongQueue: The queue has other arguments.
     """
     connection = pika.BlockingConnection(connection_parameters(url))
     try:
@@ -155,6 +183,7 @@ def publish_job(
 
 # %% ../nbs/08_queue.ipynb #9a730bb6
 ATTEMPT, REDELIVERIES = "x-stylegen-attempt", "x-stylegen-redeliveries"
+REDRIVES = "x-stylegen-redrives"
 
 
 @dataclass(frozen=True)
@@ -187,6 +216,17 @@ class Delivery:
         """How often it was in hand when a worker or a connection died."""
         return self._count(REDELIVERIES)
 
+    @property
+    def redrives(self) -> int:
+        """How often an operator has moved it back from the dead letters."""
+        return self._count(REDRIVES)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The headers of ours, to send it on with."""
+        known = (self.attempt, self.redeliveries, self.redrives)
+        return dict(zip((ATTEMPT, REDELIVERIES, REDRIVES), known, strict=True))
+
     def _count(self, name: str) -> int:
         value = self.headers.get(name)
         return min(max(value, 0), 1000) if isinstance(value, int) else 0
@@ -211,6 +251,7 @@ class JobThread:
     ) -> None:
         self.generation = 0
         self.failure: BaseException | None = None
+        self.lost: BaseException | None = None
         self._callback, self._stop = callback, stop
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="job")
         self._futures: set[Future[None]] = set()
@@ -237,6 +278,8 @@ class JobThread:
             return
         try:
             self._callback(delivery)
+        except (AMQPError, WrongQueue) as error:
+            self.lost = error
         except BaseException as error:  # pylint: disable=broad-exception-caught
             self.failure = error
         else:
@@ -247,6 +290,7 @@ class JobThread:
         self.generation += 1
         while wait(self._futures, timeout=TICK).not_done:
             beat()
+        self.lost = None
 
 
 # %% ../nbs/08_queue.ipynb #c0bc6141
@@ -356,6 +400,8 @@ def _tick(session: _Session) -> None:
 def _consume(session: _Session) -> None:
     while not session.jobs.ending:
         _tick(session)
+        if session.jobs.lost:
+            raise session.jobs.lost
         if not all(channel.consumer_tags for channel in session.channels):
             raise ConsumerCancelled("the broker cancelled the consumer")
 
@@ -497,7 +543,7 @@ _PUBLISHING = 5
 
 
 def _publish_surely(body: bytes, **options: Any) -> None:
-    """Publish; several times, while the broker is away. The message at hand is still unacked."""
+    """Publish; several times, while the broker is away. The message in hand is still unacked."""
     attempts = Retrying(
         stop=stop_after_attempt(_PUBLISHING),
         wait=wait_random_exponential(min=0.5, max=8),
@@ -505,7 +551,10 @@ def _publish_surely(body: bytes, **options: Any) -> None:
         before_sleep=_log_loss,
         reraise=True,
     )
-    attempts(publish_job, body, **options)
+    try:
+        attempts(publish_job, body, **options)
+    except OSError as error:
+        raise AMQPConnectionError(type(error).__name__) from None
 
 
 def dead_letters(queue_name: str) -> str:
@@ -534,30 +583,35 @@ class Retries:
         """Into the retry queue of its attempt; there must be one left."""
         seconds = self.delays[delivery.attempt]
         back = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": self.queue_name}
-        _publish_surely(
-            delivery.body,
-            url=self.url,
-            queue_name=f"{self.queue_name}.retry.{seconds}s",
-            headers={ATTEMPT: delivery.attempt + 1, REDELIVERIES: delivery.redeliveries},
-            arguments=back | {"x-message-ttl": seconds * 1000},
-        )
+        name, arguments = f"{self.queue_name}.retry.{seconds}s", back | {
+            "x-message-ttl": seconds * 1000
+        }
+        headers = delivery.counts | {ATTEMPT: delivery.attempt + 1}
+        to = {"url": self.url, "headers": headers}
+        try:
+            _publish_surely(delivery.body, queue_name=name, arguments=arguments, **to)
+        except WrongQueue:
+            _log.error("queue %s would keep messages for ever: tried again at once", name)
+            _publish_surely(delivery.body, queue_name=self.queue_name, **to)
 
     def again(self, delivery: Delivery) -> None:
         """To the end of the work queue, counted."""
-        headers = {ATTEMPT: delivery.attempt, REDELIVERIES: delivery.redeliveries + 1}
+        headers = delivery.counts | {REDELIVERIES: delivery.redeliveries + 1}
         _publish_surely(delivery.body, url=self.url, queue_name=self.queue_name, headers=headers)
 
     def set_aside(self, delivery: Delivery, code: str, text: str) -> None:
         """Among the dead letters, with the reason."""
         reason = {"x-stylegen-error-code": code, "x-stylegen-error": text}
-        headers = reason | {ATTEMPT: delivery.attempt, REDELIVERIES: delivery.redeliveries}
+        headers = reason | delivery.counts
         name = dead_letters(self.queue_name)
         _publish_surely(delivery.body, url=self.url, queue_name=name, headers=headers)
 
 
 # %% ../nbs/08_queue.ipynb #9a22cabb
 def redrive(url: str, queue_name: str, chosen: Callable[[bytes], bool] = lambda body: True) -> int:
-    """Move dead letters back into the work queue, as if they had never been tried.
+    """Move dead letters back into the work queue, as if they had not been tried.
+
+    Each counts how often it was moved, so that its failure gives way to what comes of it now.
 
     Args:
         url: Broker's address.
@@ -576,9 +630,11 @@ def redrive(url: str, queue_name: str, chosen: Callable[[bytes], bool] = lambda 
         ensure_queue(connection, dead)
         channel = connection.channel()
         for _ in range(channel.queue_declare(dead, passive=True).method.message_count):
-            method, _properties, body = channel.basic_get(dead)
+            method, properties, body = channel.basic_get(dead)
             if method and chosen(body):
-                publish_job(body, url=url, queue_name=queue_name)
+                letter = Delivery(0, method.delivery_tag, body, properties.headers or {})
+                headers = {REDRIVES: letter.redrives + 1}
+                publish_job(body, url=url, queue_name=queue_name, headers=headers)
                 channel.basic_ack(method.delivery_tag)
                 moved += 1
     finally:

@@ -51,7 +51,7 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="verbosity")
     stylegen_queue: str = Field("image_generation", description="queue of the jobs")
     stylegen_prefetch: int | None = Field(
-        None, ge=1, le=64, description="jobs in hand; else as many as are drawn at a time"
+        None, ge=1, le=64, description="jobs in hand; else one more than are drawn at a time"
     )
     stylegen_retry_delays: Annotated[tuple[PositiveInt, ...], NoDecode] = Field(
         (5, 30, 300), description="seconds before each new attempt at a job, separated by commas"

@@ -41,6 +41,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote, urlsplit
 from urllib.request import url2pathname
 
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
 from .job import Conflict, InvalidMessage, LoraInvalid, LoraNotFound, StorageError
 
 if TYPE_CHECKING:
@@ -101,6 +103,9 @@ class Store(Protocol):
         self, key: str, data: bytes, content_type: str, *, facts: dict[str, str], public: bool
     ) -> dict[str, str] | None:
         """Store `data` unless `key` is taken; then returns the facts stored with what is there."""
+
+    def replace(self, key: str, old: bytes, new: bytes, content_type: str) -> bool:
+        """Store `new` under `key` if `old` is still there; returns whether it was."""
 
     def read(self, key: str) -> bytes | None:
         """A small object's bytes; None if there is none."""
@@ -186,6 +191,13 @@ class FolderStore:
             raise StorageError(f"the result can't be written ({error.strerror})") from None
         return None
 
+    def replace(self, key: str, old: bytes, new: bytes, content_type: str) -> bool:
+        """Look, then write: a folder is for one machine."""
+        if self.read(key) != old:
+            return False
+        self.put(key, new, content_type)
+        return True
+
     def read(self, key: str) -> bytes | None:
         """The bytes of ``root/key``."""
         try:
@@ -255,7 +267,7 @@ class S3Store:
         self.bucket, self._client = bucket, client
         self._base = (public_url or _public_base(bucket, client.meta.endpoint_url)).rstrip("/")
         self._acl: dict[str, str] = {"ACL": "public-read"}
-        self._conditional = True
+        self._conditional: bool | None = None  # not known before a probe
 
     def version(self, url: str) -> str:
         """The object's ETag, and its version in a bucket that keeps versions."""
@@ -297,17 +309,18 @@ class S3Store:
         self, key: str, data: bytes, content_type: str, *, facts: dict[str, str], public: bool
     ) -> dict[str, str] | None:
         """Upload with ``If-None-Match: *``; where a server ignores that, look first."""
+        conditional = self._is_conditional()
         facts = facts | {"length": str(len(data))}
         store = self._put_public if public else self._put
         put = partial(store, key, data, content_type, Metadata=facts)
         with _s3_errors(f"s3://{self.bucket}/{key}", missing=StorageError):
-            if not self._conditional:
+            if not conditional:
                 if (there := self._head(key)) and _is_whole(there):
                     return there["Metadata"]
                 put()
                 return None
             try:
-                put(IfNoneMatch="*")
+                _PATIENTLY(put, IfNoneMatch="*")
             except self._client.exceptions.ClientError as error:
                 if error.response["Error"]["Code"] not in _TAKEN:
                     raise
@@ -317,6 +330,26 @@ class S3Store:
                     return there["Metadata"]
                 put(IfMatch=there["ETag"])
         return None
+
+    def replace(self, key: str, old: bytes, new: bytes, content_type: str) -> bool:
+        """Upload with ``If-Match`` and the ETag of `old`; where a server has none, look only."""
+        conditional = self._is_conditional()
+        with _s3_errors(f"s3://{self.bucket}/{key}", missing=StorageError):
+            found = self._client.get_object(Bucket=self.bucket, Key=key)
+            if found["Body"].read(MAX_READ_BYTES + 1) != old:
+                return False
+            condition = {"IfMatch": found["ETag"]} if conditional else {}
+            facts = {"length": str(len(new))}
+            try:
+                _PATIENTLY(self._put, key, new, content_type, Metadata=facts, **condition)
+            except self._client.exceptions.ClientError as error:
+                if error.response["Error"]["Code"] not in _TAKEN:
+                    raise
+                return False
+        return True
+
+    def _is_conditional(self) -> bool:
+        return self.probe() if self._conditional is None else self._conditional
 
     def _head(self, key: str) -> dict[str, Any] | None:
         try:
@@ -350,7 +383,7 @@ class S3Store:
         with _s3_errors(f"s3://{self.bucket}", missing=StorageError):
             for _ in range(2):
                 try:
-                    self._put(PROBE_KEY, b"{}", "application/json", **again)
+                    _PATIENTLY(self._put, PROBE_KEY, b"{}", "application/json", **again)
                 except self._client.exceptions.ClientError as error:
                     code = error.response["Error"]["Code"]
                     if code not in _TAKEN | {"NotImplemented"}:
@@ -372,6 +405,20 @@ class S3Store:
 # %% ../nbs/04_storage.ipynb #9d6c5a38
 _MISSING = {"404", "NoSuchKey", "NoSuchBucket"}
 _TAKEN = {"PreconditionFailed", "412"}
+_BUSY = {"ConditionalRequestConflict", "OperationAborted", "409"}
+"""Two wrote at the same time, and S3 took neither: the same request again decides."""
+
+
+def _is_busy(error: BaseException) -> bool:
+    return getattr(error, "response", {}).get("Error", {}).get("Code") in _BUSY
+
+
+_PATIENTLY = Retrying(
+    stop=stop_after_attempt(5),
+    wait=wait_random_exponential(multiplier=0.1, max=2),
+    retry=retry_if_exception(_is_busy),
+    reraise=True,
+)
 
 
 def _is_whole(there: dict[str, Any]) -> bool:
@@ -531,6 +578,7 @@ class Manifest:
         payload: The event's body.
         event_id: The event's name, the same each time it is told.
         picture: SHA-256 of the stored JPEG.
+        redrives: How often an operator had asked for the job once more.
     """
 
     generation_id: int | str
@@ -539,6 +587,11 @@ class Manifest:
     payload: dict[str, Any]
     event_id: str
     picture: str | None = None
+    redrives: int = 0
+
+    def gives_way(self, redrives: int) -> bool:
+        """Whether an operator has asked again since; a picture or a cancellation never does."""
+        return self.event == "failed" and self.job != ANY_JOB and self.redrives < redrives
 
 
 ANY_JOB = "*"
@@ -550,13 +603,16 @@ def manifest_key(generation_id: int | str) -> str:
 
 
 # %% ../nbs/04_storage.ipynb #58e11d9c
-def find_manifest(store: Store, generation_id: int | str, job: str) -> Manifest | None:
+def find_manifest(
+    store: Store, generation_id: int | str, job: str, redrives: int = 0
+) -> Manifest | None:
     """Look up whether a job is done.
 
     Args:
         store: Where results lie.
         generation_id: Which picture.
         job: Digest of the message.
+        redrives: How often an operator asked for it again; earlier failures don't count then.
 
     Returns:
         The manifest, or None.
@@ -567,8 +623,14 @@ def find_manifest(store: Store, generation_id: int | str, job: str) -> Manifest 
     """
     data = store.read(manifest_key(generation_id))
     found = _manifest(data) if data is not None else None
-    if found and found.job not in (job, ANY_JOB):
-        raise Conflict(f"generation {generation_id} is the id of another job")
+    if found is None or found.gives_way(redrives):
+        return None
+    return _same_job(found, job)
+
+
+def _same_job(found: Manifest, job: str) -> Manifest:
+    if found.job not in (job, ANY_JOB):
+        raise Conflict(f"generation {found.generation_id} is the id of another job")
     return found
 
 
@@ -598,10 +660,15 @@ def commit(store: Store, manifest: Manifest) -> Manifest:
     data = json.dumps(asdict(manifest)).encode()
     if store.put_once(key, data, "application/json", facts={}, public=False) is None:
         return manifest
-    first = find_manifest(store, manifest.generation_id, manifest.job)
-    if first is None:
+    there = store.read(key)
+    if there is None:
         raise StorageError("a result's manifest can't be found again")
-    return first
+    first = _manifest(there)
+    if not first.gives_way(manifest.redrives):
+        return _same_job(first, manifest.job)
+    if not store.replace(key, there, data, "application/json"):
+        raise StorageError("a result's manifest was replaced meanwhile")
+    return manifest
 
 
 # %% ../nbs/04_storage.ipynb #a8ee84da

@@ -14,6 +14,7 @@ __all__ = [
     "make_picture",
     "Outcome",
     "describe",
+    "Tries",
     "handle_generation_task",
     "do_delivery",
     "cancel_job",
@@ -32,6 +33,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -44,6 +46,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pika.exceptions import AMQPError
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_random_exponential,
+)
 
 from stylegen.job import (
     Canceled,
@@ -116,7 +124,6 @@ from stylegen.webhook import (
     complete_payload,
     deliver_event,
     failed_payload,
-    send_failed_webhook,
     send_progress,
     webhook_urls,
 )
@@ -239,7 +246,12 @@ def make_parts(settings: Settings, metrics: Metrics | None = None) -> Parts:
     )
     store, folder = make_store(settings), settings.stylegen_cache_folder.expanduser()
     backend = "inductor" if settings.stylegen_compile else None
-    engine = Engine(pipeline, batch=settings.stylegen_batch, compile_backend=backend)
+    engine = Engine(
+        pipeline,
+        batch=settings.stylegen_batch,
+        compile_backend=backend,
+        merge_loras=settings.stylegen_merge_loras,
+    )
     if backend:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "compiled"))
         engine.warm_up()
@@ -374,14 +386,51 @@ def describe(job: GenerationJob) -> dict[str, Any]:
     }
 
 
+# %% ../nbs/09_worker.ipynb #0rder002
+@dataclass(frozen=True)
+class Tries:
+    """How often a job was tried, and may be.
+
+    Attributes:
+        attempt: How often it was tried before.
+        retries: How often it may be tried again in all.
+        redrives: How often an operator has asked for it once more.
+        spent: Whether it was in hand too often when a worker died: it is told, and not touched.
+    """
+
+    attempt: int = 0
+    retries: int = 0
+    redrives: int = 0
+    spent: bool = False
+
+    def last_word(self, error: Exception) -> Exception:
+        """Raise what may be better later; else tell what the failure is called."""
+        if not self.retries or not (isinstance(error, StylegenError) and error.transient):
+            return error
+        if self.attempt < self.retries:
+            raise error
+        return RetriesExhausted(f"tried {self.attempt + 1} times, at last: {error}")
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What a message wants, and for whom; `fault` says what is wrong with it."""
+
+    generation_id: int | str
+    digest: str
+    urls: WebhookUrls
+    tries: Tries
+    job: GenerationJob | None = None
+    fault: InvalidMessage | None = None
+
+
 # %% ../nbs/09_worker.ipynb #36dfd20a
 def handle_generation_task(
     message: dict[str, Any] | bytes,
     parts: Parts | None = None,
     *,
     on_step: OnStep = lambda step: None,
-    attempt: int = 0,
-    retries: int = 0,
+    tries: Tries = Tries(),
 ) -> Outcome:
     """Do one job: LoRA, picture, signature, upload, terminal webhook.
 
@@ -389,8 +438,7 @@ def handle_generation_task(
         message: The job, as an object or as the queue's bytes.
         parts: The worker's parts; None makes them from the environment, once.
         on_step: Also called with the number of finished steps.
-        attempt: How often it was tried before.
-        retries: How often it may be tried again in all; until then a transient error is raised.
+        tries: How often it was tried, and may be; until then a transient error is raised.
 
     Returns:
         What became of it, after the terminal webhook was taken.
@@ -400,37 +448,17 @@ def handle_generation_task(
         WebhookError: The receiver did not take the terminal webhook.
         Conflict: The id belongs to another job (with `Parts.once`).
         DeviceLost: The GPU is gone; another process must do the job.
-        TransientError: Try later, up to `retries` times.
+        TransientError: Try later, if `tries` lets it.
     """
     parts = parts or _default_parts()
     fields = read_message(message) if isinstance(message, bytes) else message
-    try:
-        job = check_job(fields)
-        urls = webhook_urls(allowed_url(job.webhook_url, parts.allowed_origins))
-    except InvalidMessage as error:
-        generation_id, urls = _return_address(fields, parts, error)
-        return _failed(generation_id, urls, error, parts, attempt)
-    get_resolution(job.aspect_ratio)  # says so where it falls back
+    order = _read_order(fields, parts, tries)
     parts.on_state("validated")
-    with parts.watch.job(job.generation_id) as ticket:
-        try:
-            done = _result(job, parts, partial(_draw_and_report, job, urls, parts, ticket, on_step))
-        except (Conflict, DeviceLost):
-            raise
-        except Exception as error:  # pylint: disable=broad-exception-caught
-            error = _last_word(error, attempt, retries)
-            return _failed(job.generation_id, urls, error, parts, attempt)
-        _tell(done, urls, parts)
+    with ExitStack() as reporting, parts.watch.job(order.generation_id) as ticket:
+        make = partial(_draw_and_report, order, parts, ticket, on_step, reporting)
+        done = _result(order, parts, make)
+    _tell(done, order.urls, parts)
     return Outcome.told(done)
-
-
-def _last_word(error: Exception, attempt: int, retries: int) -> Exception:
-    """Raise what may be better later; else tell what the failure is called."""
-    if not retries or not (isinstance(error, StylegenError) and error.transient):
-        return error
-    if attempt < retries:
-        raise error
-    return RetriesExhausted(f"tried {attempt + 1} times, at last: {error}")
 
 
 @cache
@@ -439,19 +467,27 @@ def _default_parts() -> Parts:
 
 
 # %% ../nbs/09_worker.ipynb #c63620a8
-def _result(job: GenerationJob, parts: Parts, draw: Callable[[], Manifest]) -> Manifest:
-    """What there is to tell: found, or made now."""
-    if not parts.once:
-        return draw()
-    find = partial(find_manifest, parts.store, job.generation_id, job_digest(job))
-    if found := find():
-        return found
+def _result(order: _Order, parts: Parts, draw: Callable[[], Manifest]) -> Manifest:
+    """What there is to tell: found, or made now and written down."""
+    write = partial(commit, parts.store) if parts.once else lambda made: made
     try:
-        return commit(parts.store, draw())
-    except Canceled:
-        if canceled := find():
-            return canceled
+        return _found(order, parts) or write(draw())
+    except (Conflict, DeviceLost):
         raise
+    except Exception as error:  # pylint: disable=broad-exception-caught
+        failure = _failure(order, order.tries.last_word(error))
+    try:
+        return write(failure)
+    except StorageError as error:
+        order.tries.last_word(error)
+        _log.warning("a failure is told that could not be written down: %s", error)
+        return failure
+
+
+def _found(order: _Order, parts: Parts) -> Manifest | None:
+    if not parts.once:
+        return None
+    return find_manifest(parts.store, order.generation_id, order.digest, order.tries.redrives)
 
 
 def _tell(done: Manifest, urls: WebhookUrls, parts: Parts) -> None:
@@ -459,7 +495,7 @@ def _tell(done: Manifest, urls: WebhookUrls, parts: Parts) -> None:
     url = urls.complete if done.event == "complete" else urls.failed
     with parts.metrics.stage("notify"), _counted(parts, done.event):
         deliver_event(url, done.payload, done.event_id, **parts.authorization)
-    parts.on_state("notified")
+    parts.on_state("notified" if done.event == "complete" else "failed-told")
 
 
 @contextmanager
@@ -474,40 +510,51 @@ def _counted(parts: Parts, event: str) -> Iterator[None]:
 
 # %% ../nbs/09_worker.ipynb #20b760b6
 def _draw_and_report(
-    job: GenerationJob, urls: WebhookUrls, parts: Parts, ticket: JobInHand, on_step: OnStep
+    order: _Order, parts: Parts, ticket: JobInHand, on_step: OnStep, reporting: ExitStack
 ) -> Manifest:
+    """Make the picture; `reporting` ends later, since a slow receiver costs the job no time."""
+    if order.tries.spent:
+        raise RetriesExhausted("the job was in hand each time that a worker died")
+    job = order.job
+    if job is None:
+        raise order.fault or InvalidMessage("no job")
+
     def send(*step: int, **more: Any) -> None:
-        told = (urls.progress, job.generation_id, *step)
+        told = (order.urls.progress, order.generation_id, *step)
         taken = send_progress(*told, **more, **parts.authorization)
         parts.metrics.count_webhook("progress", delivered=taken)
+
+    reporter = reporting.enter_context(ProgressReporter(send, job.total_steps))
 
     def each_step(step: int) -> None:
         ticket.check()
         reporter(step)
         on_step(step)
 
-    with ProgressReporter(send, job.total_steps) as reporter:
-        url, sha256 = make_picture(job, parts, each_step)
+    url, sha256 = make_picture(job, parts, each_step)
     parts.on_state("uploaded")
     payload = complete_payload(job.generation_id, url, job.seed, describe(job))
-    event_id = f"complete_{job.generation_id}"
-    return Manifest(job.generation_id, job_digest(job), "complete", payload, event_id, sha256)
+    event_id, redrives = f"complete_{job.generation_id}", order.tries.redrives
+    return Manifest(
+        job.generation_id, order.digest, "complete", payload, event_id, sha256, redrives
+    )
 
 
-def _failed(
-    generation_id: int | str, urls: WebhookUrls, error: Exception, parts: Parts, attempt: int
-) -> Outcome:
+# %% ../nbs/09_worker.ipynb #fa1lure1
+def _failure(order: _Order, error: Exception) -> Manifest:
+    """A failure's manifest; after a redrive it is another event than before."""
+    generation_id, tries = order.generation_id, order.tries
     if isinstance(error, StylegenError):
         code, text = error.error_code, str(error)
         _log.warning("generation %s failed: %s: %s", generation_id, code, text)
     else:
         code, text = StylegenError.error_code, f"unexpected {type(error).__name__}"
         _log.error("generation %s failed", generation_id, exc_info=error)
-    told = {"error_code": code, "retry_count": attempt} | parts.authorization
-    with parts.metrics.stage("notify"), _counted(parts, "failed"):
-        send_failed_webhook(urls.failed, generation_id, text, **told)
-    parts.on_state("notified")
-    return Outcome(generation_id, error_code=code, error_message=text)
+    payload = failed_payload(generation_id, text, code, tries.attempt)
+    event_id = f"failed_{generation_id}" + (f"_{tries.redrives}" if tries.redrives else "")
+    return Manifest(
+        generation_id, order.digest, "failed", payload, event_id, redrives=tries.redrives
+    )
 
 
 # %% ../nbs/09_worker.ipynb #6dadad5d
@@ -532,6 +579,17 @@ def _return_address(
         return job.generation_id, webhook_urls(allowed_url(job.webhook_url, parts.allowed_origins))
     except InvalidMessage:
         raise error from None
+
+
+def _read_order(fields: dict[str, Any], parts: Parts, tries: Tries) -> _Order:
+    try:
+        job = check_job(fields)
+        urls = webhook_urls(allowed_url(job.webhook_url, parts.allowed_origins))
+    except InvalidMessage as error:
+        generation_id, urls = _return_address(fields, parts, error)
+        return _Order(generation_id, job_digest(fields), urls, tries, fault=error)
+    get_resolution(job.aspect_ratio)  # says so where it falls back
+    return _Order(job.generation_id, job_digest(job), urls, tries, job)
 
 
 def _known_id(body: bytes) -> int | str | None:
@@ -565,28 +623,27 @@ def do_delivery(delivery: Delivery, parts: Parts, retries: Retries) -> None:
 
 
 def _see_to(delivery: Delivery, parts: Parts, retries: Retries) -> str:
-    if delivery.redelivered:
-        if delivery.redeliveries < retries.max_redeliveries:
-            retries.again(delivery)
-            return "redelivered"
-        parts = replace(parts, draw=_refuse)
+    spent = delivery.redelivered and delivery.redeliveries >= retries.max_redeliveries
+    if delivery.redelivered and not spent:
+        retries.again(delivery)
+        return "redelivered"
     allowed, attempt = len(retries.delays), delivery.attempt
     try:
-        done = handle_generation_task(delivery.body, parts, attempt=attempt, retries=allowed)
+        tries = Tries(attempt, allowed, delivery.redrives, spent)
+        done = handle_generation_task(delivery.body, parts, tries=tries)
     except StylegenError as error:
         _log.warning("not done: %s: %s", error.error_code, error)
         if error.transient and attempt < allowed:
             retries.later(delivery)
+            parts.on_state("retry-published")
             return "retried"
         retries.set_aside(delivery, error.error_code, str(error))
+        parts.on_state("set-aside")
         return error.error_code
     if done.error_code == RetriesExhausted.error_code:
         retries.set_aside(delivery, done.error_code, done.error_message or "")
+        parts.on_state("set-aside")
     return done.error_code or "complete"
-
-
-def _refuse(*_: Any, **__: Any) -> Any:
-    raise RetriesExhausted("the job was in hand each time that a worker died")
 
 
 # %% ../nbs/09_worker.ipynb #026e6c0d
@@ -612,13 +669,21 @@ def cancel_job(generation_id: int | str, store: Store) -> bool:
     return True
 
 
+_PATIENTLY = Retrying(
+    stop=stop_after_attempt(4),
+    wait=wait_random_exponential(multiplier=1, max=10),
+    retry=retry_if_exception_type(StorageError),
+    reraise=True,
+)
+
+
 def do_control(body: bytes, parts: Parts) -> None:
-    """Cancel the job that a control message names. Never raises."""
+    """Cancel the job that a control message names; waits a little for a bucket. Never raises."""
     generation_id = _known_id(body)
     try:
         if generation_id is None:
             raise InvalidMessage("a control message names no generation")
-        if cancel_job(generation_id, parts.store):
+        if _PATIENTLY(cancel_job, generation_id, parts.store):
             parts.watch.cancel(generation_id)
     except Exception as error:  # pylint: disable=broad-exception-caught
         _log.warning("not canceled: %s", error if isinstance(error, StylegenError) else type(error))
@@ -645,7 +710,7 @@ def consume(settings: Settings, stop: threading.Event) -> None:
     with _health_server(settings, health, metrics):
         parts = replace(make_parts(settings, metrics), once=True, watch=watch)
         _probe(parts.store)
-        url, hands = broker_url(settings), settings.stylegen_prefetch or settings.stylegen_batch
+        url, hands = broker_url(settings), settings.stylegen_prefetch or settings.stylegen_batch + 1
         delays, most = settings.stylegen_retry_delays, settings.stylegen_max_redeliveries
         retries = Retries(url, settings.stylegen_queue, delays, most)
         start_rabbitmq_consumer(
@@ -898,7 +963,8 @@ def _redrive(which: str, settings: Settings) -> int:
 
 
 def _cancel(which: str, settings: Settings) -> int:
-    body = json.dumps({"generation_id": int(which) if which.isdecimal() else which}).encode()
+    is_number = re.fullmatch("[1-9][0-9]{0,18}", which)  # 0500 is another id than 500
+    body = json.dumps({"generation_id": int(which) if is_number else which}).encode()
     generation_id = _known_id(body)
     if generation_id is None:
         print("not an id", file=sys.stderr)

@@ -28,13 +28,14 @@ ROOT = Path(__file__).parent.parent
 QUEUE = "image_generation"
 
 
-def publish(rabbit: RabbitNode, *bodies: bytes) -> None:
+def publish(rabbit: RabbitNode, *bodies: bytes, **properties: Any) -> None:
     """Publish as the platform's producers do: a plain durable queue, declared by the producer."""
     connection = pika.BlockingConnection(pika.URLParameters(rabbit.url))
     channel = connection.channel()
     channel.queue_declare(queue=QUEUE, durable=True)
     for body in bodies:
-        channel.basic_publish("", QUEUE, body, pika.BasicProperties(delivery_mode=2))
+        kind = pika.BasicProperties(delivery_mode=2, **properties)
+        channel.basic_publish("", QUEUE, body, kind)
     connection.close()
 
 

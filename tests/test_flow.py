@@ -3,9 +3,11 @@
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -20,8 +22,9 @@ from stylegen.job import InvalidMessage, WebhookError, check_job
 from stylegen.engine import Engine
 from stylegen.pipeline import load_pipeline
 from stylegen.provenance import read_provenance
+from stylegen.settings import Settings
 from stylegen.webhook import WebhookReceiver
-from stylegen.worker import Parts, handle_generation_task, main
+from stylegen.worker import Parts, handle_generation_task, main, make_parts
 
 Order = dict[str, Any]
 
@@ -228,6 +231,25 @@ def test_memory_modes(pocket: Path, parts: Parts, order: Order) -> None:
     plain = np.int16(parts.draw(job, lora))
     for pipeline in (sliced, moved):
         assert np.abs(plain - np.int16(Engine(pipeline).draw(job, lora))).max() <= 2
+
+
+def test_no_depth_of_nesting_gets_through(parts: Parts, order: Order) -> None:
+    """What can just be read, but not written again, is a wrong message and not a dead worker."""
+    text = json.dumps(order | {"seed": -1, "pad": 0})
+    for depth in range(900, 1000):
+        body = text.replace('"pad": 0', f'"pad": {"[" * depth}{"]" * depth}').encode()
+        with suppress(InvalidMessage):
+            assert handle_generation_task(body, parts).error_code == "INVALID_MESSAGE"
+
+
+def test_merged_rows_are_a_setting(pocket: Path) -> None:
+    """``STYLEGEN_MERGE_LORAS`` reaches the engine."""
+    own: dict[str, Any] = {"internal_api_token": "t", "webhook_allowed_origins": "https://a"}
+    own |= {"stylegen_model": str(pocket / "pocket"), "stylegen_device": "cpu"}
+    settings = Settings(**own, stylegen_storage_folder=pocket, stylegen_merge_loras=True)
+    with patch("stylegen.worker.Engine") as engine:
+        make_parts(settings)
+    assert engine.call_args.kwargs["merge_loras"] is True
 
 
 def test_missing_settings_exit_2() -> None:

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
 
@@ -401,3 +402,38 @@ def test_tls(tmp_path: Path, rabbit: RabbitNode) -> None:
         with pytest.raises(ssl.SSLCertVerificationError):
             publish_job(b"to a stranger", url=stranger, queue_name="tls")
         assert _ready_messages(node, "tls") == 1
+
+
+def test_a_poisoned_header_does_not_block_the_queue(rabbit: RabbitNode, queue: str) -> None:
+    """A timestamp in milliseconds is the year 58692, at which pika's decoder raises."""
+
+    class Milliseconds(datetime):
+        """Encoded as a timestamp, far beyond what can be decoded."""
+
+        def utctimetuple(self) -> time.struct_time:
+            return time.struct_time((1970, 1, 1, 0, 0, 1_790_000_000_000, 0, 1, 0))
+
+    kind = pika.BasicProperties(headers={"sent": Milliseconds(2026, 1, 1)})
+    with _channel(rabbit) as channel:
+        channel.basic_publish("", queue, b"poisoned", kind)
+        channel.basic_publish("", queue, b"next")
+    with _Consumer(rabbit, queue) as consumer:
+        consumer.wait_done(2)
+    assert (consumer.done, consumer.connections) == ([b"poisoned", b"next"], 1)
+
+
+def test_a_message_that_can_be_put_nowhere_is_a_lost_connection(
+    rabbit: RabbitNode, queue: str
+) -> None:
+    """The broker takes nothing for a while: the worker goes on, and the message comes back."""
+    seen, stop = [], threading.Event()
+
+    def callback(body: bytes) -> None:
+        seen.append(body)
+        if len(seen) == 1:
+            raise pika.exceptions.AMQPConnectionError("a retry could not be published")
+        stop.set()
+
+    publish_job(b"{}", url=rabbit.url, queue_name=queue)
+    start_rabbitmq_consumer(queue, callback, url=rabbit.url, stop=stop)
+    assert seen == [b"{}"] * 2 and rabbit.queue_state(queue) == (0, 0)

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,10 +16,13 @@ from conftest import TOKEN
 from PIL import Image
 from rabbit import RabbitNode
 from s3_server import S3Server
+from waiting import wait_until
 
+from stylegen import queue as stylegen_queue
 from stylegen.queue import (
     ATTEMPT,
     REDELIVERIES,
+    REDRIVES,
     Delivery,
     Retries,
     publish_job,
@@ -130,6 +134,31 @@ def test_a_bucket_that_stays_away(
     assert consumer.is_alive()
 
 
+def test_a_broker_that_stays_away(
+    flat: Parts,
+    drawn: list[Callable[[], None]],
+    retries: Retries,
+    order: Order,
+    backend: WebhookReceiver,
+    rabbit: RabbitNode,
+    consumer: threading.Thread,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A retry that can be put nowhere ends no worker: the message stays, and comes back."""
+    assert flat
+    monkeypatch.setattr(stylegen_queue, "_PUBLISHING", 1)
+    published = threading.Event()
+    drawn.append(lambda: rabbit.kill() if published.wait(30) else None)
+    publish_job(json.dumps(order).encode(), url=retries.url, queue_name=retries.queue_name)
+    published.set()
+    wait_until(lambda: not drawn)
+    time.sleep(3)  # the length of the fault
+    assert consumer.is_alive()
+    rabbit.start()
+    (failed,) = backend.wait_for(1, "failed", timeout=60)
+    assert failed.body["error_code"] == "RETRIES_EXHAUSTED" and consumer.is_alive()
+
+
 def test_a_job_that_kills_its_workers(
     flat: Parts, retries: Retries, order: Order, backend: WebhookReceiver
 ) -> None:
@@ -227,3 +256,111 @@ def test_commands_say_what_stands_in_their_way(monkeypatch: Any, capsys: Any) ->
     shown = capsys.readouterr().err
     assert "no broker" in shown and "can't be written" in shown and "not an id" in shown
     assert "s3cret" not in shown and "Traceback" not in shown
+
+
+def _on_bucket(flat: Parts, tmp_path: Path) -> Parts:
+    """Parts that write results down, with a bucket that works."""
+    (tmp_path / "generations").unlink()
+    return replace(flat, once=True)
+
+
+def _ends(backend: WebhookReceiver) -> list[tuple[str, bytes]]:
+    return [(hook.event, hook.raw) for hook in backend.received if hook.event != "progress"]
+
+
+def _bring(parts: Parts, retries: Retries, fields: Order, **more: Any) -> None:
+    do_delivery(Delivery(0, 1, json.dumps(fields).encode(), **more), parts, retries)
+
+
+def test_a_failure_is_told_in_the_same_words(
+    flat: Parts, retries: Retries, order: Order, backend: WebhookReceiver, tmp_path: Path
+) -> None:
+    """A receiver that was away, or a LoRA that appears later, makes no second end."""
+    parts = _on_bucket(flat, tmp_path)
+    missing = order | {"lora_model_url": "s3://models/late.safetensors"}
+    _bring(parts, retries, missing)
+    parts.store.put("models/late.safetensors", b"tensors", "")
+    _bring(parts, retries, missing, headers={ATTEMPT: 1})
+    first, second = _ends(backend)
+    assert first == second and first[0] == "failed"
+
+
+def test_a_wrong_message_does_not_end_a_finished_job(
+    flat: Parts, retries: Retries, order: Order, backend: WebhookReceiver, tmp_path: Path
+) -> None:
+    """Its id has a result already: a conflict for the operator, nothing for the receiver."""
+    parts = _on_bucket(flat, tmp_path)
+    _bring(parts, retries, order)
+    _bring(parts, retries, order | {"seed": -1})
+    assert [event for event, _ in _ends(backend)] == ["complete"]
+    assert dead_letter(retries)[0][0]["x-stylegen-error-code"] == "CONFLICT"
+
+
+def test_a_redrive_supersedes_a_failure_and_never_a_picture(
+    flat: Parts, retries: Retries, order: Order, backend: WebhookReceiver, tmp_path: Path
+) -> None:
+    """An operator's second try is drawn; one more finds the picture and tells it again."""
+    parts = _on_bucket(flat, tmp_path)
+    missing = order | {"lora_model_url": "s3://models/late.safetensors"}
+    _bring(parts, retries, missing)
+    _bring(parts, retries, missing, headers={REDRIVES: 1})
+    parts.store.put("models/late.safetensors", b"tensors", "")
+    for count in (2, 3):
+        _bring(parts, retries, missing, headers={REDRIVES: count})
+    events = _ends(backend)
+    assert [event for event, _ in events] == ["failed", "failed", "complete", "complete"]
+    assert events[2] == events[3]
+
+
+def test_a_failure_is_told_though_it_cannot_be_written_down(
+    flat: Parts, retries: Retries, order: Order, backend: WebhookReceiver, tmp_path: Path
+) -> None:
+    """A bucket that is away means later; after the last attempt the receiver is told."""
+    (tmp_path / "manifests").write_text("a file where a folder must be", encoding="ascii")
+    parts = replace(flat, once=True)
+    _bring(parts, retries, order | {"seed": -1})
+    assert not _ends(backend)
+    _bring(parts, retries, order | {"seed": -1}, headers={ATTEMPT: 2})
+    assert [event for event, _ in _ends(backend)] == ["failed"]
+
+
+def test_a_spent_job_touches_nothing(
+    flat: Parts, retries: Retries, order: Order, backend: WebhookReceiver
+) -> None:
+    """What kills a worker may be the LoRA's file or the signature: neither is fetched again."""
+
+    class Deadly(FolderStore):
+        """A bucket whose files kill."""
+
+        def fetch(self, url: str, target: Path) -> None:
+            raise AssertionError("fetched")
+
+    parts = replace(flat, store=Deadly(flat.store.root))  # type: ignore[attr-defined]
+    mark = {"signature": {"image_url": "s3://models/mark.png"}}
+    _bring(parts, retries, order | mark, headers={REDELIVERIES: 2}, redelivered=True)
+    (failed,) = backend.wait_for(1, "failed")
+    assert failed.body["error_code"] == "RETRIES_EXHAUSTED"
+
+
+def test_a_retry_queue_that_would_keep_messages(rabbit: RabbitNode, retries: Retries) -> None:
+    """A plain queue under its name has no end: the message goes back to work instead."""
+    name = f"{retries.queue_name}.retry.1s"
+    publish_job(b"parked", url=rabbit.url, queue_name=name)
+    retries.later(Delivery(0, 1, b"{}"))
+    assert rabbit.queue_state(name) == (1, 0)
+    ((headers, body),) = rabbit.take_all(retries.queue_name)
+    assert (headers[ATTEMPT], body) == (1, b"{}")
+
+
+def test_an_id_to_cancel_is_exact(monkeypatch: Any, tmp_path: Path, capsys: Any) -> None:
+    """0500 is a string's id; 500 is not canceled by it."""
+    for key, value in {
+        "INTERNAL_API_TOKEN": TOKEN,
+        "WEBHOOK_ALLOWED_ORIGINS": "https://api.example.com",
+        "RABBITMQ_URL": "amqp://guest:guest@127.0.0.1:1/%2f",
+        "STYLEGEN_STORAGE_FOLDER": str(tmp_path),
+    }.items():
+        monkeypatch.setenv(key, value)
+    main(["--cancel", "0500"])
+    assert [path.name for path in (tmp_path / "manifests").iterdir()] == ["gen_0500.json"]
+    assert capsys.readouterr()

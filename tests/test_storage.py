@@ -450,3 +450,32 @@ def test_a_picture_that_was_cut_off_is_stored_anew(server: S3Server, conditional
     there = server.client().get_object(Bucket=BUCKET, Key="generations/gen_7.jpg")
     assert there["Body"].read() == jpeg
     assert there["Metadata"]["sha256"] == sha256
+
+
+def test_an_unknown_bucket_is_asked_before_it_is_written(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A probe that failed at the start is made up for; nothing is assumed meanwhile."""
+    store, asked = s3_store(server), []
+    monkeypatch.setattr(store, "probe", lambda: bool(asked.append(1)))
+    store.put_once("manifests/unknown.json", b"{}", "", facts={}, public=False)
+    assert asked == [1]
+
+
+def test_a_conflict_of_two_writers_is_asked_again(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S3's 409 means the same PUT again, not another picture."""
+    store, left = s3_store(server), [1, 1]
+    assert store.probe()
+    put, kind = store._put, store._client.exceptions.ClientError
+
+    def busy(*arguments: Any, **more: Any) -> None:
+        if left:
+            left.pop()
+            raise kind({"Error": {"Code": "ConditionalRequestConflict"}}, "PutObject")
+        put(*arguments, **more)
+
+    monkeypatch.setattr(store, "_put", busy)
+    assert store.put_once("manifests/busy.json", b"{}", "", facts={}, public=False) is None
+    assert store.read("manifests/busy.json") == b"{}" and not left

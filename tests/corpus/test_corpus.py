@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from files import FILES, write_all
+from headers import PROPERTIES
 from messages import MESSAGES
 from rabbit import RabbitNode
 from s3_server import S3Server
@@ -76,3 +77,23 @@ def test_each_input_has_its_outcome(
         if found != [outcome]:
             wrong[name] = (found, outcome)
     assert not wrong, json.dumps(wrong, indent=1, ensure_ascii=False)
+
+
+def test_no_property_of_a_message_matters(
+    environment: dict[str, str],  # noqa: F811
+    rabbit: RabbitNode,
+    backend: WebhookReceiver,
+    tmp_path: Path,
+) -> None:
+    """A good job is done whatever its headers say; none of them ends the connection."""
+    cases = dict(enumerate(PROPERTIES.items(), 3000))
+    rabbit.take_all(QUEUE)
+    for number, (_, properties) in cases.items():
+        publish(rabbit, job(backend, number, num_inference_steps=1), **properties)
+    log = tmp_path / "worker.log"
+    with worker(environment, log) as process:
+        wait_until(lambda: rabbit.queue_state(QUEUE) == (0, 0), timeout=120)
+        assert process.poll() is None, log.read_text()[-3000:]
+    ends = {name: told(backend, number) for number, (name, _) in cases.items()}
+    assert ends == {name: ["complete"] for name in PROPERTIES}, log.read_text()[-3000:]
+    assert "no broker" not in log.read_text()

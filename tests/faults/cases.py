@@ -40,9 +40,9 @@ FAILED = ("failed",)
 # A worker dies, or is stopped
 
 
-def _killed_at(state: str) -> Case:
+def _killed_at(state: str, *tags: str, expected: Expected = Expected()) -> Case:
     def run(ground: Ground) -> None:
-        ground.order(4)
+        ground.order(4, *tags, expected=expected)
         worker = ground.start(FAULT_STATE=state)
         worker.wait_for_exit()
         ground.inject()
@@ -55,6 +55,11 @@ for _state in ("validated", "generated", "uploaded", "committed", "notified"):
     case(f"worker: SIGKILL when {_state}", short=_state in ("uploaded", "notified"))(
         _killed_at(_state)
     )
+
+case("worker: SIGKILL when a failure was told", short=True)(
+    _killed_at("failed-told", "raise", expected=Expected(FAILED, "GENERATION_FAILED"))
+)
+case("worker: SIGKILL when a retry was published")(_killed_at("retry-published", "oom"))
 
 
 @case("worker: SIGKILL when idle")
@@ -142,6 +147,18 @@ def _broker_killed(ground: Ground) -> None:
     ground.rabbit.start()
     ground.healed()
     ground.order(2)
+
+
+@case("broker: away for longer than a message is published")
+def _broker_away(ground: Ground) -> None:
+    ground.start()
+    numbers = ground.order(2, "slow", "oom")
+    ground.wait_progress(numbers[0])
+    ground.rabbit.kill()
+    ground.inject()
+    time.sleep(45.0)  # the length of the fault
+    ground.rabbit.start()
+    ground.healed()
 
 
 @case("broker: all connections closed, three times")
@@ -368,7 +385,7 @@ def _cache_unusable(ground: Ground) -> None:
 # The receiver
 
 
-def _receiver(trick: str, count: int, expected: Expected, **environment: str) -> Case:
+def _receiver(trick: str, count: int, expected: Expected, *tags: str, **environment: str) -> Case:
     def run(ground: Ground) -> None:
         left = threading.Semaphore(count)
 
@@ -378,7 +395,7 @@ def _receiver(trick: str, count: int, expected: Expected, **environment: str) ->
 
         ground.backend.trick = choose
         ground.start(**environment)
-        ground.order(2, expected=expected)
+        ground.order(2, *tags, expected=expected)
         wait_until(lambda: ground.backend.faults == count, timeout=90)
         ground.inject(count)
         ground.healed()
@@ -392,6 +409,12 @@ case("receiver: 429 with Retry-After")(_receiver("429", 3, Expected()))
 case("receiver: 410")(_receiver("410", 2, _REFUSED))
 case("receiver: 302 to an internal address")(_receiver("302", 2, _REFUSED))
 case("receiver: hangs")(_receiver("hang", 2, Expected()))
+case("receiver: hangs for longer than a job may take", short=True)(
+    _receiver("hang", 1, Expected(), STYLEGEN_JOB_TIMEOUT="5", STYLEGEN_PREFETCH="1")
+)
+case("receiver: 500 for a failure", short=True)(
+    _receiver("500", 5, Expected(FAILED, "GENERATION_FAILED"), "raise")
+)
 case("receiver: drips")(_receiver("drip", 1, Expected()))
 case("receiver: answers 300 MB")(_receiver("flood", 2, Expected()))
 

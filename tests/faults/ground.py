@@ -66,6 +66,7 @@ class Keeper:
     def __init__(self, environment: dict[str, str], log: Path) -> None:
         self.process: subprocess.Popen[bytes] | None = None
         self.exits: list[int] = []
+        self._planned: set[int] = set()
         self._environment, self._log = environment, log
         self._stop, self._born = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -85,13 +86,19 @@ class Keeper:
     def signal(self, number: int) -> None:
         """Send a signal to the process of the moment."""
         assert self.process
+        self._planned.add({signal.SIGTERM: 0}.get(number, -number))
         with suppress(ProcessLookupError):
             self.process.send_signal(number)
 
     def wait_for_exit(self, count: int = 1, timeout: float = 60) -> int:
         """Wait until it has ended so many times; returns the last code."""
         wait_until(lambda: len(self.exits) >= count, timeout=timeout)
+        self._planned.add(self.exits[count - 1])
         return self.exits[count - 1]
+
+    def unplanned(self) -> list[int]:
+        """Codes of the exits that the case neither caused nor waited for."""
+        return [code for code in self.exits if code not in self._planned]
 
     def close(self) -> None:
         """End it in good order, or else at once; and for good."""
@@ -244,9 +251,13 @@ class Ground:
 
     def told(self, number: int) -> list[Any]:
         """The terminal events of an id that were taken."""
+        return self._terminal(self.backend.received, number)
+
+    @staticmethod
+    def _terminal(hooks: list[Any], number: int) -> list[Any]:
         return [
             hook
-            for hook in list(self.backend.received)
+            for hook in list(hooks)
             if hook.event != "progress" and hook.body["generation_id"] == number
         ]
 
@@ -274,6 +285,8 @@ class Ground:
             self.wait_told(waiting, timeout)
             wait_until(self._is_quiet, timeout=timeout)
         self._check_queues(verdict)
+        for worker in self.workers:
+            verdict.wrong += [f"a worker ended by itself: {code}" for code in worker.unplanned()]
         for number, expected in self.expected.items():
             self._check(number, expected, verdict)
         return verdict
@@ -306,8 +319,9 @@ class Ground:
         told = self.told(number)
         if expected.events and not told:
             verdict.lost.append(f"{number} was not told")
-        if len({(hook.headers["webhook-id"], hook.raw) for hook in told}) > 1:
-            verdict.doubled.append(f"{number}: {[hook.raw for hook in told]}")
+        seen = self._terminal(self.backend.seen, number)
+        if len({(hook.headers["webhook-id"], hook.raw) for hook in seen}) > 1:
+            verdict.doubled.append(f"{number}: {[hook.raw for hook in seen]}")
         for hook in told:
             if hook.event not in expected.events:
                 verdict.wrong.append(f"{number}: {hook.event} {hook.body}")

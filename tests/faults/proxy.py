@@ -180,13 +180,15 @@ class _FrontHandler(BaseHTTPRequestHandler):
 class Backend(WebhookReceiver):
     """A receiver; `trick` chooses what goes wrong with a webhook, by name, or None.
 
-    A trick is a status, ``hang``, ``drip`` or ``flood`` (an answer of 300 MB).
+    A trick is a status, ``hang``, ``drip`` or ``flood`` (an answer of 300 MB). `seen` holds every
+    webhook, also those that were tricked: a receiver may have stored what it answered badly.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.RequestHandlerClass = _BackendHandler  # pylint: disable=invalid-name
         self.faults = 0
+        self.seen: list[ReceivedWebhook] = []
         self.trick: Callable[[ReceivedWebhook], str | None] = lambda webhook: None
         self.ended = threading.Event()
 
@@ -199,6 +201,7 @@ class _BackendHandler(BaseHTTPRequestHandler):
 
     def _take(self) -> None:
         webhook = ReceivedWebhook.read(self)
+        self.server.seen.append(webhook)
         trick = self.server.trick(webhook)
         if trick is None:
             self._answer(self.server.take(webhook))
