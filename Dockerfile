@@ -1,11 +1,12 @@
 # The worker as a container. CPU by default; for CUDA build with
-#   --build-arg BASE=nvidia/cuda:12.8.1-base-ubuntu24.04 --build-arg TORCH_INDEX=https://pypi.org/simple
-# (the wheels of torch bring CUDA's libraries; the base needs none). Models live in a volume, /models.
+#   --build-arg BASE=nvidia/cuda:12.8.1-base-ubuntu24.04
+# (the wheels of torch bring CUDA's libraries; the base needs none). An image for CPUs alone is some GB
+# smaller with TORCH_INDEX, the address of PyTorch's index of CPU wheels. Models live in /models.
 ARG BASE=debian:bookworm-slim
 
 # hadolint ignore=DL3006
 FROM ${BASE} AS build
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG TORCH_INDEX=
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # hadolint ignore=DL3008
 RUN apt-get update \
@@ -17,7 +18,7 @@ WORKDIR /src
 # Requirements first: a change of our own code does not fetch torch again.
 COPY settings.ini constraints.txt ./
 RUN sed -n -E 's/^(c2pa_)?requirements = //p' settings.ini | tr ' ' '\n' >requirements.txt \
-    && pip install --no-cache-dir --extra-index-url "${TORCH_INDEX}" \
+    && pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} \
         -c constraints.txt -r requirements.txt
 COPY setup.py pyproject.toml MANIFEST.in README.md LICENSE ./
 COPY stylegen stylegen
