@@ -580,19 +580,21 @@ class Retries:
     max_redeliveries: int = 20
 
     def later(self, delivery: Delivery) -> None:
-        """Into the retry queue of its attempt; there must be one left."""
+        """Into the retry queue of its attempt; set aside if that would keep it for ever."""
         seconds = self.delays[delivery.attempt]
         back = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": self.queue_name}
-        name, arguments = f"{self.queue_name}.retry.{seconds}s", back | {
-            "x-message-ttl": seconds * 1000
-        }
-        headers = delivery.counts | {ATTEMPT: delivery.attempt + 1}
-        to = {"url": self.url, "headers": headers}
+        name = f"{self.queue_name}.retry.{seconds}s"
         try:
-            _publish_surely(delivery.body, queue_name=name, arguments=arguments, **to)
+            _publish_surely(
+                delivery.body,
+                url=self.url,
+                queue_name=name,
+                headers=delivery.counts | {ATTEMPT: delivery.attempt + 1},
+                arguments=back | {"x-message-ttl": seconds * 1000},
+            )
         except WrongQueue:
-            _log.error("queue %s would keep messages for ever: tried again at once", name)
-            _publish_surely(delivery.body, queue_name=self.queue_name, **to)
+            _log.error("queue %s would keep messages for ever: set aside instead", name)
+            self.set_aside(delivery, "WRONG_QUEUE", f"queue {name} has other arguments")
 
     def again(self, delivery: Delivery) -> None:
         """To the end of the work queue, counted."""

@@ -343,13 +343,14 @@ def test_a_spent_job_touches_nothing(
 
 
 def test_a_retry_queue_that_would_keep_messages(rabbit: RabbitNode, retries: Retries) -> None:
-    """A plain queue under its name has no end: the message goes back to work instead."""
+    """A plain queue under its name has no end: the message is set aside, with the reason."""
     name = f"{retries.queue_name}.retry.1s"
     publish_job(b"parked", url=rabbit.url, queue_name=name)
     retries.later(Delivery(0, 1, b"{}"))
     assert rabbit.queue_state(name) == (1, 0)
-    ((headers, body),) = rabbit.take_all(retries.queue_name)
-    assert (headers[ATTEMPT], body) == (1, b"{}")
+    ((headers, body),) = dead_letter(retries)
+    assert (headers["x-stylegen-error-code"], headers[ATTEMPT], body) == ("WRONG_QUEUE", 0, b"{}")
+    assert name in headers["x-stylegen-error"]
 
 
 def test_an_id_to_cancel_is_exact(monkeypatch: Any, tmp_path: Path, capsys: Any) -> None:

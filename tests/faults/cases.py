@@ -258,6 +258,16 @@ def _no_retry_queue(ground: Ground) -> None:
     ground.healed()
 
 
+@case("broker: a retry queue that would keep messages")
+def _wrong_retry_queue(ground: Ground) -> None:
+    with ground.channel() as channel:
+        channel.queue_declare(f"{ground.queue}.retry.1s", durable=True)
+    ground.inject()
+    ground.start()
+    ground.order(2, "oom", expected=Expected((), dead=True))
+    ground.order(2)
+
+
 # Cables
 
 
