@@ -5,6 +5,7 @@ Usage: ``python tools/run_notebooks.py nbs/01_job.ipynb …`` (default: every no
 
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,10 @@ def refresh(path: Path) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("IN_TEST", "1")
-    for name in sys.argv[1:] or sorted(str(p) for p in Path("nbs").rglob("*.ipynb")):
-        print(name, flush=True)
-        refresh(Path(name))
+    names = sys.argv[1:] or sorted(str(p) for p in Path("nbs").rglob("*.ipynb"))
+    for name in names:
+        if len(names) == 1:
+            refresh(Path(name))
+        else:  # in a process of its own, as the tests run it: settings of logging outlive a shell
+            print(name, flush=True)
+            subprocess.run([sys.executable, __file__, name], check=True)
