@@ -1127,6 +1127,10 @@ d = {
             "stylegen.queue.Delivery._count": ("queue.html#delivery._count", "stylegen/queue.py"),
             "stylegen.queue.Delivery.attempt": ("queue.html#delivery.attempt", "stylegen/queue.py"),
             "stylegen.queue.Delivery.counts": ("queue.html#delivery.counts", "stylegen/queue.py"),
+            "stylegen.queue.Delivery.is_suspect": (
+                "queue.html#delivery.is_suspect",
+                "stylegen/queue.py",
+            ),
             "stylegen.queue.Delivery.redeliveries": (
                 "queue.html#delivery.redeliveries",
                 "stylegen/queue.py",
@@ -1140,6 +1144,7 @@ d = {
                 "queue.html#jobthread.__init__",
                 "stylegen/queue.py",
             ),
+            "stylegen.queue.JobThread._call": ("queue.html#jobthread._call", "stylegen/queue.py"),
             "stylegen.queue.JobThread._run": ("queue.html#jobthread._run", "stylegen/queue.py"),
             "stylegen.queue.JobThread.ending": ("queue.html#jobthread.ending", "stylegen/queue.py"),
             "stylegen.queue.JobThread.is_busy": (
@@ -1155,6 +1160,10 @@ d = {
                 "queue.html#retries.set_aside",
                 "stylegen/queue.py",
             ),
+            "stylegen.queue.Turns": ("queue.html#turns", "stylegen/queue.py"),
+            "stylegen.queue.Turns.__init__": ("queue.html#turns.__init__", "stylegen/queue.py"),
+            "stylegen.queue.Turns._is_free": ("queue.html#turns._is_free", "stylegen/queue.py"),
+            "stylegen.queue.Turns.take": ("queue.html#turns.take", "stylegen/queue.py"),
             "stylegen.queue.WrongQueue": ("queue.html#wrongqueue", "stylegen/queue.py"),
             "stylegen.queue._Session": ("queue.html#_session", "stylegen/queue.py"),
             "stylegen.queue._Session.__init__": (
@@ -1175,6 +1184,7 @@ d = {
             ),
             "stylegen.queue._drain": ("queue.html#_drain", "stylegen/queue.py"),
             "stylegen.queue._listen": ("queue.html#_listen", "stylegen/queue.py"),
+            "stylegen.queue._log_alarm": ("queue.html#_log_alarm", "stylegen/queue.py"),
             "stylegen.queue._log_loss": ("queue.html#_log_loss", "stylegen/queue.py"),
             "stylegen.queue._publish_surely": ("queue.html#_publish_surely", "stylegen/queue.py"),
             "stylegen.queue._serve": ("queue.html#_serve", "stylegen/queue.py"),
@@ -1251,6 +1261,10 @@ d = {
         },
         "stylegen.settings": {
             "stylegen.settings.Settings": ("settings.html#settings", "stylegen/settings.py"),
+            "stylegen.settings.Settings._are_origins": (
+                "settings.html#settings._are_origins",
+                "stylegen/settings.py",
+            ),
             "stylegen.settings.Settings._certificate_and_key": (
                 "settings.html#settings._certificate_and_key",
                 "stylegen/settings.py",
@@ -1557,6 +1571,16 @@ d = {
                 "webhook.html#receivedwebhook.read",
                 "stylegen/webhook.py",
             ),
+            "stylegen.webhook.Silences": ("webhook.html#silences", "stylegen/webhook.py"),
+            "stylegen.webhook.Silences.__contains__": (
+                "webhook.html#silences.__contains__",
+                "stylegen/webhook.py",
+            ),
+            "stylegen.webhook.Silences.__init__": (
+                "webhook.html#silences.__init__",
+                "stylegen/webhook.py",
+            ),
+            "stylegen.webhook.Silences.add": ("webhook.html#silences.add", "stylegen/webhook.py"),
             "stylegen.webhook.WebhookReceiver": (
                 "webhook.html#webhookreceiver",
                 "stylegen/webhook.py",
@@ -1608,6 +1632,7 @@ d = {
             "stylegen.webhook._options": ("webhook.html#_options", "stylegen/webhook.py"),
             "stylegen.webhook._origin": ("webhook.html#_origin", "stylegen/webhook.py"),
             "stylegen.webhook._pause": ("webhook.html#_pause", "stylegen/webhook.py"),
+            "stylegen.webhook._seconds": ("webhook.html#_seconds", "stylegen/webhook.py"),
             "stylegen.webhook._within": ("webhook.html#_within", "stylegen/webhook.py"),
             "stylegen.webhook._worth_retrying": (
                 "webhook.html#_worth_retrying",
@@ -1652,6 +1677,7 @@ d = {
                 "stylegen/worker.py",
             ),
             "stylegen.worker.Tries": ("worker.html#tries", "stylegen/worker.py"),
+            "stylegen.worker.Tries.has_more": ("worker.html#tries.has_more", "stylegen/worker.py"),
             "stylegen.worker.Tries.last_word": (
                 "worker.html#tries.last_word",
                 "stylegen/worker.py",

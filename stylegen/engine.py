@@ -511,7 +511,8 @@ class Engine:
             ValueError: `extra_loras` are not as many as the job's.
         """
         scales = [job.lora_scale, *(extra.scale for extra in job.extra_loras)]
-        adapter = self._adapter([lora_path, *extra_loras], [float(scale) for scale in scales])
+        with _device_errors():  # pinned memory is the device's, too
+            adapter = self._adapter([lora_path, *extra_loras], [float(scale) for scale in scales])
         task = _Task(job, adapter, on_step or _nothing, on_latents or _nothing)
         self._submit(task)
         try:

@@ -94,12 +94,14 @@ class JobInHand:
         generation_id: Which picture.
         limit: Seconds that it may take.
         canceled: Set when somebody has asked for it not to be done.
+        ended: Set when only webhooks are left, which have limits of their own.
         began: When it was taken up, by the monotonic clock.
     """
 
     generation_id: int | str
     limit: float
     canceled: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
     began: float = field(default_factory=time.monotonic)
 
     def check(self) -> None:
@@ -147,7 +149,7 @@ class Watch:
         """Jobs that hang: half as long again after their limit."""
         with self._changed:
             now = time.monotonic()
-            jobs = list(self._jobs.values())
+            jobs = [job for job in self._jobs.values() if not job.ended.is_set()]
         return [job.generation_id for job in jobs if now - job.began > 1.5 * job.limit]
 
 

@@ -15,6 +15,7 @@ __all__ = [
     "ensure_queue",
     "publish_job",
     "Delivery",
+    "Turns",
     "JobThread",
     "control_exchange",
     "publish_control",
@@ -27,6 +28,7 @@ __all__ = [
 
 # %% ../nbs/08_queue.ipynb #d1fe1b84
 import logging
+import random
 import threading
 import time
 import uuid
@@ -167,6 +169,7 @@ def publish_job(
     """
     connection = pika.BlockingConnection(connection_parameters(url))
     try:
+        connection.add_on_connection_blocked_callback(_log_alarm)
         ensure_queue(connection, queue_name, arguments)
         channel = connection.channel()
         channel.confirm_delivery()
@@ -179,6 +182,10 @@ def publish_job(
         channel.basic_publish("", queue_name, body, kind, mandatory=True)
     finally:
         connection.close()
+
+
+def _log_alarm(*_: Any) -> None:
+    _log.warning("the broker takes no messages for now (an alarm); waiting")
 
 
 # %% ../nbs/08_queue.ipynb #9a730bb6
@@ -222,6 +229,11 @@ class Delivery:
         return self._count(REDRIVES)
 
     @property
+    def is_suspect(self) -> bool:
+        """Whether workers died so often with it in hand that it may be the reason."""
+        return self.redeliveries >= 2
+
+    @property
     def counts(self) -> dict[str, int]:
         """The headers of ours, to send it on with."""
         known = (self.attempt, self.redeliveries, self.redrives)
@@ -230,6 +242,33 @@ class Delivery:
     def _count(self, name: str) -> int:
         value = self.headers.get(name)
         return min(max(value, 0), 1000) if isinstance(value, int) else 0
+
+
+# %% ../nbs/08_queue.ipynb #cd0a9c25
+class Turns:
+    """Suspects go one at a time; all others go together."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._going, self._suspects, self._is_alone = 0, 0, False
+
+    @contextmanager
+    def take(self, alone: bool) -> Iterator[None]:
+        """Wait for a turn, and have it for the length of a ``with`` block."""
+        with self._changed:
+            self._suspects += alone
+            self._changed.wait_for(lambda: self._is_free(alone))
+            self._suspects -= alone
+            self._going, self._is_alone = self._going + 1, alone
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._going, self._is_alone = self._going - 1, False
+                self._changed.notify_all()
+
+    def _is_free(self, alone: bool) -> bool:
+        return not self._going if alone else not (self._suspects or self._is_alone)
 
 
 # %% ../nbs/08_queue.ipynb #65e1435b
@@ -252,7 +291,7 @@ class JobThread:
         self.generation = 0
         self.failure: BaseException | None = None
         self.lost: BaseException | None = None
-        self._callback, self._stop = callback, stop
+        self._callback, self._stop, self._turns = callback, stop, Turns()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="job")
         self._futures: set[Future[None]] = set()
 
@@ -274,8 +313,13 @@ class JobThread:
         return future
 
     def _run(self, delivery: Delivery, done: Callable[[Delivery], None]) -> None:
-        if self.ending or delivery.generation != self.generation:
-            return
+        if delivery.is_suspect:
+            time.sleep(random.random())  # lest the same one always be the first
+        with self._turns.take(delivery.is_suspect):
+            if not self.ending and delivery.generation == self.generation:
+                self._call(delivery, done)
+
+    def _call(self, delivery: Delivery, done: Callable[[Delivery], None]) -> None:
         try:
             self._callback(delivery)
         except (AMQPError, WrongQueue) as error:
@@ -580,8 +624,12 @@ class Retries:
     max_redeliveries: int = 20
 
     def later(self, delivery: Delivery) -> None:
-        """Into the retry queue of its attempt; set aside if that would keep it for ever."""
-        seconds = self.delays[delivery.attempt]
+        """Into the retry queue of its attempt, in the end into the last one each time.
+
+        It is set aside if that queue would keep it for ever.
+        """
+        seconds = self.delays[min(delivery.attempt, len(self.delays) - 1)]
+        attempt = min(delivery.attempt + 1, len(self.delays))
         back = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": self.queue_name}
         name = f"{self.queue_name}.retry.{seconds}s"
         try:
@@ -589,7 +637,7 @@ class Retries:
                 delivery.body,
                 url=self.url,
                 queue_name=name,
-                headers=delivery.counts | {ATTEMPT: delivery.attempt + 1},
+                headers=delivery.counts | {ATTEMPT: attempt},
                 arguments=back | {"x-message-ttl": seconds * 1000},
             )
         except WrongQueue:

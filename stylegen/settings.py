@@ -22,6 +22,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 # %% ../nbs/00_settings.ipynb #c7c33bb9
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+_ORIGIN = re.compile(r"(?i)https?://[a-z0-9.-]+(:(?P<port>[0-9]{1,5}))?/?")
 
 
 class Settings(BaseSettings):
@@ -51,10 +52,12 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="verbosity")
     stylegen_queue: str = Field("image_generation", description="queue of the jobs")
     stylegen_prefetch: int | None = Field(
-        None, ge=1, le=64, description="jobs in hand; else one more than are drawn at a time"
+        None, ge=1, le=64, description="jobs in hand; else twice as many as are drawn at a time"
     )
     stylegen_retry_delays: Annotated[tuple[PositiveInt, ...], NoDecode] = Field(
-        (5, 30, 300), description="seconds before each new attempt at a job, separated by commas"
+        (5, 30, 300),
+        min_length=1,
+        description="seconds before each new attempt at a job, separated by commas",
     )
     stylegen_max_redeliveries: int = Field(
         20, ge=1, le=1000, description="how often a job may be in hand when a worker dies"
@@ -114,6 +117,15 @@ class Settings(BaseSettings):
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("webhook_allowed_origins")
+    @classmethod
+    def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            found = _ORIGIN.fullmatch(origin)
+            if not found or int(found["port"] or 0) > 65535:
+                raise ValueError("not http(s)://host or http(s)://host:port")
         return value
 
     @field_validator("webhook_secret")

@@ -33,7 +33,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -397,9 +397,14 @@ class S3Store:
         return self._conditional
 
     def check(self) -> None:
-        """Raise `StorageError` if the bucket can't be reached."""
+        """Raise `StorageError` if the bucket can't be reached, or says not what it lacks.
+
+        Without the right to list, S3 answers 403 where there is no object, so that a job without a
+        result can't be told from one whose result is kept from us.
+        """
         with _s3_errors(f"s3://{self.bucket}", missing=StorageError):
             self._client.head_bucket(Bucket=self.bucket)
+        self.read(f"{PROBE_KEY}.none")
 
 
 # %% ../nbs/04_storage.ipynb #9d6c5a38
@@ -622,10 +627,10 @@ def find_manifest(
         StorageError: The bucket can't be read, or the manifest is damaged.
     """
     data = store.read(manifest_key(generation_id))
-    found = _manifest(data) if data is not None else None
-    if found is None or found.gives_way(redrives):
+    if data is None:
         return None
-    return _same_job(found, job)
+    found = _same_job(_manifest(data), job)
+    return None if found.gives_way(redrives) else found
 
 
 def _same_job(found: Manifest, job: str) -> Manifest:
@@ -636,8 +641,9 @@ def _same_job(found: Manifest, job: str) -> Manifest:
 
 def _manifest(data: bytes) -> Manifest:
     try:
-        return Manifest(**json.loads(data))
-    except (ValueError, TypeError):
+        known = {part.name for part in fields(Manifest)}  # a later version may write more
+        return Manifest(**{name: part for name, part in json.loads(data).items() if name in known})
+    except (ValueError, TypeError, AttributeError):
         raise StorageError("a result's manifest is damaged") from None
 
 
@@ -663,9 +669,9 @@ def commit(store: Store, manifest: Manifest) -> Manifest:
     there = store.read(key)
     if there is None:
         raise StorageError("a result's manifest can't be found again")
-    first = _manifest(there)
+    first = _same_job(_manifest(there), manifest.job)
     if not first.gives_way(manifest.redrives):
-        return _same_job(first, manifest.job)
+        return first
     if not store.replace(key, there, data, "application/json"):
         raise StorageError("a result's manifest was replaced meanwhile")
     return manifest

@@ -5,6 +5,7 @@
 # %% auto #0
 __all__ = [
     "TIMEOUT",
+    "MAX_CALLS",
     "Id",
     "ATTEMPTS",
     "WAIT",
@@ -21,6 +22,7 @@ __all__ = [
     "failed_payload",
     "send_complete_webhook",
     "send_failed_webhook",
+    "Silences",
     "ProgressReporter",
 ]
 
@@ -36,6 +38,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
@@ -236,9 +239,17 @@ def _options(auth: _Authorization, timeout: float) -> dict[str, Any]:
     }
 
 
-def _within(seconds: float, call: Callable[[], None]) -> None:
+MAX_CALLS = 64
+"""Calls to one receiver at a time, counting those that were given up and hang."""
+_calls: dict[str, threading.BoundedSemaphore] = {}
+
+
+def _within(seconds: float, url: str, call: Callable[[], None]) -> None:
     """Do a call on a thread, and wait for so long: an answer's headers may drip for ever."""
     errors: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+    places = _calls.setdefault(urlsplit(url).netloc, threading.BoundedSemaphore(MAX_CALLS))
+    if not places.acquire(blocking=False):
+        raise requests.Timeout("too many calls to this receiver hang")
 
     def run() -> None:
         try:
@@ -247,6 +258,8 @@ def _within(seconds: float, call: Callable[[], None]) -> None:
             errors.put(error)
         else:
             errors.put(None)
+        finally:
+            places.release()
 
     threading.Thread(target=run, name="webhook", daemon=True).start()
     try:
@@ -308,7 +321,8 @@ def send_progress(
     try:
         auth = _Authorization(f"progress_{generation_id}_{percent}", token, secret)
         options = _options(auth, timeout)
-        _within(timeout, lambda: _check(requests.patch(webhook_url, json=payload, **options)))
+        patch = partial(requests.patch, webhook_url, json=payload, **options)
+        _within(timeout, webhook_url, lambda: _check(patch()))
     except (requests.RequestException, ValueError) as error:
         _log.warning("progress was not delivered (%s)", type(error).__name__)
         return False
@@ -331,11 +345,20 @@ def _worth_retrying(error: BaseException) -> bool:
 
 
 def _pause(state: RetryCallState) -> float:
-    """What the receiver asks for, if it is a number of seconds; and no less than our own."""
+    """What the receiver asks for, within limits; and no less than our own."""
     error = state.outcome.exception() if state.outcome else None
     headers = getattr(getattr(error, "response", None), "headers", {})
-    asked = str(headers.get("Retry-After", ""))
-    return max(min(int(asked), _LONGEST_PAUSE) if asked.isdecimal() else 0, WAIT(state))
+    return max(min(_seconds(str(headers.get("Retry-After", ""))), _LONGEST_PAUSE), WAIT(state))
+
+
+def _seconds(asked: str) -> float:
+    """A ``Retry-After``: seconds, or a date (RFC 9110)."""
+    if asked.isdecimal():
+        return float(asked)
+    try:
+        return (parsedate_to_datetime(asked) - datetime.now(timezone.utc)).total_seconds()
+    except (TypeError, ValueError):
+        return 0.0
 
 
 def deliver_event(
@@ -346,6 +369,7 @@ def deliver_event(
     token: str | None = None,
     secret: str | None = None,
     timeout: float = TIMEOUT,
+    patience: float = PATIENCE,
 ) -> None:
     """Deliver a terminal event: the same words on each attempt.
 
@@ -356,13 +380,14 @@ def deliver_event(
         token: Bearer token; None reads `INTERNAL_API_TOKEN`.
         secret: Signing secret; None reads `WEBHOOK_SECRET`; empty does not sign.
         timeout: Seconds to wait for each answer.
+        patience: Seconds after which no further attempt is begun.
 
     Raises:
         WebhookRefused: The receiver does not want it.
         WebhookError: The receiver could not be reached, or failed, each time.
     """
     attempts = Retrying(
-        stop=stop_after_attempt(ATTEMPTS) | stop_before_delay(PATIENCE),
+        stop=stop_after_attempt(ATTEMPTS) | stop_before_delay(patience),
         wait=_pause,
         retry=retry_if_exception(_worth_retrying),
         reraise=True,
@@ -370,7 +395,7 @@ def deliver_event(
     try:
         options = _options(_Authorization(event_id, token, secret), timeout)
         post = partial(requests.post, url, json=payload, **options)
-        attempts(lambda: _within(timeout, lambda: _check(post())))
+        attempts(lambda: _within(timeout, url, lambda: _check(post())))
     except (requests.RequestException, ValueError) as error:
         status = getattr(getattr(error, "response", None), "status_code", type(error).__name__)
         scheme, host, port = _origin(url)
@@ -460,6 +485,27 @@ def send_failed_webhook(
     payload = failed_payload(generation_id, error, error_code, retry_count)
     event_id = f"failed_{generation_id}"
     deliver_event(url, payload, event_id, token=token, secret=secret, timeout=timeout)
+
+
+# %% ../nbs/05_webhook.ipynb #ef08c086
+class Silences:
+    """Receivers that kept somebody waiting in vain.
+
+    Args:
+        seconds: How long nobody else waits for such a receiver.
+    """
+
+    def __init__(self, seconds: float = 10.0) -> None:
+        self._seconds = seconds
+        self._until: dict[tuple[str, str, int], float] = {}
+
+    def add(self, url: str) -> None:
+        """Remember that this URL's receiver did not answer."""
+        self._until[_origin(url)] = time.monotonic() + self._seconds
+
+    def __contains__(self, url: str) -> bool:
+        """Whether this URL's receiver was silent a moment ago."""
+        return time.monotonic() < self._until.get(_origin(url), 0.0)
 
 
 # %% ../nbs/05_webhook.ipynb #f749bf83

@@ -118,7 +118,10 @@ from stylegen.storage import (
     upload_image_to_s3,
 )
 from stylegen.webhook import (
+    PATIENCE,
+    TIMEOUT,
     ProgressReporter,
+    Silences,
     WebhookUrls,
     allowed_url,
     complete_payload,
@@ -180,6 +183,7 @@ class Parts:
     once: bool = False
     """Whether a job's result is written down, and told again instead of drawn again."""
     watch: Watch = field(default_factory=Watch, repr=False)
+    silences: Silences = field(default_factory=Silences, repr=False)
     metrics: Metrics = field(default_factory=Metrics, repr=False)
     on_state: Callable[[str], None] = partial(_log.debug, "the job is %s")
     """Called when a job is validated, generated, uploaded, committed, notified."""
@@ -403,11 +407,16 @@ class Tries:
     redrives: int = 0
     spent: bool = False
 
+    @property
+    def has_more(self) -> bool:
+        """Whether it may be tried again."""
+        return self.attempt < self.retries
+
     def last_word(self, error: Exception) -> Exception:
         """Raise what may be better later; else tell what the failure is called."""
         if not self.retries or not (isinstance(error, StylegenError) and error.transient):
             return error
-        if self.attempt < self.retries:
+        if self.has_more:
             raise error
         return RetriesExhausted(f"tried {self.attempt + 1} times, at last: {error}")
 
@@ -454,10 +463,10 @@ def handle_generation_task(
     fields = read_message(message) if isinstance(message, bytes) else message
     order = _read_order(fields, parts, tries)
     parts.on_state("validated")
-    with ExitStack() as reporting, parts.watch.job(order.generation_id) as ticket:
+    with parts.watch.job(order.generation_id) as ticket, ExitStack() as reporting:
         make = partial(_draw_and_report, order, parts, ticket, on_step, reporting)
         done = _result(order, parts, make)
-    _tell(done, order.urls, parts)
+    _tell(done, order, parts)
     return Outcome.told(done)
 
 
@@ -476,12 +485,7 @@ def _result(order: _Order, parts: Parts, draw: Callable[[], Manifest]) -> Manife
         raise
     except Exception as error:  # pylint: disable=broad-exception-caught
         failure = _failure(order, order.tries.last_word(error))
-    try:
-        return write(failure)
-    except StorageError as error:
-        order.tries.last_word(error)
-        _log.warning("a failure is told that could not be written down: %s", error)
-        return failure
+    return write(failure)
 
 
 def _found(order: _Order, parts: Parts) -> Manifest | None:
@@ -490,20 +494,28 @@ def _found(order: _Order, parts: Parts) -> Manifest | None:
     return find_manifest(parts.store, order.generation_id, order.digest, order.tries.redrives)
 
 
-def _tell(done: Manifest, urls: WebhookUrls, parts: Parts) -> None:
+def _tell(done: Manifest, order: _Order, parts: Parts) -> None:
     parts.on_state("committed")
-    url = urls.complete if done.event == "complete" else urls.failed
-    with parts.metrics.stage("notify"), _counted(parts, done.event):
-        deliver_event(url, done.payload, done.event_id, **parts.authorization)
+    url = order.urls.complete if done.event == "complete" else order.urls.failed
+    patience = PATIENCE
+    if order.tries.has_more:  # the retry queues are more patient than a hand
+        patience = TIMEOUT
+        if url in parts.silences:
+            raise WebhookError("the receiver was silent a moment ago")
+    with parts.metrics.stage("notify"), _counted(parts, done.event, url):
+        told = (url, done.payload, done.event_id)
+        deliver_event(*told, patience=patience, **parts.authorization)
     parts.on_state("notified" if done.event == "complete" else "failed-told")
 
 
 @contextmanager
-def _counted(parts: Parts, event: str) -> Iterator[None]:
+def _counted(parts: Parts, event: str, url: str) -> Iterator[None]:
     try:
         yield
-    except WebhookError:
+    except WebhookError as error:
         parts.metrics.count_webhook(event, delivered=False)
+        if error.transient:
+            parts.silences.add(url)
         raise
     parts.metrics.count_webhook(event, delivered=True)
 
@@ -520,11 +532,14 @@ def _draw_and_report(
         raise order.fault or InvalidMessage("no job")
 
     def send(*step: int, **more: Any) -> None:
+        if order.urls.progress in parts.silences:
+            return
         told = (order.urls.progress, order.generation_id, *step)
         taken = send_progress(*told, **more, **parts.authorization)
         parts.metrics.count_webhook("progress", delivered=taken)
 
     reporter = reporting.enter_context(ProgressReporter(send, job.total_steps))
+    reporting.callback(ticket.ended.set)  # the job's time does not run while that is closed
 
     def each_step(step: int) -> None:
         ticket.check()
@@ -633,7 +648,8 @@ def _see_to(delivery: Delivery, parts: Parts, retries: Retries) -> str:
         done = handle_generation_task(delivery.body, parts, tries=tries)
     except StylegenError as error:
         _log.warning("not done: %s: %s", error.error_code, error)
-        if error.transient and attempt < allowed:
+        unwritten = isinstance(error, StorageError) and allowed > 0
+        if unwritten or (error.transient and attempt < allowed):
             retries.later(delivery)
             parts.on_state("retry-published")
             return "retried"
@@ -683,8 +699,8 @@ def do_control(body: bytes, parts: Parts) -> None:
     try:
         if generation_id is None:
             raise InvalidMessage("a control message names no generation")
-        if _PATIENTLY(cancel_job, generation_id, parts.store):
-            parts.watch.cancel(generation_id)
+        _PATIENTLY(cancel_job, generation_id, parts.store)
+        parts.watch.cancel(generation_id)  # a redriven job has an end, and is in hand again
     except Exception as error:  # pylint: disable=broad-exception-caught
         _log.warning("not canceled: %s", error if isinstance(error, StylegenError) else type(error))
 
@@ -710,7 +726,7 @@ def consume(settings: Settings, stop: threading.Event) -> None:
     with _health_server(settings, health, metrics):
         parts = replace(make_parts(settings, metrics), once=True, watch=watch)
         _probe(parts.store)
-        url, hands = broker_url(settings), settings.stylegen_prefetch or settings.stylegen_batch + 1
+        url, hands = broker_url(settings), settings.stylegen_prefetch or 2 * settings.stylegen_batch
         delays, most = settings.stylegen_retry_delays, settings.stylegen_max_redeliveries
         retries = Retries(url, settings.stylegen_queue, delays, most)
         start_rabbitmq_consumer(
@@ -757,9 +773,9 @@ def stop_on_signals(drain_timeout: float = 660.0) -> Iterator[threading.Event]:
     def on_signal(number: int, _: Any) -> None:
         if stop.is_set():
             leave(EXIT_DRAIN)
-        _log.info("%s: finishing the jobs in hand", signal.Signals(number).name)
         stop.set()
         deadline.start()
+        _log.info("%s: finishing the jobs in hand", signal.Signals(number).name)
 
     numbers = (signal.SIGTERM, signal.SIGINT)
     before = [signal.signal(number, on_signal) for number in numbers]
@@ -969,9 +985,7 @@ def _cancel(which: str, settings: Settings) -> int:
     if generation_id is None:
         print("not an id", file=sys.stderr)
         return 2
-    if not cancel_job(generation_id, make_store(settings)):
-        print("too late: it is done")
-        return 1
+    in_time = cancel_job(generation_id, make_store(settings))
     publish_control(body, url=broker_url(settings), queue_name=settings.stylegen_queue)
-    print("canceled")
-    return 0
+    print("canceled" if in_time else "too late: it is done; if it was redriven, it stops now")
+    return 0 if in_time else 1

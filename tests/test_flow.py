@@ -280,6 +280,27 @@ def test_half_a_certificate_is_a_wrong_setting(monkeypatch: Any, capsys: Any) ->
     assert "WEBHOOK_SECRET" in shown and "päss" not in shown
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("WEBHOOK_ALLOWED_ORIGINS", "api.example.com"),
+        ("WEBHOOK_ALLOWED_ORIGINS", "https://api.example.com/v1"),
+        ("WEBHOOK_ALLOWED_ORIGINS", "https://api.example.com:99999"),
+        ("WEBHOOK_ALLOWED_ORIGINS", "https://user@api.example.com"),
+        ("STYLEGEN_RETRY_DELAYS", ","),
+    ],
+)
+def test_a_setting_that_means_nothing_is_refused(
+    monkeypatch: Any, capsys: Any, name: str, value: str
+) -> None:
+    """An origin that no URL could match, pauses that are none: said at the start."""
+    monkeypatch.setenv("INTERNAL_API_TOKEN", TOKEN)
+    monkeypatch.setenv("WEBHOOK_ALLOWED_ORIGINS", "https://api.example.com,http://127.0.0.1:8000/")
+    monkeypatch.setenv(name, value)
+    assert main(["--check"]) == 2
+    assert name in capsys.readouterr().err
+
+
 def test_import_is_light() -> None:
     """The worker is imported in a moment, since whatever is heavy waits until it is needed."""
     heavy = {"torch", "diffusers", "transformers", "peft", "boto3", "numpy", "IPython"}

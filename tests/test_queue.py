@@ -20,6 +20,7 @@ from waiting import wait_until
 
 from stylegen import queue as stylegen_queue
 from stylegen.queue import (
+    REDELIVERIES,
     Delivery,
     JobThread,
     connection_parameters,
@@ -382,6 +383,30 @@ def test_a_stale_delivery_is_neither_run_nor_reported() -> None:
     jobs.submit(stale, done.append).result()
     jobs.submit(Delivery(jobs.generation, 1, b"fresh"), done.append).result()
     assert ran == [b"fresh"] and [each.body for each in done] == [b"fresh"]
+
+
+def test_suspects_go_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was in hand twice when a worker died has nobody beside it; others go together."""
+    monkeypatch.setattr("stylegen.queue.random.random", lambda: 0.0)
+    beside: list[tuple[bool, int]] = []
+    going: list[int] = []
+    pair = threading.Barrier(2)
+
+    def work(delivery: Delivery) -> None:
+        going.append(delivery.tag)
+        if not delivery.is_suspect:
+            pair.wait(30)
+        beside.append((delivery.is_suspect, len(going)))
+        time.sleep(0.05)  # long enough for another to come, if it could
+        going.remove(delivery.tag)
+
+    jobs = JobThread(work, threading.Event(), threads=5)
+    counts = (0, 2, 0, 3, 2)
+    deliveries = [Delivery(0, n, b"", {REDELIVERIES: count}) for n, count in enumerate(counts)]
+    for future in [jobs.submit(delivery, lambda _: None) for delivery in deliveries]:
+        future.result(30)
+    assert [count for suspect, count in beside if suspect] == [1, 1, 1]
+    assert not jobs.failure
 
 
 def test_tls(tmp_path: Path, rabbit: RabbitNode) -> None:

@@ -5,6 +5,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,8 +32,8 @@ from stylegen.queue import (
 )
 from stylegen.settings import Settings
 from stylegen.storage import FolderStore, make_s3_store
-from stylegen.webhook import WebhookReceiver
-from stylegen.worker import Parts, do_delivery, main
+from stylegen.webhook import ReceivedWebhook, WebhookReceiver, deliver_event
+from stylegen.worker import Parts, do_control, do_delivery, main
 
 Order = dict[str, Any]
 
@@ -312,16 +313,97 @@ def test_a_redrive_supersedes_a_failure_and_never_a_picture(
     assert events[2] == events[3]
 
 
-def test_a_failure_is_told_though_it_cannot_be_written_down(
+def test_what_cannot_be_written_down_is_not_told(
+    flat: Parts, rabbit: RabbitNode, order: Order, backend: WebhookReceiver, tmp_path: Path
+) -> None:
+    """While the bucket is away nobody knows whether the job is done: it waits, however often."""
+    (tmp_path / "manifests").write_text("a file where a folder must be", encoding="ascii")
+    patient = Retries(rabbit.url, f"test-{uuid.uuid4().hex}", (1, 600))
+    parts = replace(flat, once=True)
+    for attempt in (1, 2, 2):
+        _bring(parts, patient, order | {"seed": -1}, headers={ATTEMPT: attempt})
+    assert not _ends(backend)
+    assert rabbit.queue_state(f"{patient.queue_name}.retry.600s") == (3, 0)
+    (tmp_path / "manifests").unlink()
+    _bring(parts, patient, order | {"seed": -1}, headers={ATTEMPT: 2})
+    assert [event for event, _ in _ends(backend)] == ["failed"]
+
+
+def test_a_redrive_gives_no_id_away(
     flat: Parts, retries: Retries, order: Order, backend: WebhookReceiver, tmp_path: Path
 ) -> None:
-    """A bucket that is away means later; after the last attempt the receiver is told."""
-    (tmp_path / "manifests").write_text("a file where a folder must be", encoding="ascii")
-    parts = replace(flat, once=True)
-    _bring(parts, retries, order | {"seed": -1})
-    assert not _ends(backend)
-    _bring(parts, retries, order | {"seed": -1}, headers={ATTEMPT: 2})
+    """Whoever comes first after a redrive, the id stays that of the job that had it first."""
+    parts = _on_bucket(flat, tmp_path)
+    first = order | {"lora_model_url": "s3://models/late.safetensors"}
+    _bring(parts, retries, first)
+    parts.store.put("models/late.safetensors", b"tensors", "")
+    _bring(parts, retries, order | {"artist_name": "Another"}, headers={REDRIVES: 1})
     assert [event for event, _ in _ends(backend)] == ["failed"]
+    assert dead_letter(retries)[0][0]["x-stylegen-error-code"] == "CONFLICT"
+    _bring(parts, retries, first, headers={REDRIVES: 1})
+    assert [event for event, _ in _ends(backend)] == ["failed", "complete"]
+
+
+def test_a_redriven_job_in_hand_can_be_canceled(
+    flat: Parts, retries: Retries, order: Order, backend: WebhookReceiver, tmp_path: Path
+) -> None:
+    """Its earlier failure is written down, and does not keep it from being called off."""
+    parts = _on_bucket(flat, tmp_path)
+    late = order | {"lora_model_url": "s3://models/late.safetensors"}
+    _bring(parts, retries, late)
+    parts.store.put("models/late.safetensors", b"tensors", "")
+
+    def draw(*_: Any, on_step: Callable[[int], None], **__: Any) -> Image.Image:
+        do_control(json.dumps({"generation_id": order["generation_id"]}).encode(), parts)
+        on_step(1)
+        raise AssertionError("drawn on")
+
+    _bring(replace(parts, draw=draw), retries, late, headers={REDRIVES: 1})
+    told = [hook.body["error_code"] for hook in backend.received if hook.event == "failed"]
+    assert told == ["LORA_NOT_FOUND", "CANCELED"]
+
+
+def test_no_progress_after_the_end(
+    flat: Parts, retries: Retries, order: Order, tmp_path: Path
+) -> None:
+    """The same job twice in one worker: the second tells the end, after the first's progress."""
+
+    def draw(*_: Any, on_step: Callable[[int], None], **__: Any) -> Image.Image:
+        for step in range(51):
+            on_step(step)
+        return Image.new("RGB", (512, 512))
+
+    def answer(hook: ReceivedWebhook) -> int:
+        if hook.event == "progress":
+            time.sleep(0.2)  # a slow receiver, not a pause of the test's
+        return 200
+
+    with WebhookReceiver(answer) as slow:
+        parts = replace(_on_bucket(flat, tmp_path), draw=draw, allowed_origins=(slow.url,))
+        twice = [order | {"webhook_url": slow.url}] * 2
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(partial(_bring, parts, retries), twice))
+        events = [hook.event for hook in slow.received]
+    assert events == ["progress"] * 5 + ["complete"] * 2
+
+
+def test_a_silent_receiver_holds_no_hand(
+    flat: Parts, retries: Retries, order: Order, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Who comes next goes to a retry queue at once; only the last attempt waits again."""
+    monkeypatch.setattr("stylegen.worker.TIMEOUT", 0.1)
+    monkeypatch.setattr("stylegen.worker.PATIENCE", 0.1)
+    short = partial(deliver_event, timeout=0.5)
+    monkeypatch.setattr("stylegen.worker.deliver_event", short)
+    hangs = threading.Event()
+    with WebhookReceiver(lambda hook: 200 if hangs.wait(60) else 500) as silent:
+        parts = replace(_on_bucket(flat, tmp_path), allowed_origins=(silent.url,))
+        for number, attempt in ((1, 0), (2, 0), (3, 2)):
+            fields = order | {"generation_id": number, "webhook_url": silent.url}
+            _bring(parts, retries, fields, headers={ATTEMPT: attempt})
+        hangs.set()
+        asked = [hook.body["generation_id"] for hook in silent.received if hook.event != "progress"]
+    assert asked == [1, 3]
 
 
 def test_a_spent_job_touches_nothing(

@@ -1,6 +1,7 @@
 """Contracts of `stylegen.storage`, against a real S3 server over HTTP and a real folder."""
 
 import http.client
+import json
 import logging
 import os
 import socket
@@ -8,6 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
@@ -479,3 +481,30 @@ def test_a_conflict_of_two_writers_is_asked_again(
     monkeypatch.setattr(store, "_put", busy)
     assert store.put_once("manifests/busy.json", b"{}", "", facts={}, public=False) is None
     assert store.read("manifests/busy.json") == b"{}" and not left
+
+
+def test_a_manifest_of_a_later_version_is_read(tmp_path: Path) -> None:
+    """What it says more is no damage; during an upgrade both versions work."""
+    store, said = FolderStore(tmp_path), Manifest(7, "digest", "complete", {}, "complete_7")
+    text = json.dumps(asdict(said) | {"later": 1}).encode()
+    store.put_once("manifests/gen_7.json", text, "", facts={}, public=False)
+    assert find_manifest(store, 7, "digest") == said
+    store.put("manifests/gen_8.json", b"[]", "")
+    with pytest.raises(StorageError, match="damaged"):
+        find_manifest(store, 8, "digest")
+
+
+def test_a_bucket_that_hides_what_it_lacks_is_found_out(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the right to list, S3 answers 403 for a missing object: no result could be told."""
+    store = s3_store(server)
+    store.check()
+    refused = store._client.exceptions.ClientError({"Error": {"Code": "AccessDenied"}}, "GetObject")
+
+    def get_object(**_: Any) -> Any:
+        raise refused
+
+    monkeypatch.setattr(store._client, "get_object", get_object)  # no server here has IAM
+    with pytest.raises(StorageError, match="AccessDenied"):
+        store.check()

@@ -6,6 +6,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -209,6 +211,44 @@ def test_a_silent_receiver_times_out() -> None:
         took = time.monotonic() - began
         release.set()
     assert took < 30
+
+
+def test_hanging_calls_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A receiver whose headers drip for ever keeps so many threads busy, and no more."""
+    monkeypatch.setattr(webhook, "MAX_CALLS", 2)
+    ended = threading.Event()
+
+    def drip(server: socket.socket) -> None:
+        lines = []
+        while not ended.wait(0.02):
+            with contextlib.suppress(BlockingIOError):
+                lines.append(server.accept()[0])
+                lines[-1].sendall(b"HTTP/1.1 200 OK\r\nX-Drip: ")
+            for line in lines:
+                line.sendall(b"a")
+        for line in lines:
+            line.close()
+
+    before = {thread.ident for thread in threading.enumerate()}
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        receiver = threading.Thread(target=drip, args=(server,), name="receiver")
+        receiver.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        taken = [send_progress(url, 500, 1, 2, timeout=1.0) for _ in range(6)]
+        mine = [each for each in threading.enumerate() if each.ident not in before]
+        ended.set()
+        receiver.join()
+    assert taken == [False] * 6
+    assert [each.name for each in mine].count("webhook") == 2
+
+
+def test_retry_after_is_a_number_or_a_date() -> None:
+    """Both forms of RFC 9110; anything else asks for nothing."""
+    soon = datetime.now(timezone.utc) + timedelta(seconds=20)
+    assert 15 < webhook._seconds(format_datetime(soon, usegmt=True)) <= 20
+    assert webhook._seconds("7") == 7
+    assert [webhook._seconds(odd) for odd in ("", "-3", "soon", "1.5")] == [0.0] * 4
 
 
 @pytest.mark.parametrize(
