@@ -388,25 +388,29 @@ def test_a_stale_delivery_is_neither_run_nor_reported() -> None:
 def test_suspects_go_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was in hand twice when a worker died has nobody beside it; others go together."""
     monkeypatch.setattr("stylegen.queue.random.random", lambda: 0.0)
-    beside: list[tuple[bool, int]] = []
+    beside: list[int] = []
     going: list[int] = []
-    pair = threading.Barrier(2)
+    pair, on = threading.Barrier(3), threading.Event()
 
     def work(delivery: Delivery) -> None:
         going.append(delivery.tag)
-        if not delivery.is_suspect:
+        if delivery.is_suspect:
+            time.sleep(0.05)  # long enough for another to come, if it could
+            beside.append(len(going))
+        else:
             pair.wait(30)
-        beside.append((delivery.is_suspect, len(going)))
-        time.sleep(0.05)  # long enough for another to come, if it could
+            on.wait(30)
         going.remove(delivery.tag)
 
     jobs = JobThread(work, threading.Event(), threads=5)
-    counts = (0, 2, 0, 3, 2)
-    deliveries = [Delivery(0, n, b"", {REDELIVERIES: count}) for n, count in enumerate(counts)]
-    for future in [jobs.submit(delivery, lambda _: None) for delivery in deliveries]:
+    deliveries = [Delivery(0, n, b"", {REDELIVERIES: n}) for n in (0, 1, 2, 3, 4)]
+    futures = [jobs.submit(delivery, lambda _: None) for delivery in deliveries[:2]]
+    pair.wait(30)
+    futures += [jobs.submit(delivery, lambda _: None) for delivery in deliveries[2:]]
+    on.set()
+    for future in futures:
         future.result(30)
-    assert [count for suspect, count in beside if suspect] == [1, 1, 1]
-    assert not jobs.failure
+    assert beside == [1, 1, 1] and not jobs.failure
 
 
 def test_tls(tmp_path: Path, rabbit: RabbitNode) -> None:
