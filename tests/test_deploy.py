@@ -19,6 +19,7 @@ from typing import Any
 
 import jsonschema
 import kubernetes_validate
+import pika
 import promql_parser
 import pytest
 import requests
@@ -266,9 +267,10 @@ def test_parts_fit_each_other() -> None:
     secrets = [
         each["valueFrom"]["secretKeyRef"] for each in container["env"] if "valueFrom" in each
     ]
-    assert (reference["name"], reference["key"]) in {
-        (each["name"], each["key"]) for each in secrets
-    }
+    assert {each["name"] for each in secrets} == {reference["name"]}
+    page = (ROOT / "docs/operating.md").read_text(encoding="utf-8")
+    required = [each["key"] for each in secrets if not each.get("optional")]
+    assert not [key for key in (*required, reference["key"]) if f"`{key}`" not in page]
 
 
 def test_deployment_keeps_its_promises() -> None:
@@ -297,6 +299,39 @@ def test_deployment_keeps_its_promises() -> None:
     assert [(image["name"], str(image["newTag"])) for image in images] == [
         (container["image"], parser["DEFAULT"]["version"])
     ]
+
+
+def counted_by_keda(state: dict[str, Any]) -> int:
+    """What KEDA's rabbitmq scaler counts of a queue, by its documentation.
+
+    Over AMQP it sees messages that are ready; over HTTP also those in hand, unless told otherwise.
+    """
+    (trigger,) = manifest("ScaledObject")["spec"]["triggers"]
+    told = trigger["metadata"]
+    only_ready = told["protocol"] != "http" or told.get("excludeUnacknowledged") == "true"
+    return int(state["messages_ready" if only_ready else "messages"])
+
+
+def test_busy_workers_are_counted() -> None:
+    """A worker whose jobs are all in hand is not sent home: a real broker's own figures."""
+    hands = int(manifest("ConfigMap")["data"]["STYLEGEN_BATCH"]) + 1
+    (trigger,) = manifest("ScaledObject")["spec"]["triggers"]
+    assert int(trigger["metadata"]["value"]) == hands
+    address, node = free_address(), RabbitNode()
+    (node.folder / "plugins").write_text("[rabbitmq_management].\n")
+    with (node.folder / "rabbitmq.conf").open("a") as config:
+        config.write(f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {address[10:]}\n")
+    with node:
+        publish_job(b"{}", url=node.url)
+        connection = pika.BlockingConnection(pika.URLParameters(node.url))
+        assert connection.channel().basic_get("image_generation")[0]
+        page = f"http://guest:guest@{address}/api/queues/%2F/image_generation"
+        deadline, state = time.monotonic() + 60, {}
+        while not state.get("messages_unacknowledged") and time.monotonic() < deadline:
+            time.sleep(0.5)
+            state = requests.get(page, timeout=20).json()
+        connection.close()
+    assert (state["messages_ready"], counted_by_keda(state)) == (0, 1)
 
 
 def expressions() -> list[str]:
