@@ -370,6 +370,27 @@ def test_worker_has_these_metrics() -> None:
             assert labels <= set(re.findall(r"(\w+)=", shown))
 
 
+def bounds(metric: str) -> list[float]:
+    """The finite bounds of a histogram's buckets."""
+    metrics = Metrics()
+    with metrics.stage("draw"):
+        pass
+    text = generate_latest(metrics.registry).decode()
+    shown = re.findall(rf'^{metric}_bucket\{{.*le="([\d.]+)"', text, re.MULTILINE)
+    return [float(bound) for bound in shown]
+
+
+def test_times_can_reach_their_alerts() -> None:
+    """A quantile never exceeds the last bound: each alert's threshold lies within, on a bound."""
+    quantile = r"histogram_quantile\(.*?(\w+)_bucket.*?\)\)\)\s*> (\d+)$"
+    found = [match for query in expressions() for match in re.findall(quantile, query)]
+    assert found == [("stylegen_queue_wait_seconds", "300")]
+    for metric, threshold in found:
+        assert float(threshold) in bounds(metric)[:-1]
+    longest = Settings.model_fields["stylegen_job_timeout"].default
+    assert max(bounds("stylegen_stage_seconds")) >= longest
+
+
 def test_broker_has_these_metrics() -> None:
     """A real broker with its Prometheus plugin tells each metric that a query uses, by queue."""
     address = free_address()
