@@ -109,6 +109,16 @@ def test_container_is_not_root_and_hears_signals() -> None:
     assert set(re.findall(r"\bSTYLEGEN_\w+", text)) <= SETTINGS
 
 
+def test_container_can_compile() -> None:
+    """What STYLEGEN_COMPILE needs is in the image that runs: a C++ compiler and Python's headers."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    worker = text[text.index(" AS worker") : text.index(" AS demo")]
+    installed = re.search(r"apt-get install ([^&]+)&&", worker)[1].split()
+    assert {"g++", "python3-dev"} <= set(installed)
+    (command,) = re.findall(r"--tmpfs (\S+)", (ROOT / "docs/operating.md").read_text("utf-8"))
+    assert "exec" in re.split("[:,]", command), "Docker's tmpfs forbids running what lies in it"
+
+
 def test_compose_follows_its_specification() -> None:
     """The compose specification's own schema, and what we promise of the worker."""
     command = [tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec"]
