@@ -27,7 +27,7 @@ import yaml
 from prometheus_client import generate_latest
 from rabbit import RabbitNode
 
-from stylegen.health import Metrics
+from stylegen.health import Health, HealthServer, Metrics, Watch
 from stylegen.loadgen import LoadReceiver
 from stylegen.queue import publish_job
 from stylegen.settings import Settings
@@ -115,8 +115,8 @@ def test_container_can_compile() -> None:
     worker = text[text.index(" AS worker") : text.index(" AS demo")]
     installed = re.search(r"apt-get install ([^&]+)&&", worker)[1].split()
     assert {"g++", "python3-dev"} <= set(installed)
-    (command,) = re.findall(r"--tmpfs (\S+)", (ROOT / "docs/operating.md").read_text("utf-8"))
-    assert "exec" in re.split("[:,]", command), "Docker's tmpfs forbids running what lies in it"
+    (place,) = re.findall(r"--tmpfs (\S+)", (ROOT / "docs/operating.md").read_text("utf-8"))
+    assert "exec" in re.split("[:,]", place), "Docker's tmpfs forbids running what lies in it"
 
 
 def test_compose_follows_its_specification() -> None:
@@ -309,6 +309,21 @@ def test_deployment_keeps_its_promises() -> None:
     assert [(image["name"], str(image["newTag"])) for image in images] == [
         (container["image"], parser["DEFAULT"]["version"])
     ]
+
+
+def test_a_model_that_never_loads_is_restarted() -> None:
+    """A real health port while the model loads: the startup probe alone says no, for half an hour."""
+    (container,) = manifest("Deployment")["spec"]["template"]["spec"]["containers"]
+    startup, liveness = container["startupProbe"], container["livenessProbe"]
+    with HealthServer(Health(Watch()), Metrics(), 0) as loading:
+        said = [
+            requests.get(
+                f"http://127.0.0.1:{loading.server_port}{probe['httpGet']['path']}"
+            ).status_code
+            for probe in (startup, liveness)
+        ]
+    assert said == [503, 200]
+    assert startup["periodSeconds"] * startup["failureThreshold"] == 1800
 
 
 def counted_by_keda(state: dict[str, Any]) -> int:
