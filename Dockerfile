@@ -28,10 +28,12 @@ RUN pip install --no-cache-dir --no-deps .
 FROM ${BASE} AS worker
 LABEL org.opencontainers.image.title="stylegen" \
       org.opencontainers.image.licenses="Apache-2.0"
-# Fonts: a signature is drawn in the artist's own script, or the job fails.
+# Fonts: a signature is drawn in the artist's own script, or the job fails. The compiler and Python's
+# headers: with STYLEGEN_COMPILE torch writes C++ at the start, and builds it.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends python3 fonts-noto-core fonts-noto-cjk \
+    && apt-get install -y --no-install-recommends \
+        python3 python3-dev g++ fonts-noto-core fonts-noto-cjk \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin stylegen \
     && install -d -o stylegen -g stylegen /models

@@ -4,6 +4,7 @@
 
 # %% auto #0
 __all__ = [
+    "STAGE_BOUNDS",
     "STALE",
     "EXIT_DEVICE",
     "EXIT_DRAIN",
@@ -39,8 +40,11 @@ from .job import Canceled, JobTimeout
 
 _log = logging.getLogger(__name__)
 
-
 # %% ../nbs/05_health.ipynb #3d154809
+STAGE_BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
+"""Bounds of a stage's times, in seconds."""
+
+
 class Metrics:
     """What a worker counts and times. `registry` is what ``/metrics`` shows."""
 
@@ -49,7 +53,9 @@ class Metrics:
         self.registry: CollectorRegistry = own["registry"]
         self.jobs = Counter("stylegen_jobs", "Jobs by outcome", ["outcome"], **own)
         self.in_progress = Gauge("stylegen_jobs_in_progress", "Jobs in hand", **own)
-        self.stages = Histogram("stylegen_stage_seconds", "Time of a stage", ["stage"], **own)
+        self.stages = Histogram(
+            "stylegen_stage_seconds", "Time of a stage", ["stage"], buckets=STAGE_BOUNDS, **own
+        )
         self.queue_wait = Histogram(
             "stylegen_queue_wait_seconds",
             "Age of a message when it is taken",

@@ -252,6 +252,7 @@ def send(
             connection.sleep(max(0.0, started + moment - time.monotonic()))
             key = str(order["style_id"]) if exchange else queue_name
             ledger.order(order["generation_id"])
+            kind.timestamp = int(time.time())
             channel.basic_publish(exchange, key, json.dumps(order).encode(), kind, mandatory=True)
     finally:
         connection.close()

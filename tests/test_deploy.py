@@ -19,6 +19,7 @@ from typing import Any
 
 import jsonschema
 import kubernetes_validate
+import pika
 import promql_parser
 import pytest
 import requests
@@ -26,7 +27,7 @@ import yaml
 from prometheus_client import generate_latest
 from rabbit import RabbitNode
 
-from stylegen.health import Metrics
+from stylegen.health import Health, HealthServer, Metrics, Watch
 from stylegen.loadgen import LoadReceiver
 from stylegen.queue import publish_job
 from stylegen.settings import Settings
@@ -106,6 +107,16 @@ def test_container_is_not_root_and_hears_signals() -> None:
     compile(check[2], "healthcheck", "exec")
     assert "STYLEGEN_HEALTH_PORT=9100" in worker and "/livez" in check[2]
     assert set(re.findall(r"\bSTYLEGEN_\w+", text)) <= SETTINGS
+
+
+def test_container_can_compile() -> None:
+    """What STYLEGEN_COMPILE needs is in the image that runs: a C++ compiler and Python's headers."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    worker = text[text.index(" AS worker") : text.index(" AS demo")]
+    installed = re.search(r"apt-get install ([^&]+)&&", worker)[1].split()
+    assert {"g++", "python3-dev"} <= set(installed)
+    (place,) = re.findall(r"--tmpfs (\S+)", (ROOT / "docs/operating.md").read_text("utf-8"))
+    assert "exec" in re.split("[:,]", place), "Docker's tmpfs forbids running what lies in it"
 
 
 def test_compose_follows_its_specification() -> None:
@@ -266,9 +277,10 @@ def test_parts_fit_each_other() -> None:
     secrets = [
         each["valueFrom"]["secretKeyRef"] for each in container["env"] if "valueFrom" in each
     ]
-    assert (reference["name"], reference["key"]) in {
-        (each["name"], each["key"]) for each in secrets
-    }
+    assert {each["name"] for each in secrets} == {reference["name"]}
+    page = (ROOT / "docs/operating.md").read_text(encoding="utf-8")
+    required = [each["key"] for each in secrets if not each.get("optional")]
+    assert not [key for key in (*required, reference["key"]) if f"`{key}`" not in page]
 
 
 def test_deployment_keeps_its_promises() -> None:
@@ -297,6 +309,54 @@ def test_deployment_keeps_its_promises() -> None:
     assert [(image["name"], str(image["newTag"])) for image in images] == [
         (container["image"], parser["DEFAULT"]["version"])
     ]
+
+
+def test_a_model_that_never_loads_is_restarted() -> None:
+    """A real health port while the model loads: the startup probe alone says no, for half an hour."""
+    (container,) = manifest("Deployment")["spec"]["template"]["spec"]["containers"]
+    startup, liveness = container["startupProbe"], container["livenessProbe"]
+    with HealthServer(Health(Watch()), Metrics(), 0) as loading:
+        said = [
+            requests.get(
+                f"http://127.0.0.1:{loading.server_port}{probe['httpGet']['path']}"
+            ).status_code
+            for probe in (startup, liveness)
+        ]
+    assert said == [503, 200]
+    assert startup["periodSeconds"] * startup["failureThreshold"] == 1800
+
+
+def counted_by_keda(state: dict[str, Any]) -> int:
+    """What KEDA's rabbitmq scaler counts of a queue, by its documentation.
+
+    Over AMQP it sees messages that are ready; over HTTP also those in hand, unless told otherwise.
+    """
+    (trigger,) = manifest("ScaledObject")["spec"]["triggers"]
+    told = trigger["metadata"]
+    only_ready = told["protocol"] != "http" or told.get("excludeUnacknowledged") == "true"
+    return int(state["messages_ready" if only_ready else "messages"])
+
+
+def test_busy_workers_are_counted() -> None:
+    """A worker whose jobs are all in hand is not sent home: a real broker's own figures."""
+    hands = int(manifest("ConfigMap")["data"]["STYLEGEN_BATCH"]) + 1
+    (trigger,) = manifest("ScaledObject")["spec"]["triggers"]
+    assert int(trigger["metadata"]["value"]) == hands
+    address, node = free_address(), RabbitNode()
+    (node.folder / "plugins").write_text("[rabbitmq_management].\n")
+    with (node.folder / "rabbitmq.conf").open("a") as config:
+        config.write(f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {address[10:]}\n")
+    with node:
+        publish_job(b"{}", url=node.url)
+        connection = pika.BlockingConnection(pika.URLParameters(node.url))
+        assert connection.channel().basic_get("image_generation")[0]
+        page = f"http://guest:guest@{address}/api/queues/%2F/image_generation"
+        deadline, state = time.monotonic() + 60, {}
+        while not state.get("messages_unacknowledged") and time.monotonic() < deadline:
+            time.sleep(0.5)
+            state = requests.get(page, timeout=20).json()
+        connection.close()
+    assert (state["messages_ready"], counted_by_keda(state)) == (0, 1)
 
 
 def expressions() -> list[str]:
@@ -333,6 +393,27 @@ def test_worker_has_these_metrics() -> None:
         if name.startswith("stylegen"):
             shown, *_ = re.findall(rf"^{name}(?:\{{(.*)\}})? ", text, re.MULTILINE)
             assert labels <= set(re.findall(r"(\w+)=", shown))
+
+
+def bounds(metric: str) -> list[float]:
+    """The finite bounds of a histogram's buckets."""
+    metrics = Metrics()
+    with metrics.stage("draw"):
+        pass
+    text = generate_latest(metrics.registry).decode()
+    shown = re.findall(rf'^{metric}_bucket\{{.*le="([\d.]+)"', text, re.MULTILINE)
+    return [float(bound) for bound in shown]
+
+
+def test_times_can_reach_their_alerts() -> None:
+    """A quantile never exceeds the last bound: each alert's threshold lies within, on a bound."""
+    quantile = r"histogram_quantile\(.*?(\w+)_bucket.*?\)\)\)\s*> (\d+)$"
+    found = [match for query in expressions() for match in re.findall(quantile, query)]
+    assert found == [("stylegen_queue_wait_seconds", "300")]
+    for metric, threshold in found:
+        assert float(threshold) in bounds(metric)[:-1]
+    longest = Settings.model_fields["stylegen_job_timeout"].default
+    assert max(bounds("stylegen_stage_seconds")) >= longest
 
 
 def test_broker_has_these_metrics() -> None:

@@ -98,6 +98,18 @@ def test_nothing_is_left_out(built: dict[str, Path]) -> None:
     assert pictures and pictures <= names
 
 
+def test_make_names_the_python_that_it_needs(tmp_path: Path) -> None:
+    """An older Python is told so in one line, before anything is made."""
+    older = tmp_path / "python"
+    age = "import sys; sys.version_info = (3, 10, 12); exec(sys.argv[1])"
+    older.write_text(f"#!/bin/sh\nexec '{sys.executable}' -c '{age}' \"$2\"\n", encoding="utf-8")
+    older.chmod(0o755)
+    command = ["make", "install", f"PYTHON={older}", f"VENV={tmp_path}/venv"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0 and done.stderr.startswith("needs Python 3.11 or later")
+    assert not (tmp_path / "venv").exists()
+
+
 def distributions(requirements: list[str]) -> set[str]:
     """Their names, as package indexes compare them; those of extras left out."""
     plain = [each for each in requirements if "extra ==" not in each]

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,9 @@ import pytest
 from conftest import TOKEN
 from rabbit import RabbitNode
 from s3_server import S3Server
+
+from stylegen.loadgen import Ledger, Load, send
+from stylegen.queue import Delivery, start_rabbitmq_consumer
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
@@ -29,7 +33,7 @@ def bench(
 ) -> scale.Bench:
     """The scale bench's parts."""
     made = scale.Bench(rabbit, s3, tmp_path_factory.mktemp("scale"))
-    scale.upload(made, scale.Load())
+    scale.upload(made, Load())
     return made
 
 
@@ -76,6 +80,22 @@ def test_ledger_counts_what_is_lost(rabbit: RabbitNode) -> None:
     sums = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
     assert (sums["ordered"], sums["complete"], sums["lost"]) == ("3", "0", "3")
     assert rabbit.queue_state("nobody") == (3, 0)
+
+
+def test_orders_say_when_they_were_sent(rabbit: RabbitNode) -> None:
+    """By its timestamp a worker knows how long each message waited."""
+    before = int(time.time())
+    load, found = Load(jobs=2, rate=10.0), []
+    send(load, Ledger(), "http://127.0.0.1", broker=rabbit.url, queue_name="timed")
+    stop = threading.Event()
+
+    def take(delivery: Delivery) -> None:
+        found.append(delivery.age)
+        if len(found) == load.jobs:
+            stop.set()
+
+    start_rabbitmq_consumer("timed", on_delivery=take, url=rabbit.url, stop=stop)
+    assert all(0 <= age <= time.time() - before for age in found)
 
 
 def test_loadgen_reads_no_environment(rabbit: RabbitNode, monkeypatch: pytest.MonkeyPatch) -> None:
