@@ -81,7 +81,8 @@ CSS = """<style>
 .sg-panel .sg-error { color: var(--jp-error-color1); font-weight: 600; }
 .sg-panel .sg-group { border-bottom: 1px solid var(--jp-border-color2); padding: 4px 0; }
 .sg-panel .sg-group:last-child { border-bottom: none; }
-.sg-panel .sg-refused { color: var(--jp-ui-font-color2); margin-left: 88px; }
+.sg-panel .sg-refused, .sg-panel .sg-hand { color: var(--jp-ui-font-color2); margin-left: 88px; }
+.sg-panel .sg-hand { overflow-wrap: anywhere; }
 .sg-panel .sg-refused ul { margin: 0; padding-left: 18px; }
 .sg-panel .sg-picture { max-width: 100%; max-height: 560px; object-fit: contain; }
 .sg-panel .sg-empty { color: var(--jp-ui-font-color3); }

@@ -441,6 +441,22 @@ def test_every_control_is_recalled(panel: Playground) -> None:
     assert other.recall(job.model_dump(mode="json")) == [] and other.job() == job
 
 
+def test_a_hand_signs_for_its_own_artist_only(panel: Playground) -> None:
+    """Recalled, it is seen; under another artist's name it is gone."""
+    hand, signature = "s3://artists/a/hand.png", panel.controls.signature
+    recalled = panel.job().model_dump() | {"artist_name": "A", "signature": {"image_url": hand}}
+    for changes in ({"artist_name": "B"}, {"signature": {}}):
+        assert panel.controls.recall(recalled) == []
+        assert panel.job().signature.image_url == hand
+        assert hand in signature.hand.value and signature.hand.layout.display == ""
+        panel.controls.style.lora.value = "neon"
+        if "artist_name" in changes:
+            signature.artist.value = "B"
+        else:
+            panel.controls.recall(recalled | changes)
+        assert panel.job().signature.image_url is None and signature.hand.layout.display == "none"
+
+
 def test_click_in_the_gallery_recalls(panel: Playground) -> None:
     job = fill_in(panel)
     generate(panel)
