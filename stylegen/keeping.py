@@ -111,18 +111,19 @@ def open_job(source: Path | bytes) -> dict[str, Any]:
 
 
 # %% ../nbs/10_keeping.ipynb #080c6a9c
-def save_picture(picture: Picture, path: Path, *, model: str = "") -> Path:
-    """Save a picture as a JPEG whose full label holds its job.
+def save_picture(picture: Picture, path: Path) -> Path:
+    """Save a picture as a JPEG whose full label holds its job, and the model that drew it.
 
     Args:
         picture: What was drawn.
         path: The file.
-        model: The base model's name, for the label.
 
     Returns:
         The file.
     """
-    label = Label(picture.job.generation_id, picture.job.artist_name, model, job=picture.job)
+    job, model = picture.job, Path(picture.model).name
+    digest = picture.digest or None
+    label = Label(job.generation_id, job.artist_name, model, model_sha256=digest, job=job)
     path.write_bytes(encode_labelled(picture.image, label))
     return path
 

@@ -23,7 +23,6 @@ __all__ = [
     "Axis",
     "Sheet",
     "plan_grid",
-    "cells_folder",
     "Axes",
     "CompareTab",
     "DifferenceBox",
@@ -42,6 +41,7 @@ __all__ = [
 ]
 
 # %% ../nbs/10_playground.ipynb #e213cdd7
+import hashlib
 import html
 import itertools
 import json
@@ -50,7 +50,7 @@ import time
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,8 @@ from PIL import Image
 from .controls import Controls, Library, line, marked
 from .engine import SCHEDULERS
 from .grid import AXES, Difference, Failure, Generate, Grid, LoraFile, Picture, Stopped
-from .grid import Task, Watch, draw_all, keep, parse_values, png, table_html, vary
+from .grid import Task, Watch, draw_all, keep, load_kept, parse_values, png, table_html
+from .grid import vary
 from .job import RESOLUTIONS, GenerationJob, InvalidMessage, LoraInvalid, OutOfMemory
 from .job import StylegenError
 from .keeping import Outbox, Presets, as_json, as_python, dead_letters, event_line
@@ -150,20 +151,18 @@ class Shelf:
 
     def add(self, picture: Picture, lora: LoraFile) -> None:
         """Put a picture on it; an older one of the same job goes."""
-        keep(picture, lora, self._folder)
         with self._lock:
             others = [other for other in self.pictures if other.job != picture.job]
             self.pictures = [picture, *others][: self._limit]
             for watcher in self.watchers:
                 watcher()
+        keep(picture, lora, self._folder)
 
 
 def _pictures(path: Path) -> list[Picture]:
     """The picture of a file; none if it holds no job."""
     try:
-        job = GenerationJob.model_validate(open_job(path))
-        with Image.open(path) as image:
-            return [Picture(job, image.convert("RGB"))]
+        return [load_kept(path, GenerationJob.model_validate(open_job(path)))]
     except (OSError, ValueError, StylegenError):
         return []
 
@@ -219,7 +218,11 @@ def wall() -> widgets.Box:
 # %% ../nbs/10_playground.ipynb #01e963db
 @dataclass(frozen=True)
 class Desk:
-    """What the tabs share; `submit` puts work into the background queue."""
+    """What the tabs share.
+
+    `submit` puts work into the background queue; `unkept` says why pictures of the latest request
+    could not be kept.
+    """
 
     studio: Studio
     controls: Controls
@@ -228,15 +231,19 @@ class Desk:
     shelf: Shelf
     folder: Path
     submit: Callable[[Work], None]
+    unkept: list[OSError] = field(default_factory=list)
 
     def watch(self, tasks: Sequence[Task], stop: threading.Event, **told: Any) -> Watch:
         """Watch a request; `told` are further functions of a `Watch`."""
-        on_done = told.pop("on_done")
+        on_done, drawer = told.pop("on_done"), self.studio.drawer
 
         def done(index: int, result: Picture | Failure) -> None:
-            self._file(tasks[index], result)
+            if isinstance(result, Picture):
+                result = replace(result, model=drawer.model, digest=drawer.digest)
             on_done(index, result)
+            self._file(tasks[index], result)
 
+        self.unkept.clear()
         self.status.say(f"Drawing {len(tasks)} picture{'s' if len(tasks) > 1 else ''} …")
         self.progress.begin([job for job, _ in tasks])
         return Watch(self.progress.step, done, stop=stop, **told)
@@ -244,7 +251,10 @@ class Desk:
     def _file(self, task: Task, result: Picture | Failure) -> None:
         job, lora = task
         if isinstance(result, Picture):
-            self.shelf.add(result, lora)
+            try:
+                self.shelf.add(result, lora)
+            except OSError as error:
+                self.unkept.append(error)
         elif isinstance(result.error, LoraInvalid) and not job.extra_loras:
             self.studio.library.refuse(lora, str(result.error))
             self.controls.style.show()
@@ -267,6 +277,8 @@ def tell(desk: Desk, results: Sequence[Picture | Failure]) -> None:
     failed = [error for error in errors if not isinstance(error, Stopped)]
     if failed:
         desk.status.fail(failed[0], f"{len(drawn)} of {count} drawn. " if count > 1 else "")
+    elif desk.unkept:
+        desk.status.fail(desk.unkept[0], f"{len(drawn)} of {count} drawn, but not kept: ")
     elif errors:
         desk.status.say(f"Stopped; {len(drawn)} of {count} pictures kept.")
     else:
@@ -435,13 +447,14 @@ class Sheet:
             self.export.disabled = False
 
     def save(self, folder: Path) -> list[Path]:
-        """Write the labelled PNG and the table of jobs; returns both files."""
+        """Write the labelled PNG and the table of jobs, named after both; returns the files."""
         if self.grid is None:
             raise InvalidMessage("no grid is drawn yet")
-        first = next(iter(self.grid.jobs.values()))
-        path = self.grid.save(folder / f"grid-{first.generation_id}-{len(self.grid.jobs)}.png")
+        rows = json.dumps(self.grid.table(), ensure_ascii=False, indent=1) + "\n"
+        seen = rows.encode() + self.grid.sheet().tobytes()
+        path = self.grid.save(folder / f"grid-{hashlib.sha256(seen).hexdigest()[:12]}.png")
         table = path.with_suffix(".json")
-        table.write_text(json.dumps(self.grid.table(), ensure_ascii=False, indent=1) + "\n")
+        table.write_text(rows, encoding="utf-8")
         return [path, table]
 
 
@@ -456,13 +469,8 @@ def plan_grid(desk: Desk, axes: Sequence[Axis]) -> Grid:
     together = {name: values for axis in parsed for name, values in axis.items()}
     if len(together) < len(parsed):
         raise InvalidMessage("two axes are the same")
-    folder = cells_folder(desk) if desk.studio.is_ready else None
+    folder = desk.studio.cells(desk.folder / "grids") if desk.studio.is_ready else None
     return Grid(desk.controls.job(), together, desk.studio.library.usable, folder=folder)
-
-
-def cells_folder(desk: Desk) -> Path:
-    """Where the loaded model's cells are kept; `StylegenError` before it is loaded."""
-    return desk.folder / "grids" / (Path(desk.studio.drawer.model).name or "unnamed")
 
 
 class Axes:
@@ -513,7 +521,7 @@ class CompareTab(Axes):
 
     def _run(self, grid: Grid, stop: threading.Event) -> None:
         studio, results = self.desk.studio, {}
-        grid.resume(cells_folder(self.desk))
+        grid.resume(studio.cells(self.desk.folder / "grids"))
 
         def on_done(index: int, result: Picture | Failure) -> None:
             results[index] = result
@@ -654,10 +662,15 @@ class ChosenPicture(Chosen):
 
     def as_python(self) -> str:
         """A script that draws the picture."""
-        job, library = self.job(), self.desk.studio.library
+        job, library, model = self.job(), self.desk.studio.library, self._model()
+        if not model:
+            raise InvalidMessage("nothing tells which model draws this picture")
         files = [library.find(extra.url).file() for extra in job.extra_loras]
-        model = self.desk.studio.drawer.model
         return as_python(job, library.find(job.lora_model_url).file(), model, files)
+
+    def _model(self) -> str:
+        """The base model that drew the picture in hand; that of the panel, when there is none."""
+        return self.easel.shown.model if self.easel.shown else self.desk.studio.drawer.model
 
     def save(self) -> Path:
         """Save the picture, signed, as a JPEG whose label holds its job."""
@@ -665,8 +678,7 @@ class ChosenPicture(Chosen):
         if picture is None:
             raise InvalidMessage("choose a picture first")
         path = self.desk.folder / f"{picture.job.generation_id}.jpg"
-        final = Picture(picture.job, signed(picture))
-        save_picture(final, path, model=Path(self.desk.studio.drawer.model).name)
+        save_picture(replace(picture, image=signed(picture)), path)
         self.desk.status.say(f"Written: {path}")
         return path
 

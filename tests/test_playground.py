@@ -29,7 +29,7 @@ from stylegen.job import GenerationJob, LoraInvalid, OutOfMemory, parse_job
 from stylegen.keeping import as_json
 from stylegen.keeping import dead_letters as look_into
 from stylegen.playground import Playground
-from stylegen.provenance import Label, encode_labelled
+from stylegen.provenance import Label, encode_labelled, read_provenance
 from stylegen.pocket import packaged
 from stylegen.queue import dead_letters, publish_job
 from stylegen.runner import Drawer, engine_drawer
@@ -280,6 +280,29 @@ def test_stop_while_drawing(panel: Playground, painter: Painter) -> None:
     assert generate(panel)
 
 
+def test_a_panel_that_raises_stops_no_work(panel: Playground, painter: Painter) -> None:
+    """A widget that fails at the change to idle, or at an error, leaves the queue alive."""
+    busy, panel.head.busy = panel.head.busy, lambda *_: 1 / 0  # type: ignore[method-assign]
+    panel.runner.submit(lambda stop: None)
+    assert panel.wait(30)
+    panel.head.busy = busy  # type: ignore[method-assign]
+    generate(panel)
+    assert len(painter.jobs) == 1
+
+
+def test_a_picture_that_cannot_be_kept_is_shown(panel: Playground) -> None:
+    """A file stands where the history's folder should be, as on a disk that takes no more."""
+    (panel.folder / "history").write_bytes(b"")
+    shown = generate(panel)
+    assert "1 of 1 drawn, but not kept" in panel.status.text
+    assert panel.desk.shelf.pictures == [shown] and "sg-error" in panel.status.line.value
+    (panel.folder / "grids").write_bytes(b"")
+    panel.compare.x.name.value, panel.compare.x.values.value = "seed", "0, 1"
+    panel.compare.draw.click()
+    assert panel.wait(60) and panel.compare.sheet.grid and not panel.compare.sheet.grid.missing
+    assert "2 of 2 drawn, but not kept" in panel.status.text
+
+
 def test_progress_and_glimpses(panel: Playground) -> None:
     panel.controls.sampling.steps.value = 10
     seen: list[int] = []
@@ -344,6 +367,7 @@ def test_grid_over_three_axes(panel: Playground, painter: Painter) -> None:
         (("lora", ""), ("nobody", ""), "no LoRA"),
         (("", ""), ("", ""), "one to three axes"),
         (("seed", ""), ("-1", ""), "seed"),
+        (("aspect", ""), ("1:1, 3:2", ""), "no aspect '3:2'"),
     ],
 )
 def test_wrong_axes_are_told(panel: Playground, names: Any, values: Any, told: str) -> None:
@@ -372,13 +396,49 @@ def test_grid_asked_for_while_the_model_loads_is_kept(
     """Its cells are there for the next kernel."""
     for _ in range(2):
         listing = partial(folder_loras, loras)
-        load = partial(Drawer, painter, "models/painter")
+        load = partial(Drawer, painter, "models/painter", digest="a" * 64)
         panel = Playground(None, listing, load=load, folder=tmp_path)
         panel.compare.x.name.value, panel.compare.x.values.value = "seed", "0, 1"
         panel.load()
         panel.compare.draw.click()
         assert panel.wait(60) and not panel.compare.sheet.grid.missing
     assert len(painter.jobs) == 2
+
+
+@pytest.mark.parametrize(
+    "first, second",
+    [
+        (("models/painter", "a" * 64), ("others/painter", "b" * 64)),
+        (("models/painter", ""), ("models/painter", "")),
+        (("", ""), ("", "")),
+    ],
+)
+def test_cells_of_other_weights_are_not_there(
+    painter: Painter, loras: Path, tmp_path: Path, first: Any, second: Any
+) -> None:
+    """One name for two models, or weights that nobody knows, resume no grid of another panel."""
+    for model, digest in (first, second):
+        drawer = Drawer(painter, model, digest=digest)
+        panel = Playground(drawer, partial(folder_loras, loras), folder=tmp_path)
+        panel.compare.x.name.value, panel.compare.x.values.value = "seed", "0, 1"
+        assert panel.compare.estimate.value.startswith("2 pictures")
+        panel.compare.draw.click()
+        assert panel.wait(60) and panel.compare.estimate.value == "2 of 2 are there"
+    assert len(painter.jobs) == 4
+
+
+def test_another_grid_is_another_export(panel: Playground) -> None:
+    """Two grids of one first cell and one size; each file stays as it was."""
+    compare, files = panel.compare, {}
+    compare.x.name.value = "seed"
+    for seeds in ("0, 1", "0, 2"):
+        compare.x.values.value = seeds
+        compare.draw.click()
+        assert panel.wait(60)
+        compare.sheet.export.click()
+        files[seeds] = {path: path.read_bytes() for path in panel.folder.glob("grid-*")}
+    assert len(files["0, 1"]) == 2 and len(files["0, 2"]) == 4
+    assert files["0, 1"].items() <= files["0, 2"].items()
 
 
 def test_typing_reads_a_lora_once(
@@ -477,6 +537,19 @@ def test_history_outlives_the_kernel(panel: Playground, loras: Path) -> None:
     assert found[0].image.tobytes() == pictures[0].image.tobytes()
     again.history.gallery.tiles[1].button.click()
     assert again.job() == pictures[1].job
+
+
+def test_a_picture_says_which_model_drew_it(painter: Painter, loras: Path, tmp_path: Path) -> None:
+    """Label and code name the model that drew it, not the one that is loaded now."""
+    for model in ("old", "new"):
+        drawer = Drawer(painter, f"models/{model}", digest=model * 20)
+        panel = Playground(drawer, partial(folder_loras, loras), folder=tmp_path)
+        if model == "old":
+            generate(panel)
+    panel.history.gallery.tiles[0].button.click()
+    label = read_provenance(panel.history.chosen.save())
+    assert (label["model"], label["model_sha256"]) == ("old", "old" * 20)
+    assert "models/old" in panel.history.chosen.as_python()
 
 
 def test_presets(panel: Playground) -> None:
