@@ -309,10 +309,12 @@ class Seed:
         self.view = widgets.VBox([line("Seed", self.number), line("", self.mode)])
 
     def seed(self) -> int:
-        """The number in the field; `InvalidMessage` if it is none."""
+        """The number in the field; where it is none, a random one or `InvalidMessage`."""
         try:
             return int(self.number.value)
         except ValueError:
+            if self.mode.value == "random":
+                return self.roll(1).start
             raise InvalidMessage(f"seed: {self.number.value!r} is not a whole number") from None
 
     def roll(self, count: int) -> range:
@@ -455,7 +457,8 @@ class Controls:
             What could not be shown; its control stays as it was.
         """
         known = defaults() | {name: value for name, value in fields.items() if value is not None}
-        known["lora"] = (known.get("lora_model_url"), known.get("style_id"))
+        if "lora_model_url" in known and "style_id" in known:
+            known["lora"] = (known["lora_model_url"], known["style_id"])
         problems = []
         for name, put in (pair for group in self.groups for pair in group.fillers().items()):
             try:

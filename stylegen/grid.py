@@ -600,7 +600,7 @@ def _font(text: str, size: int) -> Any:
 
 
 def _caption(image: Image.Image, text: str, box: tuple[int, int, int, int]) -> None:
-    """Write `text` into the middle of a box, shortened and then shrunk until it fits."""
+    """Write `text` into the middle of a box, shrunk and then shortened until it fits."""
     left, top, right, bottom = box
     pen, size = ImageDraw.Draw(image), 15
     text = text if len(text) <= 60 else f"{text[:59]}…"
@@ -608,6 +608,8 @@ def _caption(image: Image.Image, text: str, box: tuple[int, int, int, int]) -> N
     while size > 8 and pen.textlength(text, font) > right - left - 4:
         size -= 1
         font = _font(text, size)
+    while len(text) > 1 and pen.textlength(text, font) > right - left - 4:
+        text = f"{text.rstrip('…')[:-1]}…"
     pen.text(((left + right) / 2, (top + bottom) / 2), text, INK, font, anchor="mm")
 
 

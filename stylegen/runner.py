@@ -24,8 +24,8 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -222,6 +222,7 @@ class Drawer:
         facts: Tells device, precision and memory.
         preview: Makes a small picture of latents; then `generate` takes ``on_latents``.
         digest: Hexadecimal digest of the model's weights; empty where it is not known.
+        settings: Variables by which a worker loads it in the same way.
     """
 
     generate: Generate
@@ -230,14 +231,31 @@ class Drawer:
     facts: Callable[[], str] = str
     preview: Callable[[Any], Image.Image] | None = None
     digest: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
-def engine_drawer(engine: Engine, model: str) -> Drawer:
-    """A resident engine as a drawer."""
-    facts, preview = partial(describe, engine.pipeline), LatentPreview(engine.pipeline)
-    half = engine.pipeline.unet.dtype.itemsize < 4
-    digest = model_digest(model, half=half) or ""
-    return Drawer(engine.draw, model, engine.batch, facts, preview, digest)
+def engine_drawer(engine: Engine, model: str, **options: Any) -> Drawer:
+    """A resident engine as a drawer.
+
+    Args:
+        engine: The engine.
+        model: Hub id or folder of its base model.
+        **options: Those of `load_pipeline` that it was loaded with.
+
+    Returns:
+        The drawer.
+    """
+    pipeline = engine.pipeline
+    known = options | {"device": pipeline._execution_device.type}  # pylint: disable=W0212
+    return Drawer(
+        engine.draw,
+        str(Path(model).absolute()) if Path(model).is_dir() else model,
+        engine.batch,
+        partial(describe, pipeline),
+        LatentPreview(pipeline),
+        model_digest(model, half=pipeline.unet.dtype.itemsize < 4) or "",
+        {f"STYLEGEN_{name.upper()}": str(known[name]) for name in known if name != "token"},
+    )
 
 
 def open_model(model: str, *, batch: int = 4, **options: Any) -> Drawer:
@@ -254,7 +272,7 @@ def open_model(model: str, *, batch: int = 4, **options: Any) -> Drawer:
     Raises:
         OSError: The model can't be found or read.
     """
-    return engine_drawer(Engine(load_pipeline(model, **options), batch=batch), model)
+    return engine_drawer(Engine(load_pipeline(model, **options), batch=batch), model, **options)
 
 
 # %% ../nbs/10_runner.ipynb #e78ffe6f
