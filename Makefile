@@ -69,7 +69,7 @@ scale: install programs  ## throughput and loss with 1, 2, 4 and 8 workers (half
 	$(BIN)/python bench/scale.py
 
 lab: install  ## JupyterLab on the playground
-	jupyter lab --notebook-dir nbs nbs/guides/playground.ipynb
+	jupyter lab $$([ $$(id -u) -ne 0 ] || echo --allow-root) --notebook-dir nbs nbs/guides/playground.ipynb
 
 clean:  ## remove what was built
 	rm -rf $(VENV) build dist out *.egg-info

@@ -5,7 +5,7 @@ Prints a table and writes ``bench/results/playground.json``. The panel and the p
 turns within each repeat, first the one and then the other, so that a busy machine slows both.
 
 * usable: a fresh Python runs the cells of ``nbs/guides/playground.ipynb`` and waits for the model
-  (`tests/test_browser.py` measures it in JupyterLab as well, from Run All)
+  (no browser: `tests/test_browser.py` prints the figure from Run All in JupyterLab)
 * updates: changes of the progress bar in a second of drawing
 * overhead: a picture by Generate against `generate_image`, seconds to seconds
 * grid: three LoRAs by three seeds in the Compare tab, against the same nine jobs on the engine

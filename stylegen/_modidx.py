@@ -149,6 +149,10 @@ d = {
                 "controls.html#signature._fill",
                 "stylegen/controls.py",
             ),
+            "stylegen.controls.Signature._own_hand": (
+                "controls.html#signature._own_hand",
+                "stylegen/controls.py",
+            ),
             "stylegen.controls.Signature.fields": (
                 "controls.html#signature.fields",
                 "stylegen/controls.py",

@@ -309,10 +309,12 @@ class Seed:
         self.view = widgets.VBox([line("Seed", self.number), line("", self.mode)])
 
     def seed(self) -> int:
-        """The number in the field; `InvalidMessage` if it is none."""
+        """The number in the field; where it is none, a random one or `InvalidMessage`."""
         try:
             return int(self.number.value)
         except ValueError:
+            if self.mode.value == "random":
+                return self.roll(1).start
             raise InvalidMessage(f"seed: {self.number.value!r} is not a whole number") from None
 
     def roll(self, count: int) -> range:
@@ -377,7 +379,7 @@ class Sampling:
 
 # %% ../nbs/10_controls.ipynb #93cdabb1
 class Signature:
-    """Who signs: `artist`, whether it is `signed`, `position` and `opacity`."""
+    """Who signs: `artist`, whether it is `signed`, `position`, `opacity`, and by whose `hand`."""
 
     def __init__(self) -> None:
         self.artist = marked("artist", widgets.Text("Artist"))
@@ -386,11 +388,16 @@ class Signature:
         corners = ["bottom-right", "bottom-left", "top-right", "top-left"]
         self.position = widgets.Dropdown(options=corners)
         self.opacity = widgets.IntSlider(128, min=1, max=255)
-        self._hand: str | None = None
-        names, rest = ("Corner", "Opacity"), (self.position, self.opacity)
-        self.view = widgets.VBox(
-            [line("Artist", self.artist, self.signed), *map(line, names, rest)]
-        )
+        self.hand = marked("hand", widgets.HTML())
+        self._own_hand(None)
+        self.artist.observe(lambda _: self._own_hand(None), "value")
+        first, rest = line("Artist", self.artist, self.signed), (self.position, self.opacity)
+        self.view = widgets.VBox([first, self.hand, *map(line, ("Corner", "Opacity"), rest)])
+
+    def _own_hand(self, url: str | None) -> None:
+        """Sign with this picture of the artist's hand, and show that; None writes the name."""
+        self._hand, self.hand.layout.display = url, "" if url else "none"
+        self.hand.value = f"Signed with this artist's own hand: {html.escape(url or '')}"
 
     def fields(self) -> dict[str, Any]:
         """The artist's name and the signature's options."""
@@ -404,7 +411,8 @@ class Signature:
 
     def _fill(self, options: Mapping[str, Any]) -> None:
         chosen = SignatureOptions.model_validate(options)
-        self._hand, self.position.value = chosen.image_url, chosen.position
+        self._own_hand(chosen.image_url)
+        self.position.value = chosen.position
         self.signed.value = chosen.opacity > 0
         if chosen.opacity:
             fill(self.opacity, chosen.opacity)
@@ -449,7 +457,8 @@ class Controls:
             What could not be shown; its control stays as it was.
         """
         known = defaults() | {name: value for name, value in fields.items() if value is not None}
-        known["lora"] = (known.get("lora_model_url"), known.get("style_id"))
+        if "lora_model_url" in known and "style_id" in known:
+            known["lora"] = (known["lora_model_url"], known["style_id"])
         problems = []
         for name, put in (pair for group in self.groups for pair in group.fillers().items()):
             try:

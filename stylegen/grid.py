@@ -31,6 +31,7 @@ __all__ = [
     "Watch",
     "draw_all",
     "keep",
+    "load_kept",
     "kept",
     "Plan",
     "Grid",
@@ -47,6 +48,7 @@ __all__ = [
 import hashlib
 import html
 import json
+import logging
 import os
 import re
 import threading
@@ -64,10 +66,13 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFont, PngImagePlugin
 
-from .job import GenerationJob, InvalidMessage, LoraInvalid, StylegenError, check_job
+from .job import RESOLUTIONS, GenerationJob, InvalidMessage, LoraInvalid, StylegenError
+from .job import check_job
 from .lora import check_lora_file
 from .signature import choose_font
 from .storage import Store, download_lora_model
+
+_log = logging.getLogger(__name__)
 
 
 # %% ../nbs/10_grid.ipynb #f7779910
@@ -236,6 +241,8 @@ def vary(
             if value not in loras:
                 raise InvalidMessage(f"no LoRA {value!r}; there are {', '.join(loras)}")
             fields |= {"style_id": loras[value].style_id, "lora_model_url": loras[value].url}
+        elif axis == "aspect" and value not in RESOLUTIONS:
+            raise InvalidMessage(f"no aspect {value!r}; there are {', '.join(RESOLUTIONS)}")
         else:
             fields[AXES[axis]] = split_tags(value) if axis == "tags" else value
     return named(fields)
@@ -314,11 +321,21 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawn job."""
+    """A drawn job.
+
+    Args:
+        job: What was drawn.
+        image: How it looks, unsigned.
+        seconds: How long it took.
+        model: Hub id or folder of the base model that drew it, where it is known.
+        digest: Hexadecimal digest of that model's weights, where it is known.
+    """
 
     job: GenerationJob
     image: Image.Image = field(repr=False, compare=False)
     seconds: float = field(default=0.0, compare=False)
+    model: str = field(default="", compare=False)
+    digest: str = field(default="", compare=False)
 
     def _repr_png_(self) -> bytes:
         return png(self.image)
@@ -426,20 +443,27 @@ def _digest(path: Path, _mtime: int, _size: int) -> str:
 
 
 def keep(picture: Picture, lora: LoraFile, folder: Path) -> Path:
-    """Keep a cell as a PNG that holds its job."""
+    """Keep a picture as a PNG that holds its job, and says which model drew it."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / _cell_name(picture.job, lora)
     part = path.with_suffix(f".{threading.get_ident()}.part")
-    part.write_bytes(png(picture.image, job=picture.job.model_dump_json()))
+    job = picture.job.model_dump_json()
+    part.write_bytes(png(picture.image, job=job, model=picture.model, digest=picture.digest))
     os.replace(part, path)
     return path
+
+
+def load_kept(path: Path, job: GenerationJob) -> Picture:
+    """A job's picture from the file that `keep` made; `OSError` if it can't be read."""
+    with Image.open(path) as image:
+        texts = {name: getattr(image, "text", {}).get(name, "") for name in ("model", "digest")}
+        return Picture(job, image.convert("RGB"), **texts)
 
 
 def kept(job: GenerationJob, lora: LoraFile, folder: Path) -> Picture | None:
     """A cell that was kept earlier; None if it was not, or if its LoRA does not lie here."""
     try:
-        with Image.open(folder / _cell_name(job, lora)) as image:
-            return Picture(job, image.convert("RGB"))
+        return load_kept(folder / _cell_name(job, lora), job)
     except OSError:
         return None
 
@@ -507,7 +531,10 @@ class Plan:
         self.failures.pop(key, None)
         self.cells[key] = result
         if self._folder:
-            keep(result, self.lora(key), self._folder)
+            try:
+                keep(result, self.lora(key), self._folder)
+            except OSError as error:
+                _log.warning("a cell can't be kept, and is drawn again next time: %s", error)
 
 
 # %% ../nbs/10_grid.ipynb #29acab5e
@@ -573,7 +600,7 @@ def _font(text: str, size: int) -> Any:
 
 
 def _caption(image: Image.Image, text: str, box: tuple[int, int, int, int]) -> None:
-    """Write `text` into the middle of a box, shortened and then shrunk until it fits."""
+    """Write `text` into the middle of a box, shrunk and then shortened until it fits."""
     left, top, right, bottom = box
     pen, size = ImageDraw.Draw(image), 15
     text = text if len(text) <= 60 else f"{text[:59]}…"
@@ -581,6 +608,8 @@ def _caption(image: Image.Image, text: str, box: tuple[int, int, int, int]) -> N
     while size > 8 and pen.textlength(text, font) > right - left - 4:
         size -= 1
         font = _font(text, size)
+    while len(text) > 1 and pen.textlength(text, font) > right - left - 4:
+        text = f"{text.rstrip('…')[:-1]}…"
     pen.text(((left + right) / 2, (top + bottom) / 2), text, INK, font, anchor="mm")
 
 

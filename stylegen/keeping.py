@@ -9,6 +9,7 @@ __all__ = [
     "open_job",
     "save_picture",
     "as_python",
+    "as_command",
     "Outbox",
     "event_line",
     "dead_letters",
@@ -19,10 +20,12 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pika
 from PIL import Image, UnidentifiedImageError
@@ -111,18 +114,19 @@ def open_job(source: Path | bytes) -> dict[str, Any]:
 
 
 # %% ../nbs/10_keeping.ipynb #080c6a9c
-def save_picture(picture: Picture, path: Path, *, model: str = "") -> Path:
-    """Save a picture as a JPEG whose full label holds its job.
+def save_picture(picture: Picture, path: Path) -> Path:
+    """Save a picture as a JPEG whose full label holds its job, and the model that drew it.
 
     Args:
         picture: What was drawn.
         path: The file.
-        model: The base model's name, for the label.
 
     Returns:
         The file.
     """
-    label = Label(picture.job.generation_id, picture.job.artist_name, model, job=picture.job)
+    job, model = picture.job, Path(picture.model).name
+    digest = picture.digest or None
+    label = Label(job.generation_id, job.artist_name, model, model_sha256=digest, job=job)
     path.write_bytes(encode_labelled(picture.image, label))
     return path
 
@@ -171,7 +175,41 @@ def _call(job: GenerationJob, lora: Path) -> list[str]:
     return ["image = generate_image(", *lines, *options, "    engine=engine,", ")"]
 
 
+def as_command(job: GenerationJob, settings: Mapping[str, str], folder: Path) -> str:
+    """The shell command by which a worker draws a job's picture.
+
+    Args:
+        job: What lies in ``job.json``.
+        settings: Variables that name the model and how it is loaded.
+        folder: Stands in for the bucket of a LoRA that is a file.
+
+    Returns:
+        Lines for a shell, in a folder with ``worker.py``.
+    """
+    import torch
+
+    backend = urlsplit(job.webhook_url)
+    known = {"INTERNAL_API_TOKEN": "change-me"}
+    known["WEBHOOK_ALLOWED_ORIGINS"] = f"{backend.scheme}://{backend.netloc}"
+    if _files(job):
+        known["STYLEGEN_STORAGE_FOLDER"] = str(folder.absolute())
+    known |= settings | {"STYLEGEN_TORCH_THREADS": str(torch.get_num_threads())}
+    lines = [f"{name}={shlex.quote(value)} \\" for name, value in known.items()]
+    return "\n".join([*lines, "python worker.py --job job.json"])
+
+
+def _files(job: GenerationJob) -> list[str]:
+    """A job's LoRAs that are files of this machine."""
+    urls = [job.lora_model_url, *(extra.url for extra in job.extra_loras)]
+    return [url for url in urls if url.startswith("file:")]
+
+
 # %% ../nbs/10_keeping.ipynb #0101db62
+def _is_here(url: str) -> bool:
+    """Whether an address is this machine's own."""
+    return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
+
+
 class Outbox:
     """Sends jobs to the queue and receives their webhooks; a context manager.
 
@@ -179,6 +217,7 @@ class Outbox:
         broker: The broker's ``amqp(s)://`` address.
         queue_name: The queue.
         port: Port of the receiver on 127.0.0.1; 0 takes a free one.
+        webhook_url: How workers reach the receiver; None is its own address.
         on_event: Called with each webhook as it arrives, on the receiver's thread.
     """
 
@@ -188,14 +227,17 @@ class Outbox:
         *,
         queue_name: str = "image_generation",
         port: int = 0,
+        webhook_url: str | None = None,
         on_event: Callable[[ReceivedWebhook], None] = lambda webhook: None,
     ) -> None:
         self._broker, self._queue_name, self.on_event = broker, queue_name, on_event
         self._receiver = WebhookReceiver(self._take, port)
         self._receiver.__enter__()
-        self.webhook_url = self._receiver.url
+        self.webhook_url = webhook_url or self._receiver.url
 
     def _take(self, webhook: ReceivedWebhook) -> int:
+        if not isinstance(webhook.body, dict):
+            return 400
         self.on_event(webhook)
         return 200
 
@@ -209,8 +251,14 @@ class Outbox:
             The job as sent.
 
         Raises:
+            InvalidMessage: A LoRA is a file here, and the worker may be elsewhere.
             AMQPError: The broker can't be reached, or did not take it.
         """
+        if _files(job) and not all(map(_is_here, (self._broker, self.webhook_url))):
+            raise InvalidMessage(
+                "the LoRA is a file of this machine, which a worker elsewhere can't read: "
+                "put it into a bucket, or send to a broker on this machine"
+            )
         own = {"generation_id": f"{recipe_id(job)}-{secrets.token_hex(4)}"}
         sent = check_job(job.model_dump() | own | {"webhook_url": self.webhook_url})
         publish_job(as_json(sent).encode(), url=self._broker, queue_name=self._queue_name)
@@ -219,7 +267,12 @@ class Outbox:
     def events(self, job: GenerationJob) -> list[ReceivedWebhook]:
         """The webhooks of a job that have come so far."""
         of_job = job.generation_id
-        return [each for each in self._receiver.received if each.body["generation_id"] == of_job]
+        bodies = ((each, each.body) for each in self._receiver.received)
+        return [
+            each
+            for each, body in bodies
+            if isinstance(body, dict) and body.get("generation_id") == of_job
+        ]
 
     def wait(self, count: int, event: str = "complete", timeout: float = 60) -> int:
         """Wait for `count` webhooks of one event; returns how many came."""
@@ -238,14 +291,17 @@ class Outbox:
 
 # %% ../nbs/10_keeping.ipynb #8500bef9
 def event_line(webhook: ReceivedWebhook) -> str:
-    """A webhook in one line of words."""
-    body = webhook.body
-    if webhook.event == "progress":
-        progress = body["progress"]
-        return f"{progress['progress_percent']} %, {progress['estimated_seconds']} s left"
-    if webhook.event == "complete":
-        return f"complete: {body['result_url']}"
-    return f"failed: {body['error_code']}: {body['error_message']}"
+    """A webhook in one line of words; it may hold anything."""
+    body, name = webhook.body, webhook.event
+    try:
+        if name == "progress":
+            progress = body["progress"]
+            return f"{progress['progress_percent']} %, {progress['estimated_seconds']} s left"
+        if name == "complete":
+            return f"complete: {body['result_url']}"
+        return f"failed: {body['error_code']}: {body['error_message']}"
+    except (KeyError, TypeError):
+        return f"{name}: not by the wire contract"
 
 
 # %% ../nbs/10_keeping.ipynb #1995d441

@@ -5,8 +5,10 @@
 # %% auto #0
 __all__ = [
     "CSS",
+    "NO_PICTURE",
     "GLIMPSE_EVERY",
     "SUGGESTIONS",
+    "ALONE",
     "COPY",
     "TAGS",
     "advice",
@@ -23,7 +25,6 @@ __all__ = [
     "Axis",
     "Sheet",
     "plan_grid",
-    "cells_folder",
     "Axes",
     "CompareTab",
     "DifferenceBox",
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 # %% ../nbs/10_playground.ipynb #e213cdd7
+import hashlib
 import html
 import itertools
 import json
@@ -50,7 +52,7 @@ import time
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,11 +63,12 @@ from PIL import Image
 from .controls import Controls, Library, line, marked
 from .engine import SCHEDULERS
 from .grid import AXES, Difference, Failure, Generate, Grid, LoraFile, Picture, Stopped
-from .grid import Task, Watch, draw_all, keep, parse_values, png, table_html, vary
+from .grid import Task, Watch, draw_all, keep, load_kept, parse_values, png, table_html
+from .grid import vary
 from .job import RESOLUTIONS, GenerationJob, InvalidMessage, LoraInvalid, OutOfMemory
 from .job import StylegenError
-from .keeping import Outbox, Presets, as_json, as_python, dead_letters, event_line
-from .keeping import open_job, save_picture
+from .keeping import Outbox, Presets, as_command, as_json, as_python, dead_letters
+from .keeping import event_line, open_job, save_picture
 from .queue import dead_letters as dead_queue
 from .queue import redrive
 from .runner import Drawer, Progress, Runner, Studio, Work
@@ -81,7 +84,8 @@ CSS = """<style>
 .sg-panel .sg-error { color: var(--jp-error-color1); font-weight: 600; }
 .sg-panel .sg-group { border-bottom: 1px solid var(--jp-border-color2); padding: 4px 0; }
 .sg-panel .sg-group:last-child { border-bottom: none; }
-.sg-panel .sg-refused { color: var(--jp-ui-font-color2); margin-left: 88px; }
+.sg-panel .sg-refused, .sg-panel .sg-hand { color: var(--jp-ui-font-color2); margin-left: 88px; }
+.sg-panel .sg-hand { overflow-wrap: anywhere; }
 .sg-panel .sg-refused ul { margin: 0; padding-left: 18px; }
 .sg-panel .sg-picture { max-width: 100%; max-height: 560px; object-fit: contain; }
 .sg-panel .sg-empty { color: var(--jp-ui-font-color3); }
@@ -149,20 +153,18 @@ class Shelf:
 
     def add(self, picture: Picture, lora: LoraFile) -> None:
         """Put a picture on it; an older one of the same job goes."""
-        keep(picture, lora, self._folder)
         with self._lock:
             others = [other for other in self.pictures if other.job != picture.job]
             self.pictures = [picture, *others][: self._limit]
             for watcher in self.watchers:
                 watcher()
+        keep(picture, lora, self._folder)
 
 
 def _pictures(path: Path) -> list[Picture]:
     """The picture of a file; none if it holds no job."""
     try:
-        job = GenerationJob.model_validate(open_job(path))
-        with Image.open(path) as image:
-            return [Picture(job, image.convert("RGB"))]
+        return [load_kept(path, GenerationJob.model_validate(open_job(path)))]
     except (OSError, ValueError, StylegenError):
         return []
 
@@ -218,7 +220,11 @@ def wall() -> widgets.Box:
 # %% ../nbs/10_playground.ipynb #01e963db
 @dataclass(frozen=True)
 class Desk:
-    """What the tabs share; `submit` puts work into the background queue."""
+    """What the tabs share.
+
+    `submit` puts drawings into the background queue and `ask` questions to other machines into one
+    of their own; `unkept` says why pictures of the latest request could not be kept.
+    """
 
     studio: Studio
     controls: Controls
@@ -227,15 +233,20 @@ class Desk:
     shelf: Shelf
     folder: Path
     submit: Callable[[Work], None]
+    ask: Callable[[Work], None]
+    unkept: list[OSError] = field(default_factory=list)
 
     def watch(self, tasks: Sequence[Task], stop: threading.Event, **told: Any) -> Watch:
         """Watch a request; `told` are further functions of a `Watch`."""
-        on_done = told.pop("on_done")
+        on_done, drawer = told.pop("on_done"), self.studio.drawer
 
         def done(index: int, result: Picture | Failure) -> None:
-            self._file(tasks[index], result)
+            if isinstance(result, Picture):
+                result = replace(result, model=drawer.model, digest=drawer.digest)
             on_done(index, result)
+            self._file(tasks[index], result)
 
+        self.unkept.clear()
         self.status.say(f"Drawing {len(tasks)} picture{'s' if len(tasks) > 1 else ''} …")
         self.progress.begin([job for job, _ in tasks])
         return Watch(self.progress.step, done, stop=stop, **told)
@@ -243,7 +254,10 @@ class Desk:
     def _file(self, task: Task, result: Picture | Failure) -> None:
         job, lora = task
         if isinstance(result, Picture):
-            self.shelf.add(result, lora)
+            try:
+                self.shelf.add(result, lora)
+            except OSError as error:
+                self.unkept.append(error)
         elif isinstance(result.error, LoraInvalid) and not job.extra_loras:
             self.studio.library.refuse(lora, str(result.error))
             self.controls.style.show()
@@ -266,6 +280,8 @@ def tell(desk: Desk, results: Sequence[Picture | Failure]) -> None:
     failed = [error for error in errors if not isinstance(error, Stopped)]
     if failed:
         desk.status.fail(failed[0], f"{len(drawn)} of {count} drawn. " if count > 1 else "")
+    elif desk.unkept:
+        desk.status.fail(desk.unkept[0], f"{len(drawn)} of {count} drawn, but not kept: ")
     elif errors:
         desk.status.say(f"Stopped; {len(drawn)} of {count} pictures kept.")
     else:
@@ -274,6 +290,9 @@ def tell(desk: Desk, results: Sequence[Picture | Failure]) -> None:
 
 
 # %% ../nbs/10_playground.ipynb #e116637a
+NO_PICTURE = "The picture will be here."
+
+
 class Easel:
     """A `picture` with its `caption`, the `strip` of its request, and `reuse` for its seed."""
 
@@ -282,7 +301,7 @@ class Easel:
         self._tiles: dict[int, Tile] = {}
         self._lock = threading.Lock()
         self.picture = marked("picture", widgets.Image(layout={"display": "none"}))
-        self.caption = marked("caption", widgets.HTML("The picture will be here."))
+        self.caption = marked("caption", widgets.HTML(NO_PICTURE))
         look = {"icon": "thumb-tack", "disabled": True, "layout": {"width": "120px"}}
         self.reuse = marked("reuse", widgets.Button(description="Reuse seed", **look))
         self.reuse.on_click(lambda _: on_reuse(self.shown.job.seed if self.shown else 0))
@@ -303,6 +322,13 @@ class Easel:
     def glimpse(self, image: Image.Image, step: int) -> None:
         """Show latents on their way."""
         self._put(image, f"a glimpse, step {step}")
+
+    def settle(self) -> None:
+        """Leave no glimpse: the last finished picture is shown again, or none."""
+        if self.shown:
+            self.show(self.shown)
+        else:
+            self.picture.layout.display, self.caption.value = "none", NO_PICTURE
 
     def _put(self, image: Image.Image, words: str) -> None:
         self.picture.value, self.picture.layout.display = png(image), ""
@@ -354,7 +380,10 @@ class DrawTab:
         self.easel.clear()
         more = {"on_latents": self._on_latents} if drawer.preview else {}
         watch = self.desk.watch(tasks, stop, on_done=self._on_done, **more)
-        tell(self.desk, draw_all(tasks, studio.generate, batch=drawer.batch, watch=watch))
+        results = draw_all(tasks, studio.generate, batch=drawer.batch, watch=watch)
+        if any(isinstance(result, Failure) for result in results):
+            self.easel.settle()
+        tell(self.desk, results)
 
     def _on_latents(self, index: int, step: int, latents: Any) -> None:
         preview = self.desk.studio.drawer.preview
@@ -419,7 +448,8 @@ class Sheet:
         self.table.add_class("jp-RenderedHTMLCommon")
         look = {"icon": "download", "disabled": True, "layout": {"width": "190px"}}
         self.export = marked("export", widgets.Button(description="Export PNG + jobs", **look))
-        folded = widgets.Accordion([self.table], titles=("Jobs of the cells",))
+        jobs = widgets.VBox([widgets.HTML(ALONE), self.table])
+        folded = widgets.Accordion([jobs], titles=("Jobs of the cells",))
         self.view = widgets.VBox([self.picture, self.export, folded])
         self._shown = 0.0
 
@@ -434,13 +464,14 @@ class Sheet:
             self.export.disabled = False
 
     def save(self, folder: Path) -> list[Path]:
-        """Write the labelled PNG and the table of jobs; returns both files."""
+        """Write the labelled PNG and the table of jobs, named after both; returns the files."""
         if self.grid is None:
             raise InvalidMessage("no grid is drawn yet")
-        first = next(iter(self.grid.jobs.values()))
-        path = self.grid.save(folder / f"grid-{first.generation_id}-{len(self.grid.jobs)}.png")
+        rows = json.dumps(self.grid.table(), ensure_ascii=False, indent=1) + "\n"
+        seen = rows.encode() + self.grid.sheet().tobytes()
+        path = self.grid.save(folder / f"grid-{hashlib.sha256(seen).hexdigest()[:12]}.png")
         table = path.with_suffix(".json")
-        table.write_text(json.dumps(self.grid.table(), ensure_ascii=False, indent=1) + "\n")
+        table.write_text(rows, encoding="utf-8")
         return [path, table]
 
 
@@ -455,13 +486,8 @@ def plan_grid(desk: Desk, axes: Sequence[Axis]) -> Grid:
     together = {name: values for axis in parsed for name, values in axis.items()}
     if len(together) < len(parsed):
         raise InvalidMessage("two axes are the same")
-    folder = cells_folder(desk) if desk.studio.is_ready else None
+    folder = desk.studio.cells(desk.folder / "grids") if desk.studio.is_ready else None
     return Grid(desk.controls.job(), together, desk.studio.library.usable, folder=folder)
-
-
-def cells_folder(desk: Desk) -> Path:
-    """Where the loaded model's cells are kept; `StylegenError` before it is loaded."""
-    return desk.folder / "grids" / (Path(desk.studio.drawer.model).name or "unnamed")
 
 
 class Axes:
@@ -512,7 +538,7 @@ class CompareTab(Axes):
 
     def _run(self, grid: Grid, stop: threading.Event) -> None:
         studio, results = self.desk.studio, {}
-        grid.resume(cells_folder(self.desk))
+        grid.resume(studio.cells(self.desk.folder / "grids"))
 
         def on_done(index: int, result: Picture | Failure) -> None:
             results[index] = result
@@ -574,21 +600,24 @@ class DifferenceBox:
 
 
 # %% ../nbs/10_playground.ipynb #4397f56d
+ALONE = "Drawn alone, a picture of a batch may differ by one level in a few values."
+"""What is said wherever a picture is turned into a job."""
 COPY = "navigator.clipboard.writeText(this.nextElementSibling.textContent)"
 
 
 class CodeBox:
-    """A `text` to copy, by a button in the browser or by hand."""
+    """Texts to copy, by a button in the browser or by hand; `texts` are those shown."""
 
     def __init__(self) -> None:
-        self.text = ""
+        self.texts: list[str] = []
         self.view = marked("code", widgets.HTML())
 
-    def show(self, text: str) -> None:
-        """Show a text."""
-        self.text = text
+    def show(self, *texts: str, note: str = "") -> None:
+        """Show texts, each with its button, and a note under them."""
+        self.texts = list(texts)
         button = f'<button class="jupyter-button" onclick="{COPY}">Copy</button>'
-        self.view.value = f"{button}<pre>{html.escape(text)}</pre>"
+        parts = [f"{button}<pre>{html.escape(text)}</pre>" for text in texts]
+        self.view.value = f"{''.join(parts)}{html.escape(note)}"
 
 
 class Gallery:
@@ -641,22 +670,44 @@ class ChosenPicture(Chosen):
         self._webhook_url = webhook_url
         self.jpeg.on_click(lambda _: self._try(self.save))
         self.python.on_click(lambda _: self._try(lambda: self.code.show(self.as_python())))
-        self.json.on_click(lambda _: self._try(lambda: self.code.show(self.as_json())))
+        self.json.on_click(lambda _: self._try(self._show_job))
 
     def _try(self, action: Callable[[], Any]) -> None:
         with self.desk.status.guard():
             action()
 
+    def _show_job(self) -> None:
+        command, note = self.as_command(), ALONE
+        if command:
+            note = f"The first is job.json, the second draws it beside worker.py. {ALONE}"
+        self.code.show(*filter(None, (self.as_json(), command)), note=note)
+
+    def _sent(self) -> GenerationJob:
+        return self.job().model_copy(update={"webhook_url": self._webhook_url()})
+
     def as_json(self) -> str:
         """The job for ``python worker.py --job``; its webhooks come to this panel."""
-        return as_json(self.job().model_copy(update={"webhook_url": self._webhook_url()}))
+        return as_json(self._sent())
+
+    def as_command(self) -> str:
+        """The shell command that draws it; empty if nothing tells which model does."""
+        studio, model = self.desk.studio, self._model()
+        settings = {**(studio.drawer.settings if studio.is_ready else {}), "STYLEGEN_MODEL": model}
+        return as_command(self._sent(), settings, self.desk.folder / "worker") if model else ""
 
     def as_python(self) -> str:
         """A script that draws the picture."""
-        job, library = self.job(), self.desk.studio.library
+        job, library, model = self.job(), self.desk.studio.library, self._model()
+        if not model:
+            raise InvalidMessage("nothing tells which model draws this picture")
         files = [library.find(extra.url).file() for extra in job.extra_loras]
-        model = self.desk.studio.drawer.model
         return as_python(job, library.find(job.lora_model_url).file(), model, files)
+
+    def _model(self) -> str:
+        """The base model that drew the picture in hand; that of the panel, when there is none."""
+        studio = self.desk.studio
+        panels = studio.drawer.model if studio.is_ready else ""
+        return self.easel.shown.model if self.easel.shown else panels
 
     def save(self) -> Path:
         """Save the picture, signed, as a JPEG whose label holds its job."""
@@ -664,8 +715,7 @@ class ChosenPicture(Chosen):
         if picture is None:
             raise InvalidMessage("choose a picture first")
         path = self.desk.folder / f"{picture.job.generation_id}.jpg"
-        final = Picture(picture.job, signed(picture))
-        save_picture(final, path, model=Path(self.desk.studio.drawer.model).name)
+        save_picture(replace(picture, image=signed(picture)), path)
         self.desk.status.say(f"Written: {path}")
         return path
 
@@ -710,12 +760,12 @@ class Files:
 class Mail:
     """The `broker`'s address, the `queue`, and the outbox that is made when it is needed."""
 
-    def __init__(self, broker: str, port: int) -> None:
+    def __init__(self, broker: str, port: int, webhook_url: str | None = None) -> None:
         self.broker, self.queue = widgets.Password(value=broker), widgets.Text("image_generation")
         self.events = marked("events", widgets.HTML())
         self._outbox: Outbox | None = None
         self._lines: list[str] = []
-        self._port, self._made_for = port, ("", "")
+        self._port, self._url, self._made_for = port, webhook_url, ("", "")
 
     def outbox(self) -> Outbox:
         """The outbox for the broker and queue that are named now."""
@@ -727,7 +777,8 @@ class Mail:
         return self._outbox
 
     def _make(self, broker: str, queue: str) -> Outbox:
-        make = partial(Outbox, broker, queue_name=queue, on_event=self._on_event)
+        how = {"queue_name": queue, "on_event": self._on_event, "webhook_url": self._url}
+        make = partial(Outbox, broker, **how)
         try:
             return make(port=self._port)
         except OSError:
@@ -741,7 +792,7 @@ class Mail:
             self._outbox = None
 
     def _on_event(self, webhook: ReceivedWebhook) -> None:
-        self._say(f"{webhook.body['generation_id']}: {event_line(webhook)}")
+        self._say(f"{webhook.body.get('generation_id')}: {event_line(webhook)}")
 
     def _say(self, text: str) -> None:
         self._lines = [*self._lines, text][-12:]
@@ -771,15 +822,22 @@ class Production:
         with self.desk.status.guard():
             action()
 
+    def _ask(self, question: Callable[[], str]) -> None:
+        """Ask the broker in the background, and say the answer."""
+        self.desk.status.say("Asking the broker …")
+        self.desk.ask(lambda _: self.desk.status.say(question()))
+
     def _send(self) -> None:
-        sent = self.mail.outbox().send(self._job())
-        self.desk.status.say(f"Sent: {sent.generation_id}.")
+        outbox, job = self.mail.outbox(), self._job()
+        self._ask(lambda: f"Sent: {outbox.send(job).generation_id}.")
 
     def _look(self) -> None:
-        name = dead_queue(self.mail.queue.value)
-        self._bodies = dead_letters(self.mail.broker.value, queue_name=name)
+        self._ask(partial(self._listed, self.mail.broker.value, self.mail.queue.value))
+
+    def _listed(self, broker: str, queue: str) -> str:
+        self._bodies = dead_letters(broker, queue_name=dead_queue(queue))
         self.letters.options = [(_title(body), n) for n, body in enumerate(self._bodies)]
-        self.desk.status.say(f"{len(self._bodies)} dead letters.")
+        return f"{len(self._bodies)} dead letters."
 
     def _letter(self) -> bytes:
         if self.letters.value is None:
@@ -790,10 +848,14 @@ class Production:
         self.desk.recall(open_job(self._letter()))
 
     def _redrive(self) -> None:
-        chosen = self._letter()
-        moved = redrive(self.mail.broker.value, self.mail.queue.value, lambda it: it == chosen)
-        self._look()
-        self.desk.status.say(f"Moved back into the queue: {moved}.")
+        chosen, place = self._letter(), (self.mail.broker.value, self.mail.queue.value)
+
+        def move() -> str:
+            moved = redrive(*place, lambda body: body == chosen)
+            self._listed(*place)
+            return f"Moved back into the queue: {moved}."
+
+        self._ask(move)
 
 
 def _title(body: bytes) -> str:
@@ -883,9 +945,16 @@ class Panel:
         self.controls, self.progress = Controls(studio.library, tags), Progress()
         self.head = Head(self.progress, self.status)
         self.runner = Runner(self._changed, self.status.fail)
-        shelf = Shelf(folder / "history")
+        self.network = Runner(lambda is_busy, waiting: None, self.status.fail)
         self.desk = Desk(
-            studio, self.controls, self.progress, self.status, shelf, folder, self.runner.submit
+            studio,
+            self.controls,
+            self.progress,
+            self.status,
+            Shelf(folder / "history"),
+            folder,
+            self.runner.submit,
+            self.network.submit,
         )
         self.draw, self.compare = DrawTab(self.desk), CompareTab(self.desk)
         self.history = HistoryTab(self.desk, mail)
@@ -922,11 +991,13 @@ class Actions(Panel):
             self.head.show(self.studio)
 
     def refresh(self) -> None:
-        """List the LoRAs anew."""
-        with self.status.guard():
-            self.studio.library.refresh()
-            self.controls.style.show()
-            self.compare.update()
+        """List the LoRAs anew, in the background: they may lie in a bucket."""
+        self.network.submit(lambda _: self._refresh())
+
+    def _refresh(self) -> None:
+        self.studio.library.refresh()
+        self.controls.style.show()
+        self.compare.update()
 
     def generate(self) -> None:
         """Put the controls' job into the queue, once for each seed."""
@@ -939,7 +1010,7 @@ class Actions(Panel):
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until nothing is left to do; tells whether that is so."""
-        return self.runner.wait(timeout)
+        return self.network.wait(timeout) and self.runner.wait(timeout)
 
     def open(self, source: Path | bytes) -> None:
         """Set every control from whatever holds a job: a labelled picture, a cell, a message."""
@@ -959,6 +1030,7 @@ class Playground(Actions):
         store: Fetches LoRAs of production jobs; None knows only the listed ones.
         broker: The queue's ``amqp(s)://`` address.
         webhook_port: Port on 127.0.0.1 that webhooks of sent jobs come back to.
+        webhook_url: How workers reach that port, if by another address.
         tags: The first prompt.
     """
 
@@ -972,12 +1044,14 @@ class Playground(Actions):
         store: Store | None = None,
         broker: str = "amqp://localhost",
         webhook_port: int = 8790,
+        webhook_url: str | None = None,
         tags: Sequence[str] = TAGS,
     ) -> None:
         is_drawer = generate is None or isinstance(generate, Drawer)
         drawer = generate if is_drawer else Drawer(generate)
         library = Library(loras, store, folder / "loras")
-        super().__init__(Studio(library, drawer, load), folder, tags, Mail(broker, webhook_port))
+        mail = Mail(broker, webhook_port, webhook_url)
+        super().__init__(Studio(library, drawer, load), folder, tags, mail)
         self.head.load.on_click(lambda _: self.load())
         self.head.generate.on_click(lambda _: self.generate())
         self.head.stop.on_click(lambda _: self.stop())
@@ -985,4 +1059,5 @@ class Playground(Actions):
         self.tabs.observe(lambda _: self.compare.update(), "selected_index")
         self.status.say("Ready." if drawer else "Press Load, then Generate.")
         self.head.show(self.studio)
-        self.refresh()
+        with self.status.guard():
+            self._refresh()

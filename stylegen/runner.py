@@ -17,11 +17,15 @@ __all__ = [
 ]
 
 # %% ../nbs/10_runner.ipynb #a796631a
+import logging
+import shutil
+import tempfile
 import threading
 import time
+import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +39,9 @@ from .controls import Library
 from .engine import Engine
 from .grid import Generate, Pace
 from .job import GenerationJob, StylegenError
-from .pipeline import load_pipeline
+from .pipeline import load_pipeline, model_digest
+
+_log = logging.getLogger(__name__)
 
 # %% ../nbs/10_runner.ipynb #4f9f9588
 Work = Callable[[threading.Event], None]
@@ -43,6 +49,14 @@ Work = Callable[[threading.Event], None]
 
 def _nothing(_: threading.Event) -> None:
     """There is no work."""
+
+
+def _tell(call: Callable[..., None], *news: Any) -> None:
+    """Call somebody who is told; what goes wrong there is logged and stops no work."""
+    try:
+        call(*news)
+    except Exception:  # pylint: disable=broad-exception-caught
+        _log.exception("nobody could be told of %s", news)
 
 
 class Runner:
@@ -67,7 +81,7 @@ class Runner:
         """Do this when its turn comes; it is given the event that asks it to stop."""
         with self._lock:
             self._waiting.append(work)
-            self._on_change(True, len(self._waiting) - (not self._in_hand))
+            _tell(self._on_change, True, len(self._waiting) - (not self._in_hand))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="playground", daemon=True)
                 self._thread.start()
@@ -92,16 +106,16 @@ class Runner:
             try:
                 self._work(self._stop)
             except Exception as error:  # pylint: disable=broad-exception-caught
-                self._on_error(error)
+                _tell(self._on_error, error)
 
     def _next(self) -> bool:
         with self._lock:
             self._stop, self._in_hand = threading.Event(), bool(self._waiting)
             if self._in_hand:
                 self._work = self._waiting.popleft()
-            self._on_change(self._in_hand, len(self._waiting))
-            if not self._in_hand:
+            else:
                 self._thread = None
+            _tell(self._on_change, self._in_hand, len(self._waiting))
             return self._in_hand
 
 
@@ -207,6 +221,8 @@ class Drawer:
         batch: How many pictures to ask for at once.
         facts: Tells device, precision and memory.
         preview: Makes a small picture of latents; then `generate` takes ``on_latents``.
+        digest: Hexadecimal digest of the model's weights; empty where it is not known.
+        settings: Variables by which a worker loads it in the same way.
     """
 
     generate: Generate
@@ -214,12 +230,32 @@ class Drawer:
     batch: int = 1
     facts: Callable[[], str] = str
     preview: Callable[[Any], Image.Image] | None = None
+    digest: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
-def engine_drawer(engine: Engine, model: str) -> Drawer:
-    """A resident engine as a drawer."""
-    facts, preview = partial(describe, engine.pipeline), LatentPreview(engine.pipeline)
-    return Drawer(engine.draw, model, engine.batch, facts, preview)
+def engine_drawer(engine: Engine, model: str, **options: Any) -> Drawer:
+    """A resident engine as a drawer.
+
+    Args:
+        engine: The engine.
+        model: Hub id or folder of its base model.
+        **options: Those of `load_pipeline` that it was loaded with.
+
+    Returns:
+        The drawer.
+    """
+    pipeline = engine.pipeline
+    known = options | {"device": pipeline._execution_device.type}  # pylint: disable=W0212
+    return Drawer(
+        engine.draw,
+        str(Path(model).absolute()) if Path(model).is_dir() else model,
+        engine.batch,
+        partial(describe, pipeline),
+        LatentPreview(pipeline),
+        model_digest(model, half=pipeline.unet.dtype.itemsize < 4) or "",
+        {f"STYLEGEN_{name.upper()}": str(known[name]) for name in known if name != "token"},
+    )
 
 
 def open_model(model: str, *, batch: int = 4, **options: Any) -> Drawer:
@@ -236,7 +272,7 @@ def open_model(model: str, *, batch: int = 4, **options: Any) -> Drawer:
     Raises:
         OSError: The model can't be found or read.
     """
-    return engine_drawer(Engine(load_pipeline(model, **options), batch=batch), model)
+    return engine_drawer(Engine(load_pipeline(model, **options), batch=batch), model, **options)
 
 
 # %% ../nbs/10_runner.ipynb #e78ffe6f
@@ -275,6 +311,8 @@ class Studio:
     ) -> None:
         self.library, self.pace = library, Pace()
         self._drawer, self._load, self._lock = drawer, load, threading.Lock()
+        self._own = Path(tempfile.mkdtemp(prefix="stylegen-cells-"))
+        weakref.finalize(self, shutil.rmtree, self._own, ignore_errors=True)
 
     @property
     def is_ready(self) -> bool:
@@ -294,6 +332,19 @@ class Studio:
             if self._drawer is None and self._load is not None:
                 self._drawer = self._load()
         return self.drawer
+
+    def cells(self, folder: Path) -> Path:
+        """Where a grid's cells are kept, so that they are found again for the same weights only.
+
+        Args:
+            folder: Has a folder for each model.
+
+        Returns:
+            The loaded model's; if nothing tells its weights, one that ends with this studio.
+        """
+        if not self.drawer.digest:
+            return self._own
+        return folder / f"{Path(self.drawer.model).name}-{self.drawer.digest[:12]}"
 
     def generate(self, job: GenerationJob, lora_path: Path, **options: Any) -> Image.Image:
         """Draw a job, with the files of its further LoRAs."""

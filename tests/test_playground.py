@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -10,11 +11,11 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import torch
 from lora_files import updates
 from PIL import Image
@@ -24,12 +25,12 @@ from safetensors.torch import save_file
 
 from stylegen.controls import Controls, Library
 from stylegen.engine import Engine
-from stylegen.grid import LoraFile, Picture, bucket_loras, folder_loras
+from stylegen.grid import GAP, PAPER, Grid, LoraFile, Picture, bucket_loras, folder_loras, named
 from stylegen.job import GenerationJob, LoraInvalid, OutOfMemory, parse_job
 from stylegen.keeping import as_json
 from stylegen.keeping import dead_letters as look_into
 from stylegen.playground import Playground
-from stylegen.provenance import Label, encode_labelled
+from stylegen.provenance import read_provenance
 from stylegen.pocket import packaged
 from stylegen.queue import dead_letters, publish_job
 from stylegen.runner import Drawer, engine_drawer
@@ -39,12 +40,15 @@ from stylegen.worker import Parts, handle_generation_task
 
 ROOT = Path(__file__).parent.parent
 STEPS = 4
+BARE = {"prompt_tags": ["star"], "artist_name": "Artist", "webhook_url": "http://localhost"}
+"""What a job needs, but for its LoRA."""
 
 
 class Painter:
     """A generator that takes no time: a picture in the seed's colour, with steps and latents.
 
-    At the second step of a `held` seed it waits for the `gate`, and raises its `error`.
+    At the second step of a `held` seed it waits for the `gate`, and raises its `error`; after the
+    last it raises `after`.
     """
 
     def __init__(self) -> None:
@@ -53,6 +57,7 @@ class Painter:
         self.gate, self.reached = threading.Event(), threading.Semaphore(0)
         self.gate.set()
         self.held, self.error = range(2**63), None
+        self.after: Exception | None = None
 
     def __call__(
         self,
@@ -74,6 +79,8 @@ class Painter:
             if step:
                 on_latents(step, step)
             on_step(step)
+        if self.after:
+            raise self.after
         return Image.new("RGB", job.resolution, (job.seed % 256, 100, len(lora_path.stem)))
 
 
@@ -141,6 +148,12 @@ def test_random_seed_is_shown_and_reused(panel: Playground, painter: Painter) ->
     assert generate(panel).job == painter.jobs[0]
 
 
+def test_random_fills_an_empty_field(panel: Playground, painter: Painter) -> None:
+    panel.controls.seed.mode.value, panel.controls.seed.number.value = "random", ""
+    assert generate(panel).job.seed == int(panel.controls.seed.number.value)
+    assert len(painter.jobs) == 1
+
+
 def test_next_seed_follows_the_pictures(panel: Playground, painter: Painter) -> None:
     panel.controls.seed.mode.value, panel.controls.seed.number.value = "next", "0"
     panel.controls.sampling.count.value = 3
@@ -189,6 +202,7 @@ def test_refresh_finds_and_refuses(panel: Playground, loras: Path) -> None:
     (loras / "broken.safetensors").write_bytes(b"nothing")
     (loras / "aaa.safetensors").symlink_to(packaged() / "pocket-loras/neon.safetensors")
     style.refresh.click()
+    assert panel.wait(30)
     assert style.lora.value == "neon" and "aaa" in dict(style.lora.options)
     assert "broken" not in dict(style.lora.options) and "broken" in style.refused.value
 
@@ -215,6 +229,7 @@ def test_what_the_model_refuses_is_refused(panel: Playground, painter: Painter) 
 def test_markup_in_names_is_shown_as_text(panel: Playground, loras: Path) -> None:
     (loras / "<img src=x>.safetensors").write_bytes(b"nothing")
     panel.refresh()
+    assert panel.wait(30) and "&lt;img" in panel.controls.style.refused.value
     assert "<img" not in panel.controls.style.refused.value
 
 
@@ -278,6 +293,48 @@ def test_stop_while_drawing(panel: Playground, painter: Painter) -> None:
     assert panel.wait(60) and panel.status.text == "Stopped; 0 of 1 pictures kept."
     assert panel.draw.easel.shown is None
     assert generate(panel)
+
+
+def test_no_glimpse_stays(panel: Playground, painter: Painter) -> None:
+    """After a failure, and after Stop, the last finished picture is shown again, or none."""
+    easel, panel.controls.sampling.steps.value = panel.draw.easel, 10
+    calls: list[str] = []
+    easel.caption.observe(lambda change: calls.append(change["new"]), "value")
+    before = (easel.picture.layout.display, easel.caption.value)
+    for finished in (False, True):
+        if finished:
+            generate(panel)
+            before = (easel.picture.value, easel.caption.value)
+        painter.after = RuntimeError("late")
+        panel.head.generate.click()
+        assert panel.wait(60) and "late" in panel.status.text
+        painter.after = None
+        seen = easel.picture.value if finished else easel.picture.layout.display
+        assert (seen, easel.caption.value) == before
+    assert any("a glimpse" in caption for caption in calls)
+
+
+def test_a_panel_that_raises_stops_no_work(panel: Playground, painter: Painter) -> None:
+    """A widget that fails at the change to idle, or at an error, leaves the queue alive."""
+    busy, panel.head.busy = panel.head.busy, lambda *_: 1 / 0  # type: ignore[method-assign]
+    panel.runner.submit(lambda stop: None)
+    assert panel.wait(30)
+    panel.head.busy = busy  # type: ignore[method-assign]
+    generate(panel)
+    assert len(painter.jobs) == 1
+
+
+def test_a_picture_that_cannot_be_kept_is_shown(panel: Playground) -> None:
+    """A file stands where the history's folder should be, as on a disk that takes no more."""
+    (panel.folder / "history").write_bytes(b"")
+    shown = generate(panel)
+    assert "1 of 1 drawn, but not kept" in panel.status.text
+    assert panel.desk.shelf.pictures == [shown] and "sg-error" in panel.status.line.value
+    (panel.folder / "grids").write_bytes(b"")
+    panel.compare.x.name.value, panel.compare.x.values.value = "seed", "0, 1"
+    panel.compare.draw.click()
+    assert panel.wait(60) and panel.compare.sheet.grid and not panel.compare.sheet.grid.missing
+    assert "2 of 2 drawn, but not kept" in panel.status.text
 
 
 def test_progress_and_glimpses(panel: Playground) -> None:
@@ -344,6 +401,7 @@ def test_grid_over_three_axes(panel: Playground, painter: Painter) -> None:
         (("lora", ""), ("nobody", ""), "no LoRA"),
         (("", ""), ("", ""), "one to three axes"),
         (("seed", ""), ("-1", ""), "seed"),
+        (("aspect", ""), ("1:1, 3:2", ""), "no aspect '3:2'"),
     ],
 )
 def test_wrong_axes_are_told(panel: Playground, names: Any, values: Any, told: str) -> None:
@@ -372,13 +430,60 @@ def test_grid_asked_for_while_the_model_loads_is_kept(
     """Its cells are there for the next kernel."""
     for _ in range(2):
         listing = partial(folder_loras, loras)
-        load = partial(Drawer, painter, "models/painter")
+        load = partial(Drawer, painter, "models/painter", digest="a" * 64)
         panel = Playground(None, listing, load=load, folder=tmp_path)
         panel.compare.x.name.value, panel.compare.x.values.value = "seed", "0, 1"
         panel.load()
         panel.compare.draw.click()
         assert panel.wait(60) and not panel.compare.sheet.grid.missing
     assert len(painter.jobs) == 2
+
+
+@pytest.mark.parametrize(
+    "first, second",
+    [
+        (("models/painter", "a" * 64), ("others/painter", "b" * 64)),
+        (("models/painter", ""), ("models/painter", "")),
+        (("", ""), ("", "")),
+    ],
+)
+def test_cells_of_other_weights_are_not_there(
+    painter: Painter, loras: Path, tmp_path: Path, first: Any, second: Any
+) -> None:
+    """One name for two models, or weights that nobody knows, resume no grid of another panel."""
+    for model, digest in (first, second):
+        drawer = Drawer(painter, model, digest=digest)
+        panel = Playground(drawer, partial(folder_loras, loras), folder=tmp_path)
+        panel.compare.x.name.value, panel.compare.x.values.value = "seed", "0, 1"
+        assert panel.compare.estimate.value.startswith("2 pictures")
+        panel.compare.draw.click()
+        assert panel.wait(60) and panel.compare.estimate.value == "2 of 2 are there"
+    assert len(painter.jobs) == 4
+
+
+@pytest.mark.parametrize("name", ["blue, star, " * 9, "가나다라마바사아자차카타파하" * 3])
+def test_captions_stay_in_their_cells(name: str) -> None:
+    """Nothing is written into the room between two cells."""
+    loras = {text: LoraFile(text, f"s3://b/{text}", Path("x")) for text in (f"a{name}", f"b{name}")}
+    job = named(BARE | {"style_id": "a", "lora_model_url": "s3://b/a"})
+    sheet = Grid(job, {"lora": list(loras)}, loras).sheet(64)
+    head = sheet.crop((0, 0, sheet.width, 30))
+    for left in (0, GAP + 64, GAP + 2 * (64 + GAP) - GAP):
+        assert head.crop((left, 0, left + GAP, 30)).getcolors() == [(GAP * 30, PAPER)]
+
+
+def test_another_grid_is_another_export(panel: Playground) -> None:
+    """Two grids of one first cell and one size; each file stays as it was."""
+    compare, files = panel.compare, {}
+    compare.x.name.value = "seed"
+    for seeds in ("0, 1", "0, 2"):
+        compare.x.values.value = seeds
+        compare.draw.click()
+        assert panel.wait(60)
+        compare.sheet.export.click()
+        files[seeds] = {path: path.read_bytes() for path in panel.folder.glob("grid-*")}
+    assert len(files["0, 1"]) == 2 and len(files["0, 2"]) == 4
+    assert files["0, 1"].items() <= files["0, 2"].items()
 
 
 def test_typing_reads_a_lora_once(
@@ -441,6 +546,22 @@ def test_every_control_is_recalled(panel: Playground) -> None:
     assert other.recall(job.model_dump(mode="json")) == [] and other.job() == job
 
 
+def test_a_hand_signs_for_its_own_artist_only(panel: Playground) -> None:
+    """Recalled, it is seen; under another artist's name it is gone."""
+    hand, signature = "s3://artists/a/hand.png", panel.controls.signature
+    recalled = panel.job().model_dump() | {"artist_name": "A", "signature": {"image_url": hand}}
+    for changes in ({"artist_name": "B"}, {"signature": {}}):
+        assert panel.controls.recall(recalled) == []
+        assert panel.job().signature.image_url == hand
+        assert hand in signature.hand.value and signature.hand.layout.display == ""
+        panel.controls.style.lora.value = "neon"
+        if "artist_name" in changes:
+            signature.artist.value = "B"
+        else:
+            panel.controls.recall(recalled | changes)
+        assert panel.job().signature.image_url is None and signature.hand.layout.display == "none"
+
+
 def test_click_in_the_gallery_recalls(panel: Playground) -> None:
     job = fill_in(panel)
     generate(panel)
@@ -461,6 +582,19 @@ def test_history_outlives_the_kernel(panel: Playground, loras: Path) -> None:
     assert found[0].image.tobytes() == pictures[0].image.tobytes()
     again.history.gallery.tiles[1].button.click()
     assert again.job() == pictures[1].job
+
+
+def test_a_picture_says_which_model_drew_it(painter: Painter, loras: Path, tmp_path: Path) -> None:
+    """Label and code name the model that drew it, not the one that is loaded now."""
+    for model in ("old", "new"):
+        drawer = Drawer(painter, f"models/{model}", digest=model * 20)
+        panel = Playground(drawer, partial(folder_loras, loras), folder=tmp_path)
+        if model == "old":
+            generate(panel)
+    panel.history.gallery.tiles[0].button.click()
+    label = read_provenance(panel.history.chosen.save())
+    assert (label["model"], label["model_sha256"]) == ("old", "old" * 20)
+    assert "models/old" in panel.history.chosen.as_python()
 
 
 def test_presets(panel: Playground) -> None:
@@ -487,6 +621,15 @@ def test_uploads(panel: Playground) -> None:
         assert panel.job() == job
     panel.open(b"neither picture nor job")
     assert "JSON" in panel.status.text
+
+
+def test_a_message_without_a_lora_adds_none(painter: Painter, loras: Path, tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    panel = Playground(painter, partial(folder_loras, loras), store=store, folder=tmp_path)
+    before = list(panel.studio.library.loras)
+    panel.open(b'{"generation_id": 1, "prompt_tags": ["star"]}')
+    assert list(panel.studio.library.loras) == before
+    assert "lora: missing" in panel.status.text and panel.job().prompt == "star"
 
 
 def test_unknown_lora_is_fetched_from_the_store(
@@ -518,7 +661,7 @@ def test_the_workers_own_picture(
     shown = generate(pocket_panel)
     pocket_panel.history.gallery.tiles[0].button.click()
     pocket_panel.history.chosen.json.click()
-    text = pocket_panel.history.chosen.code.text
+    text = pocket_panel.history.chosen.code.texts[0]
     pocket_panel.history.mail.close()
     job = parse_job(text.encode()).model_copy(update={"webhook_url": backend.url})
     drawn: list[Image.Image] = []
@@ -532,53 +675,48 @@ def test_the_workers_own_picture(
     assert drawn[0].tobytes() == shown.image.tobytes()
 
 
-def pasted(panel: Playground, seed: int) -> tuple[Picture, str]:
-    """Draw a picture and copy its job out of the panel."""
-    panel.controls.seed.number.value = str(seed)
-    shown = generate(panel)
-    panel.history.gallery.tiles[0].button.click()
-    panel.history.chosen.json.click()
-    return shown, panel.history.chosen.code.text
+_WORKER = """
+import sys
+from pathlib import Path
+
+from stylegen.engine import Engine
+from stylegen.worker import main
+
+draw = Engine.draw
 
 
-def pixels(jpeg: bytes) -> bytes:
-    """What a JPEG shows, without what it says of itself."""
-    with Image.open(BytesIO(jpeg)) as image:
-        return image.tobytes()
+def kept(*arguments, **options):
+    image = draw(*arguments, **options)
+    Path("drawn").write_bytes(image.tobytes())
+    return image
+
+
+Engine.draw = kept
+sys.exit(main())
+"""
 
 
 def test_the_command_draws_a_pasted_job(pocket_panel: Playground, tmp_path: Path) -> None:
-    """``python worker.py --job`` on the copied text, unchanged; its webhooks come to the panel.
+    """The two texts that the panel shows, in a shell that knows nothing else: equal to the byte.
 
-    What the worker drew is seen through its JPEG alone. It is unsigned (opacity 0), and equals the
-    same encoding of the panel's picture in every pixel; the encoding tells a neighbour apart whose
-    one pixel is another shade.
+    The ``worker.py`` here is the project's, and also keeps what is drawn before it is signed.
     """
-    pocket_panel.controls.signature.signed.value = False
-    shown, text = pasted(pocket_panel, 0)
-    (tmp_path / "job.json").write_text(text, encoding="utf-8")
-    mail = pocket_panel.history.mail
-    environment = os.environ | {
-        "INTERNAL_API_TOKEN": "t0ken",
-        "WEBHOOK_ALLOWED_ORIGINS": mail.outbox().webhook_url,
-        "STYLEGEN_STORAGE_FOLDER": str(tmp_path / "bucket"),
-        "STYLEGEN_CACHE_FOLDER": str(tmp_path / "cache"),
-        "STYLEGEN_MODEL": str(packaged() / "pocket"),
-        "STYLEGEN_DEVICE": "cpu",
-        "STYLEGEN_TORCH_THREADS": str(torch.get_num_threads()),
-    }
-    command = [sys.executable, str(ROOT / "worker.py"), "--job", str(tmp_path / "job.json")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    shown, mail = generate(pocket_panel), pocket_panel.history.mail
+    pocket_panel.history.gallery.tiles[0].button.click()
+    pocket_panel.history.chosen.json.click()
+    job, command = pocket_panel.history.chosen.code.texts
+    (tmp_path / "job.json").write_text(job, encoding="utf-8")
+    (tmp_path / "worker.py").write_text(_WORKER, encoding="utf-8")
+    path = f"{Path(sys.executable).parent}:{os.defpath}"
+    plain = {"PATH": path, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    shell = ["sh", "-c", command]
+    done = subprocess.run(
+        shell, cwd=tmp_path, env=plain, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert mail.outbox().wait(1, timeout=10) == 1 and "complete: file:" in mail.events.value
     mail.close()
-    (result,) = (tmp_path / "bucket").rglob("*.jpg")
-    encode = partial(encode_labelled, label=Label("x", "x", "x"))
-    assert pixels(result.read_bytes()) == pixels(encode(shown.image))
-    other = shown.image.copy()
-    red, *rest = other.getpixel((200, 200))
-    other.putpixel((200, 200), ((red + 40) % 256, *rest))
-    assert pixels(encode(other)) != pixels(encode(shown.image))
+    assert (tmp_path / "drawn").read_bytes() == shown.image.tobytes()
 
 
 def test_the_code_draws_the_same(pocket_panel: Playground) -> None:
@@ -588,7 +726,7 @@ def test_the_code_draws_the_same(pocket_panel: Playground) -> None:
         pocket_panel.history.gallery.tiles[0].button.click()
         pocket_panel.history.chosen.python.click()
         names: dict[str, Any] = {}
-        exec(pocket_panel.history.chosen.code.text, names)  # pylint: disable=exec-used
+        exec(pocket_panel.history.chosen.code.texts[0], names)  # pylint: disable=exec-used
         names["engine"].close()
         assert names["image"].tobytes() == shown.image.tobytes()
 
@@ -629,6 +767,7 @@ def test_an_incompatible_lora_is_refused_by_the_model(
     names = (f"unet.{layer}.lora_A.weight", f"unet.{layer}.lora_B.weight")
     save_file(dict(zip(names, (torch.ones(4, 7), torch.ones(7, 4)))), loras / "wide.safetensors")
     pocket_panel.refresh()
+    assert pocket_panel.wait(30)
     pocket_panel.controls.style.lora.value = "wide"
     pocket_panel.head.generate.click()
     assert pocket_panel.wait(60) and pocket_panel.draw.easel.shown is None
@@ -662,6 +801,7 @@ def test_loras_of_a_bucket(painter: Painter, s3: S3Server, tmp_path: Path) -> No
     ]
     client.put_object(Bucket="artists", Key=keys["neon"], Body=b"another style")
     panel.controls.style.refresh.click()
+    assert panel.wait(30)
     generate(panel)
     assert painter.loras[-1][0].read_bytes() == b"another style"
 
@@ -678,13 +818,17 @@ def test_dead_letter_is_opened_and_redriven(
     for body in bodies:
         publish_job(body, url=rabbit.url, queue_name=dead_letters(queue))
     production.look.click()
-    assert panel.status.text == "2 dead letters." and len(production.letters.options) == 2
+    assert (
+        panel.wait(60)
+        and panel.status.text == "2 dead letters."
+        and len(production.letters.options) == 2
+    )
     production.letters.value = 1
     production.open.click()
     assert panel.controls.seed.number.value == "7"
     assert "lora" in panel.status.text  # s3://models/… is not listed here
     production.redrive.click()
-    assert "1" in panel.status.text and len(production.letters.options) == 1
+    assert panel.wait(60) and "1" in panel.status.text and len(production.letters.options) == 1
     assert rabbit.queue_state(queue) == (1, 0)
 
 
@@ -694,6 +838,7 @@ def test_job_goes_to_the_queue_and_its_webhooks_come_back(
     mail, queue = pocket_panel.history.mail, "panel-sends"
     mail.broker.value, mail.queue.value = rabbit.url, queue
     pocket_panel.history.production.send.click()
+    assert pocket_panel.wait(60)
     (body,) = look_into(rabbit.url, queue_name=queue)
     assert pocket_panel.status.text == f"Sent: {json.loads(body)['generation_id']}."
     origin = mail.outbox().webhook_url
@@ -719,6 +864,7 @@ def test_a_job_can_be_sent_again(panel: Playground, rabbit: RabbitNode, tmp_path
     parts = Parts(draw, FolderStore(tmp_path / "bucket"), origins, "t0ken", once=True)
     for _ in range(2):
         panel.history.production.send.click()
+    assert panel.wait(60)
     urls = [
         handle_generation_task(body, parts).result_url
         for body in look_into(rabbit.url, queue_name=queue)
@@ -744,7 +890,67 @@ def test_webhooks_come_back_to_a_known_port(painter: Painter, loras: Path, tmp_p
 def test_broker_that_is_away_is_told(panel: Playground) -> None:
     panel.history.mail.broker.value = "amqp://127.0.0.1:1"
     panel.history.production.look.click()
-    assert "sg-error" in panel.status.line.value
+    assert panel.wait(60) and "sg-error" in panel.status.line.value
+
+
+@pytest.mark.parametrize(
+    "broker, webhook_url",
+    [("amqp://broker.example.com", None), ("amqp://127.0.0.1:1", "https://tunnel.example.com")],
+)
+def test_a_file_is_not_sent_elsewhere(
+    painter: Painter, loras: Path, tmp_path: Path, broker: str, webhook_url: str | None
+) -> None:
+    """A worker elsewhere can't read it: by its broker, or by the way back that it needs."""
+    panel = Playground(
+        painter,
+        partial(folder_loras, loras),
+        folder=tmp_path,
+        broker=broker,
+        webhook_port=0,
+        webhook_url=webhook_url,
+    )
+    panel.history.production.send.click()
+    assert panel.wait(60) and "a file of this machine" in panel.status.text
+    assert panel.history.mail.outbox().webhook_url.startswith(webhook_url or "http://127.0.0.1:")
+    panel.history.mail.close()
+
+
+def test_a_silent_host_freezes_nothing(painter: Painter, loras: Path, tmp_path: Path) -> None:
+    """A broker that takes connections and never answers, then a bucket that does so."""
+    answered = threading.Event()
+    answered.set()
+
+    def listing() -> list[LoraFile]:
+        assert answered.wait(60)
+        return folder_loras(loras)
+
+    panel = Playground(painter, listing, folder=tmp_path, webhook_port=0)
+    production = panel.history.production
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        panel.history.mail.broker.value = f"amqp://127.0.0.1:{silent.getsockname()[1]}"
+        for button in (production.send, production.look):
+            button.click()
+        assert not panel.network.wait(0)
+        panel.head.generate.click()
+        assert panel.runner.wait(60) and len(painter.jobs) == 1 and not panel.network.wait(0)
+    assert panel.network.wait(120) and "sg-error" in panel.status.line.value
+    answered.clear()
+    panel.controls.style.refresh.click()
+    assert not panel.wait(0)
+    answered.set()
+    assert panel.wait(60)
+    panel.history.mail.close()
+
+
+@pytest.mark.parametrize("body", [[1], "text", None, {}, {"progress": 5}])
+def test_nonsense_from_outside_is_no_webhook(panel: Playground, body: Any) -> None:
+    mail = panel.history.mail
+    outbox = mail.outbox()
+    url = f"{outbox.webhook_url}/api/webhooks/inference/progress"
+    status = requests.patch(url, json.dumps(body), timeout=30).status_code
+    assert status == (200 if isinstance(body, dict) else 400)
+    assert outbox.events(panel.job()) == []
+    mail.close()
 
 
 def test_library_lists_nothing_twice(loras: Path) -> None:
