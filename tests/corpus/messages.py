@@ -1,6 +1,7 @@
 """Hostile and odd messages, each with what must become of it.
 
-An outcome is ``complete``, ``failed CODE`` (the job's receiver is told) or ``dead CODE`` (nobody
+``{port}`` and ``{stranger}`` in a message are the ports of the job's receiver and of one that is not
+allowed. An outcome is ``complete``, ``failed CODE`` (the job's receiver is told) or ``dead CODE`` (nobody
 may be told: a dead letter with its reason).
 """
 
@@ -99,14 +100,35 @@ for _name, _value in {
     "null": None,
     "another origin": "https://evil.example",
     "userinfo": "http://127.0.0.1@evil.example",
-    "a short address": "http://127.1",
-    "a hexadecimal address": "http://0x7f.1",
-    "IPv6": "http://[::ffff:127.0.0.1]",
+    "another port": "http://127.0.0.1:{stranger}",
+    "another scheme": "https://127.0.0.1:{port}",
+    "a name of the same address": "http://localhost:{port}",
+    "a name with a dot": "http://127.0.0.1.:{port}",
+    "a short address": "http://127.1:{port}",
+    "a hexadecimal address": "http://0x7f.1:{port}",
+    "an octal address": "http://0177.0.0.1:{port}",
+    "an address as a number": "http://2130706433:{port}",
+    "no address": "http://0:{port}",
+    "full-width digits": "http://１２７.0.0.1:{port}",
+    "IPv6": "http://[::ffff:127.0.0.1]:{port}",
+    "IPv6, the longer form": "http://[0:0:0:0:0:ffff:7f00:1]:{port}",
+    "userinfo before the receiver": "http://evil.example@127.0.0.1:{port}",
+    "a password before the receiver": "http://a:b@127.0.0.1:{port}",
+    "the receiver as userinfo": "http://127.0.0.1:{port}@127.0.0.1:{stranger}",
+    "a backslash to a stranger": "http://127.0.0.1:{port}\\@127.0.0.1:{stranger}",
+    "a fragment before a stranger": "http://127.0.0.1:{stranger}#@127.0.0.1:{port}",
+    "a query": "http://127.0.0.1:{port}/?to=",
+    "a parent folder": "http://127.0.0.1:{port}/../admin",
+    "an encoded path": "http://127.0.0.1:{port}/%2e%2e/admin",
+    "a tab within": "http://127.0.\t0.1:{port}",
+    "blanks around": " http://127.0.0.1:{port} ",
+    "one slash": "http:/127.0.0.1:{port}",
+    "no scheme": "//127.0.0.1:{port}",
     "a backslash": "http://127.0.0.1\\@evil.example",
     "a file": "file:///etc/passwd",
     "a script": "javascript:alert(1)",
     "gopher": "gopher://127.0.0.1:25/",
-    "a line break": "http://127.0.0.1\r\nX: y",
+    "a line break": "http://127.0.0.1:{port}\r\nX: y",
     "port 0": "http://127.0.0.1:0",
     "port 99999": "http://127.0.0.1:99999",
     "a number": 7,
@@ -114,6 +136,7 @@ for _name, _value in {
 }.items():
     _with(f"webhook_url: {_name}", DEAD, webhook_url=_value)
 _without("webhook_url: missing", DEAD, "webhook_url")
+_with("webhook_url: capitals", "complete", webhook_url="HTTP://127.0.0.1:{port}")
 
 # LoRAs
 for _name, _value in {

@@ -15,10 +15,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pika
+from pika.exceptions import ChannelClosedByBroker
 from PIL import Image
 from proxy import Backend, BucketFront, Proxy
 from rabbit import RabbitNode
@@ -29,6 +31,7 @@ from stylegen.provenance import read_provenance
 
 TOKEN = "t0ken-of-the-faults"
 BUCKET = "faults"
+WORKER = Path(__file__).parent / "worker.py"
 ARTISTS = {"김하늘": "#d03030", "Zoë": "#30a040", "山田太郎": "#3060d0", "Amal": "#e0b020"}
 _NUMBERS = itertools.count(1)
 wait_until = partial(wait_for_it, timeout=60)  # processes start in it
@@ -36,11 +39,26 @@ wait_until = partial(wait_for_it, timeout=60)  # processes start in it
 
 @dataclass(frozen=True)
 class Expected:
-    """What must become of an id: its terminal event, its code, and whether it is a dead letter."""
+    """What must become of an id.
+
+    Attributes:
+        events: Its terminal events; each may be told again in the same words.
+        code: Error code of the failure among them.
+        dead: Error code of its dead letter.
+        letters: How often that letter is there.
+        shared: Whether two workers may draw it at once, so that its progress has no order.
+    """
 
     events: tuple[str, ...] = ("complete",)
     code: str | None = None
-    dead: bool = False
+    dead: str | None = None
+    letters: int = 1
+    shared: bool = False
+
+
+def _different(hooks: list[Any]) -> list[tuple[str, str, bytes]]:
+    """Events that differ in kind, id or words, in the order of arrival."""
+    return list(dict.fromkeys((h.event, h.headers["webhook-id"], h.raw) for h in hooks))
 
 
 @dataclass
@@ -74,14 +92,25 @@ class Keeper:
         self._born.wait(30)
 
     def _run(self) -> None:
-        command = [sys.executable, str(Path(__file__).parent / "worker.py")]
+        options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         while not self._stop.is_set():
-            with self._log.open("ab") as log:
-                self.process = subprocess.Popen(  # pylint: disable=consider-using-with
-                    command, env=self._environment, stdout=log, stderr=log
-                )
+            self.process = subprocess.Popen(  # pylint: disable=consider-using-with
+                [sys.executable, str(WORKER)], env=self._environment, **options
+            )
             self._born.set()
+            self._keep_log(self.process)
             self.exits.append(self.process.wait())
+
+    def _keep_log(self, process: "subprocess.Popen[bytes]") -> None:
+        """Until the process ends; a pipe has room also where it can write no file."""
+        assert process.stdout
+        with process.stdout as lines, self._log.open("ab", buffering=0) as log:
+            for line in lines:
+                log.write(line)
+
+    def allow(self, code: int) -> None:
+        """Let it end with this code, as often as it likes."""
+        self._planned.add(code)
 
     def signal(self, number: int) -> None:
         """Send a signal to the process of the moment."""
@@ -128,9 +157,12 @@ class Ground:
         self.origin = f"http://127.0.0.1:{self.cables['receiver'].port}"
         self.expected: dict[int, Expected] = {}
         self.artists: dict[int, str] = {}
+        self.styles: dict[int, str] = {}
+        """Colours of the pictures whose artist has another by now."""
         self.workers: list[Keeper] = []
         self.injections = 0
         self._healed: float | None = None
+        self._late: list[int] = []
         self._fill_bucket()
 
     def _fill_bucket(self) -> None:
@@ -140,10 +172,10 @@ class Ground:
         for artist, colour in ARTISTS.items():
             self.put_lora(artist, colour)
 
-    def put_lora(self, artist: str, colour: str) -> None:
-        """An artist's "LoRA": a colour."""
-        key = f"loras/{list(ARTISTS).index(artist)}.safetensors"
-        self.client.put_object(Bucket=BUCKET, Key=key, Body=colour.encode())
+    def put_lora(self, artist: str, colour: str, size: int = 8) -> None:
+        """An artist's "LoRA": a colour, again and again up to so many bytes."""
+        key, line = f"loras/{list(ARTISTS).index(artist)}.safetensors", f"{colour}\n".encode()
+        self.client.put_object(Bucket=BUCKET, Key=key, Body=line * (size // len(line)))
 
     def __enter__(self) -> "Ground":
         threading.Thread(target=self.backend.serve_forever, args=(0.05,), daemon=True).start()
@@ -194,6 +226,8 @@ class Ground:
         numbers = [next(_NUMBERS) for _ in range(count)]
         self.publish(*(self.fields(number, *tags) for number in numbers))
         self.expected |= dict.fromkeys(numbers, expected)
+        if self._healed is not None:
+            self._late += numbers
         return numbers
 
     def publish(self, *messages: dict[str, Any]) -> None:
@@ -234,10 +268,27 @@ class Ground:
         wait_until(lambda: self.consumers() >= len(self.workers))
         return self.workers[-1]
 
+    def command(self, *arguments: str) -> str:
+        """Run the worker's program for another purpose; returns what it printed."""
+        line = [sys.executable, str(WORKER), *arguments]
+        done = subprocess.run(
+            line, env=self.environment(), capture_output=True, text=True, timeout=60, check=True
+        )
+        return done.stdout
+
     def consumers(self) -> int:
         """How many workers are registered."""
         with self.channel() as channel:
             return channel.queue_declare(self.queue, passive=True).method.consumer_count
+
+    def count(self, ending: str) -> int:
+        """Messages that wait in a queue beside the work queue; 0 if there is no such queue."""
+        with self.channel() as channel:
+            try:
+                beside = channel.queue_declare(f"{self.queue}.{ending}", passive=True)
+            except ChannelClosedByBroker:
+                return 0
+            return int(beside.method.message_count)
 
     def inject(self, count: int = 1) -> None:
         """Note that something was broken so many times."""
@@ -261,6 +312,14 @@ class Ground:
             if hook.event != "progress" and hook.body["generation_id"] == number
         ]
 
+    def free(self, number: int) -> None:
+        """Let a job that is held be drawn to its end."""
+        (self.folder / f"free-{number}").touch()
+
+    def drawn(self, number: int) -> int:
+        """How often the drawing of an id was begun."""
+        return len(list(self.folder.glob(f"drawn-{number}-*")))
+
     def wait_told(self, numbers: list[int], timeout: float = 90) -> None:
         """Wait until each id has its terminal event."""
         wait_until(lambda: all(self.told(number) for number in numbers), timeout=timeout)
@@ -274,29 +333,37 @@ class Ground:
 
     def settle(self, timeout: float = 90) -> Verdict:
         """Wait for the end of all jobs, and read the ledger."""
-        healed = self._healed or time.monotonic()
-        waiting = [n for n, expected in self.expected.items() if expected.events]
-        fresh = [number for number in waiting if not self.told(number)]
         verdict = Verdict(len(self.expected), injections=self.injections)
         with suppress(AssertionError):
-            if fresh:
-                wait_until(lambda: any(self.told(number) for number in fresh), timeout=timeout)
-                verdict.recovery = max(0.0, time.monotonic() - healed)
-            self.wait_told(waiting, timeout)
+            wait_until(lambda: all(map(self._has_ended, self.expected)), timeout=timeout)
             wait_until(self._is_quiet, timeout=timeout)
+        verdict.recovery = self._recovery()
         self._check_queues(verdict)
         for worker in self.workers:
             verdict.wrong += [f"a worker ended by itself: {code}" for code in worker.unplanned()]
         for number, expected in self.expected.items():
             self._check(number, expected, verdict)
+            if not expected.shared:
+                self._check_progress(number, expected, verdict)
         return verdict
+
+    def _has_ended(self, number: int) -> bool:
+        events = [hook.event for hook in self.told(number)]
+        return all(event in events for event in self.expected[number].events)
+
+    def _recovery(self) -> float:
+        """From the end of the fault to the first job of those ordered since; or else of any."""
+        healed = self._healed or time.monotonic()
+        times = self.backend.told_at
+        ends = [times[n] for n in self._late or self.expected if times.get(n, 0.0) > healed]
+        return min(ends, default=healed) - healed
 
     def _states(self) -> dict[str, tuple[int, int]]:
         states = self.rabbit.queue_states().items()
         return {name: state for name, state in states if name.startswith(self.queue)}
 
     def _is_quiet(self) -> bool:
-        dead = sum(expected.dead for expected in self.expected.values())
+        dead = len(self._wanted_letters())
         states = self._states()
         letters = states.pop(f"{self.queue}.dead", (0, 0))
         return letters == (dead, 0) and all(state == (0, 0) for state in states.values())
@@ -305,30 +372,51 @@ class Ground:
         states = self._states()
         states.pop(f"{self.queue}.dead", None)
         verdict.wrong += [f"{name}: {state}" for name, state in states.items() if any(state)]
-        wanted = sorted(n for n, expected in self.expected.items() if expected.dead)
-        found = sorted(self.dead_letters())
+        wanted, found = sorted(self._wanted_letters()), sorted(self._dead_letters())
         if wanted != found:
             verdict.wrong.append(f"dead letters {found}, not {wanted}")
 
-    def dead_letters(self) -> list[int]:
-        """The ids among the dead letters, which are taken out."""
+    def _wanted_letters(self) -> list[tuple[int, str]]:
+        expected = self.expected.items()
+        return [(n, each.dead) for n, each in expected if each.dead for _ in range(each.letters)]
+
+    def _dead_letters(self) -> list[tuple[int, str]]:
+        """Ids and codes of the dead letters, which are taken out."""
         letters = self.rabbit.take_all(f"{self.queue}.dead")
-        return [json.loads(body)["generation_id"] for _, body in letters]
+        code = "x-stylegen-error-code"
+        return [(json.loads(body)["generation_id"], headers[code]) for headers, body in letters]
 
     def _check(self, number: int, expected: Expected, verdict: Verdict) -> None:
-        told = self.told(number)
-        if expected.events and not told:
-            verdict.lost.append(f"{number} was not told")
-        seen = self._terminal(self.backend.seen, number)
-        if len({(hook.headers["webhook-id"], hook.raw) for hook in seen}) > 1:
+        told, seen = self.told(number), self._terminal(self.backend.seen, number)
+        events = tuple(event for event, *_ in _different(told))
+        if len(events) < len(expected.events):
+            verdict.lost.append(f"{number} was told {events}, not {expected.events}")
+        elif events != expected.events:
+            verdict.wrong.append(f"{number} was told {events}, not {expected.events}")
+        if len(_different(seen)) > max(1, len(expected.events)):
             verdict.doubled.append(f"{number}: {[hook.raw for hook in seen]}")
         for hook in told:
-            if hook.event not in expected.events:
-                verdict.wrong.append(f"{number}: {hook.event} {hook.body}")
-            elif hook.event == "failed" and hook.body["error_code"] != expected.code:
+            if hook.event == "failed" and hook.body["error_code"] != expected.code:
                 verdict.wrong.append(f"{number}: {hook.body}")
         if any(hook.event == "complete" for hook in told):
             self._check_picture(number, verdict)
+
+    def _check_progress(self, number: int, expected: Expected, verdict: Verdict) -> None:
+        """Each drawing has rising milestones, and nothing comes after the last terminal event."""
+        hooks = [h for h in list(self.backend.seen) if h.body["generation_id"] == number]
+        ends = [place for place, hook in enumerate(hooks) if hook.event != "progress"]
+        if expected.events:
+            ends = [place for place in ends if hooks[place].event == expected.events[-1]]
+        if ends and any(hook.event == "progress" for hook in hooks[ends[0] :]):
+            verdict.wrong.append(f"{number}: progress after its end")
+        steps = [hook.body["progress"] for hook in hooks if hook.event == "progress"]
+        percents = [step["progress_percent"] for step in steps]
+        rises = bool(percents) + sum(after <= before for before, after in pairwise(percents))
+        if rises > self.drawn(number):
+            verdict.wrong.append(f"{number}: drawn {self.drawn(number)} times, {percents} %")
+        for step in steps:
+            if 100 * step["current_step"] < step["progress_percent"] * step["total_steps"]:
+                verdict.wrong.append(f"{number}: told before it was reached: {step}")
 
     def _check_picture(self, number: int, verdict: Verdict) -> None:
         try:
@@ -344,7 +432,8 @@ class Ground:
             verdict.wrong.append(f"{number} is signed for another")
         with Image.open(BytesIO(jpeg)) as picture:
             seen = picture.convert("RGB").getpixel((5, 5))
-        wanted = tuple(int(ARTISTS[artist][i : i + 2], 16) for i in (1, 3, 5))
+        colour = self.styles.get(number, ARTISTS[artist])
+        wanted = tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5))
         if max(abs(a - b) for a, b in zip(seen, wanted, strict=True)) > 12:
             verdict.wrong.append(f"{number} is in another's style: {seen}")
 

@@ -1,5 +1,6 @@
 """Cables that break: a TCP proxy, an HTTP front of a bucket, and a backend that misbehaves."""
 
+import itertools
 import socket
 import struct
 import threading
@@ -180,8 +181,10 @@ class _FrontHandler(BaseHTTPRequestHandler):
 class Backend(WebhookReceiver):
     """A receiver; `trick` chooses what goes wrong with a webhook, by name, or None.
 
-    A trick is a status, ``hang``, ``drip`` or ``flood`` (an answer of 300 MB). `seen` holds every
-    webhook, also those that were tricked: a receiver may have stored what it answered badly.
+    A trick is a status, ``lag`` (taken, but the answer comes late), ``hang``, ``drip`` (for ever)
+    or ``flood`` (an answer of 300 MB). `seen` holds every webhook in the order of arrival, also
+    those that were tricked: a receiver may have stored what it answered badly. `told_at` says when
+    an id's first terminal event was taken.
     """
 
     def __init__(self) -> None:
@@ -189,8 +192,15 @@ class Backend(WebhookReceiver):
         self.RequestHandlerClass = _BackendHandler  # pylint: disable=invalid-name
         self.faults = 0
         self.seen: list[ReceivedWebhook] = []
+        self.told_at: dict[int, float] = {}
         self.trick: Callable[[ReceivedWebhook], str | None] = lambda webhook: None
         self.ended = threading.Event()
+
+    def take(self, webhook: ReceivedWebhook) -> int:
+        """Record a webhook that is answered well."""
+        if webhook.event != "progress":
+            self.told_at.setdefault(webhook.body["generation_id"], time.monotonic())
+        return super().take(webhook)
 
     def handle_error(self, *_: Any) -> None:
         """A client that hangs up is what these tests are about."""
@@ -198,16 +208,16 @@ class Backend(WebhookReceiver):
 
 class _BackendHandler(BaseHTTPRequestHandler):
     server: Backend
+    webhook: ReceivedWebhook
 
     def _take(self) -> None:
-        webhook = ReceivedWebhook.read(self)
-        self.server.seen.append(webhook)
-        trick = self.server.trick(webhook)
+        self.webhook = ReceivedWebhook.read(self)
+        self.server.seen.append(self.webhook)
+        trick = self.server.trick(self.webhook)
+        self.server.faults += trick is not None
         if trick is None:
-            self._answer(self.server.take(webhook))
-            return
-        self.server.faults += 1
-        if trick.isdigit():
+            self._answer(self.server.take(self.webhook))
+        elif trick.isdigit():
             self._answer(int(trick))
         else:
             getattr(self, f"_{trick}")()
@@ -221,11 +231,15 @@ class _BackendHandler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(length))
         self.end_headers()
 
+    def _lag(self) -> None:
+        self.server.ended.wait(1.0)
+        self._answer(self.server.take(self.webhook))
+
     def _hang(self) -> None:
         self.server.ended.wait(60)
 
     def _drip(self) -> None:
-        for letter in b"HTTP/1.1 200 OK\r\nX-Slow: " + b"x" * 120:
+        for letter in itertools.chain(b"HTTP/1.1 200 OK\r\nX-Slow: ", itertools.repeat(120)):
             self.wfile.write(bytes([letter]))
             if self.server.ended.wait(0.5):
                 return

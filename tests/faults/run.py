@@ -32,8 +32,10 @@ receiver over HTTP, TCP proxies before each, and the deployed worker with its mo
 pictures in the artist's colour. *Lost* are jobs without a terminal event, or without the picture
 that was told; *doubled* are jobs that were told in two ways, counting what the receiver answered
 badly (the same event again, with the same id and the same bytes, is what a receiver must expect);
-*wrong* is also a worker that ended by itself; recovery runs from the end of the fault to the
-next job that is done (–: none was left waiting). {jobs} jobs, {injections} faults:
+*wrong* is also a worker that ended by itself, progress out of order or after a job's end, and a
+dead letter too many or for another reason; recovery runs from the end of the fault to the first
+job that is done of those ordered since, or else left waiting (–: there were none). {jobs} jobs,
+{injections} faults:
 **{lost} lost, {doubled} doubled,
 {wrong} otherwise wrong**. Recovery from a broker that was killed: {broker:.1f} s (median).
 

@@ -1,7 +1,8 @@
 """The deployed worker, but for its model: pictures in one colour, which is its artist's LoRA.
 
-``FAULT_STATE`` names a state at which this process kills itself, once; a job's tags may name what
-goes wrong on the "device" while it is drawn, once for each job unless it is the job's own fault.
+``FAULT_STATE`` names states, with commas, at each of which this process kills itself, once; a job's
+tags may name what goes wrong on the "device" while it is drawn, once for each job unless it is the
+job's own fault. A job that is ``held`` stays half drawn until its case frees it.
 """
 
 import os
@@ -9,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from stylegen import worker
 from stylegen.cache import LoraFiles
 from stylegen.health import Metrics
 from stylegen.job import DeviceLost, GenerationJob, OutOfMemory
+from stylegen.queue import Delivery, Retries
 from stylegen.settings import Settings
 
 STEPS = 10
@@ -36,8 +39,12 @@ def _raise(error: Exception) -> None:
     raise error
 
 
+def _no_memory() -> None:
+    raise OutOfMemory("the device has too little memory for this picture")
+
+
 FAULTS = {
-    "oom": lambda: _raise(OutOfMemory("the device has too little memory for this picture")),
+    "oom": _no_memory,
     "cuda": lambda: _raise(DeviceLost("the device reports an error that stays")),
     "hang": lambda: time.sleep(3600),
     "abort": os.abort,
@@ -45,10 +52,13 @@ FAULTS = {
 
 
 def draw(job: GenerationJob, lora: Path, *, on_step: Any = None, **_: Any) -> Any:
-    """A picture in the LoRA's colour, drawn alone and step by step."""
+    """A picture in the LoRA's colour, drawn alone and step by step; a torn file has two."""
     from PIL import Image
 
-    colour = Path(lora).read_text(encoding="ascii")
+    (NOTES / f"drawn-{job.generation_id}-{uuid.uuid4().hex}").touch()
+    if "poison" in job.prompt_tags:
+        os.kill(os.getpid(), signal.SIGKILL)
+    (colour,) = set(Path(lora).read_text(encoding="ascii").split())
     seconds = 0.5 if "slow" in job.prompt_tags else 0.01
     with _GPU:
         for step in range(STEPS + 1):
@@ -60,8 +70,12 @@ def draw(job: GenerationJob, lora: Path, *, on_step: Any = None, **_: Any) -> An
 
 
 def _go_wrong(job: GenerationJob) -> None:
+    while "held" in job.prompt_tags and not (NOTES / f"free-{job.generation_id}").exists():
+        time.sleep(0.05)
     if "raise" in job.prompt_tags:
         raise RuntimeError("a bug")
+    if "starved" in job.prompt_tags and not (NOTES / "fed").exists():
+        _no_memory()
     for name in set(FAULTS).intersection(job.prompt_tags):
         if once(f"{name}-{job.generation_id}"):
             FAULTS[name]()
@@ -69,8 +83,17 @@ def _go_wrong(job: GenerationJob) -> None:
 
 def on_state(state: str) -> None:
     """Die at a state, as by a power cut."""
-    if state == os.environ.get("FAULT_STATE") and once(f"state-{state}"):
+    if state in os.environ.get("FAULT_STATE", "").split(",") and once(f"state-{state}"):
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+class CountedRetries(Retries):
+    """The worker's own, with a state after a redelivered message was published again."""
+
+    def again(self, delivery: Delivery) -> None:
+        """To the end of the work queue, counted."""
+        super().again(delivery)
+        on_state("republished")
 
 
 def make_parts(settings: Settings, metrics: Metrics | None = None) -> worker.Parts:
@@ -92,4 +115,5 @@ def make_parts(settings: Settings, metrics: Metrics | None = None) -> worker.Par
 
 if __name__ == "__main__":
     worker.make_parts = make_parts
+    worker.Retries = CountedRetries  # type: ignore[misc]
     sys.exit(worker.main())
