@@ -296,7 +296,7 @@ def test_deployment_keeps_its_promises() -> None:
     settings = manifest("ConfigMap")["data"]
     job, drain = (int(settings[f"STYLEGEN_{name}_TIMEOUT"]) for name in ("JOB", "DRAIN"))
     assert job < drain < pod["terminationGracePeriodSeconds"]
-    assert "STYLEGEN_PREFETCH" not in settings, "one job more than are drawn is the default"
+    assert "STYLEGEN_PREFETCH" not in settings, "twice as many jobs as are drawn is the default"
     (scratch,) = [each["emptyDir"] for each in pod["volumes"] if "emptyDir" in each]
     assert int(settings["STYLEGEN_CACHE_BYTES"]) + MAX_LORA_BYTES < size(scratch["sizeLimit"])
     named = {each["name"] for each in container["env"]} | set(settings)
@@ -339,7 +339,7 @@ def counted_by_keda(state: dict[str, Any]) -> int:
 
 def test_busy_workers_are_counted() -> None:
     """A worker whose jobs are all in hand is not sent home: a real broker's own figures."""
-    hands = int(manifest("ConfigMap")["data"]["STYLEGEN_BATCH"]) + 1
+    hands = 2 * int(manifest("ConfigMap")["data"]["STYLEGEN_BATCH"])
     (trigger,) = manifest("ScaledObject")["spec"]["triggers"]
     assert int(trigger["metadata"]["value"]) == hands
     address, node = free_address(), RabbitNode()
