@@ -344,6 +344,7 @@ d = {
             "stylegen.grid.image_html": ("grid.html#image_html", "stylegen/grid.py"),
             "stylegen.grid.keep": ("grid.html#keep", "stylegen/grid.py"),
             "stylegen.grid.kept": ("grid.html#kept", "stylegen/grid.py"),
+            "stylegen.grid.load_kept": ("grid.html#load_kept", "stylegen/grid.py"),
             "stylegen.grid.local_lora": ("grid.html#local_lora", "stylegen/grid.py"),
             "stylegen.grid.named": ("grid.html#named", "stylegen/grid.py"),
             "stylegen.grid.parse_values": ("grid.html#parse_values", "stylegen/grid.py"),
@@ -508,6 +509,9 @@ d = {
             "stylegen.keeping.Presets.names": ("keeping.html#presets.names", "stylegen/keeping.py"),
             "stylegen.keeping.Presets.save": ("keeping.html#presets.save", "stylegen/keeping.py"),
             "stylegen.keeping._call": ("keeping.html#_call", "stylegen/keeping.py"),
+            "stylegen.keeping._files": ("keeping.html#_files", "stylegen/keeping.py"),
+            "stylegen.keeping._is_here": ("keeping.html#_is_here", "stylegen/keeping.py"),
+            "stylegen.keeping.as_command": ("keeping.html#as_command", "stylegen/keeping.py"),
             "stylegen.keeping.as_json": ("keeping.html#as_json", "stylegen/keeping.py"),
             "stylegen.keeping.as_python": ("keeping.html#as_python", "stylegen/keeping.py"),
             "stylegen.keeping.dead_letters": ("keeping.html#dead_letters", "stylegen/keeping.py"),
@@ -636,6 +640,10 @@ d = {
                 "playground.html#actions._load",
                 "stylegen/playground.py",
             ),
+            "stylegen.playground.Actions._refresh": (
+                "playground.html#actions._refresh",
+                "stylegen/playground.py",
+            ),
             "stylegen.playground.Actions.generate": (
                 "playground.html#actions.generate",
                 "stylegen/playground.py",
@@ -707,8 +715,24 @@ d = {
                 "playground.html#chosenpicture.__init__",
                 "stylegen/playground.py",
             ),
+            "stylegen.playground.ChosenPicture._model": (
+                "playground.html#chosenpicture._model",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.ChosenPicture._sent": (
+                "playground.html#chosenpicture._sent",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.ChosenPicture._show_job": (
+                "playground.html#chosenpicture._show_job",
+                "stylegen/playground.py",
+            ),
             "stylegen.playground.ChosenPicture._try": (
                 "playground.html#chosenpicture._try",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.ChosenPicture.as_command": (
+                "playground.html#chosenpicture.as_command",
                 "stylegen/playground.py",
             ),
             "stylegen.playground.ChosenPicture.as_json": (
@@ -823,6 +847,10 @@ d = {
                 "playground.html#easel.hang",
                 "stylegen/playground.py",
             ),
+            "stylegen.playground.Easel.settle": (
+                "playground.html#easel.settle",
+                "stylegen/playground.py",
+            ),
             "stylegen.playground.Easel.show": (
                 "playground.html#easel.show",
                 "stylegen/playground.py",
@@ -928,8 +956,16 @@ d = {
                 "playground.html#production.__init__",
                 "stylegen/playground.py",
             ),
+            "stylegen.playground.Production._ask": (
+                "playground.html#production._ask",
+                "stylegen/playground.py",
+            ),
             "stylegen.playground.Production._letter": (
                 "playground.html#production._letter",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Production._listed": (
+                "playground.html#production._listed",
                 "stylegen/playground.py",
             ),
             "stylegen.playground.Production._look": (
@@ -1006,10 +1042,6 @@ d = {
             ),
             "stylegen.playground._title": ("playground.html#_title", "stylegen/playground.py"),
             "stylegen.playground.advice": ("playground.html#advice", "stylegen/playground.py"),
-            "stylegen.playground.cells_folder": (
-                "playground.html#cells_folder",
-                "stylegen/playground.py",
-            ),
             "stylegen.playground.plan_grid": (
                 "playground.html#plan_grid",
                 "stylegen/playground.py",
@@ -1235,6 +1267,7 @@ d = {
                 "runner.html#studio.__init__",
                 "stylegen/runner.py",
             ),
+            "stylegen.runner.Studio.cells": ("runner.html#studio.cells", "stylegen/runner.py"),
             "stylegen.runner.Studio.drawer": ("runner.html#studio.drawer", "stylegen/runner.py"),
             "stylegen.runner.Studio.generate": (
                 "runner.html#studio.generate",
@@ -1249,6 +1282,7 @@ d = {
             "stylegen.runner._gb": ("runner.html#_gb", "stylegen/runner.py"),
             "stylegen.runner._nothing": ("runner.html#_nothing", "stylegen/runner.py"),
             "stylegen.runner._rows": ("runner.html#_rows", "stylegen/runner.py"),
+            "stylegen.runner._tell": ("runner.html#_tell", "stylegen/runner.py"),
             "stylegen.runner.describe": ("runner.html#describe", "stylegen/runner.py"),
             "stylegen.runner.engine_drawer": ("runner.html#engine_drawer", "stylegen/runner.py"),
             "stylegen.runner.open_model": ("runner.html#open_model", "stylegen/runner.py"),
