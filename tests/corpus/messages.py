@@ -1,8 +1,8 @@
 """Hostile and odd messages, each with what must become of it.
 
-``{port}`` and ``{stranger}`` in a message are the ports of the job's receiver and of one that is not
-allowed. An outcome is ``complete``, ``failed CODE`` (the job's receiver is told) or ``dead CODE`` (nobody
-may be told: a dead letter with its reason).
+``{port}`` and ``{stranger}`` in a message are the ports of the job's receiver and of one that is
+not allowed. An outcome is ``complete``, ``failed CODE`` (the job's receiver is told) or ``dead
+CODE`` (nobody may be told: a dead letter with its reason).
 """
 
 import json
