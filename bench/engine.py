@@ -1,10 +1,11 @@
 """The engine against its peers, in one run: throughput, latency, LoRA change, overhead.
 
-Usage: ``python bench/engine.py [--repeats N] [--steps S] [--batch B] [--model FOLDER]
-[--device cuda] [--compile]``. ``--model random-sd15`` is Stable Diffusion 1.5 with random weights.
+Usage: ``python bench/engine.py [--repeats N] [--steps S] [--batch B …] [--model FOLDER]
+[--device cuda] [--compile]``: one run for each B, by default 1, 2 and 4.
+``--model random-sd15`` is Stable Diffusion 1.5 with random weights.
 Peers take turns within each repeat; every job has another LoRA than the one before (but P4).
-Prints a table, writes ``bench/results/engine.json`` and draws ``bench/results/engine.svg``
-(other models, devices and batches than the default: a name of their own).
+Prints a table, writes ``bench/results/engine.json`` and draws ``bench/results/engine.svg`` for the
+pocket model on a CPU at batch 4 (other models, devices and batches: a name of their own).
 
 * P0: the code guide's own flow, the pipeline loaded anew for each job
 * P1: stock diffusers, resident, ``load_lora_weights`` and ``unload_lora_weights`` for each job
@@ -94,6 +95,8 @@ class Peers:
         ]
         self.wheel: Iterator[Path] = cycle(files)
         self.seeds = iter(range(1_000_000))
+        for engine in (self.engine, self.merged) if compiled else ():
+            engine.warm_up()
         if self.tuned:
             self.tuned.unet.to(memory_format=torch.channels_last)
             self.tuned.enable_lora_hotswap(target_rank=16)
@@ -371,6 +374,14 @@ def ratios(
     }
 
 
+def processor() -> str:
+    """The CPU's model, where the system tells it."""
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text(encoding="utf-8").splitlines() if told.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
 def main(model: str, device: str, batch: int, steps: int, repeats: int, compiled: bool) -> None:
     """Time, print, write, draw."""
     with tempfile.TemporaryDirectory() as folder:
@@ -388,6 +399,7 @@ def main(model: str, device: str, batch: int, steps: int, repeats: int, compiled
     result = {
         "device": device,
         "machine": platform.machine(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "compiled": compiled,
         "versions": {m.__name__: m.__version__ for m in (torch, diffusers, peft)},
@@ -439,9 +451,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=str(packaged() / "pocket"), help="diffusers folder")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="compiled UNets, and P2 with them")
     given = parser.parse_args()
-    main(given.model, given.device, given.batch, given.steps, given.repeats, given.compile)
+    for size in given.batch:
+        main(given.model, given.device, size, given.steps, given.repeats, given.compile)

@@ -10,10 +10,11 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,7 +38,7 @@ class Source(Protocol):
 MAX_TRIES = 3
 """Downloads of one file that is overwritten again and again while it is read."""
 ABANDONED = 3600.0
-"""Seconds after which a half-written file belongs to a worker that was killed."""
+"""Seconds after which a half-written file, or a job's folder, is a killed worker's."""
 
 
 def _place(path: Path, data: bytes) -> None:
@@ -51,7 +52,7 @@ def _place(path: Path, data: bytes) -> None:
         raise
 
 
-def _own_folder() -> "tempfile.TemporaryDirectory[str]":
+def _elsewhere() -> "tempfile.TemporaryDirectory[str]":
     try:
         return tempfile.TemporaryDirectory(prefix="stylegen-")
     except OSError as error:
@@ -92,7 +93,7 @@ class LoraFiles:
         on_lookup: Callable[[bool], None] = lambda hit: None,
     ) -> None:
         self._source, self._max_bytes, self._on_lookup = source, max_bytes, on_lookup
-        self._blobs, self._urls = folder / "blobs", folder / "urls"
+        self._blobs, self._urls, self._jobs = folder / "blobs", folder / "urls", folder / "jobs"
 
     @contextmanager
     def get(self, url: str) -> Iterator[Path]:
@@ -104,25 +105,27 @@ class LoraFiles:
             LoraInvalid: It is too large.
             StorageError: The source can't be reached, or the file changes faster than it is read.
         """
-        with _own_folder() as own:
-            path = Path(own) / "lora.safetensors"
+        with ExitStack() as held:
             try:
-                self._link(url, path)
+                path = self._link(url, held)
             except OSError as error:
                 _log.warning("the LoRA cache can't be used (%s)", error.strerror)
+                path = Path(held.enter_context(_elsewhere())) / "lora.safetensors"
                 self._source.fetch(url, path)
             yield path
 
-    def _link(self, url: str, path: Path) -> None:
-        for folder in (self._blobs, self._urls):
+    def _link(self, url: str, held: ExitStack) -> Path:
+        for folder in (self._blobs, self._urls, self._jobs):
             folder.mkdir(parents=True, exist_ok=True)
-        blob = self._current(url)
+        own = held.enter_context(tempfile.TemporaryDirectory(dir=self._jobs))
+        path, blob = Path(own) / "lora.safetensors", self._current(url)
         facts = blob.stat()
         os.utime(blob, ns=(time.time_ns(), facts.st_mtime_ns))
         try:
             os.link(blob, path)
-        except OSError:  # another file system, or one without links
+        except OSError:  # a file system without links
             path.write_bytes(blob.read_bytes())
+        return path
 
     def _current(self, url: str) -> Path:
         note = self._urls / hashlib.sha256(url.encode()).hexdigest()
@@ -153,13 +156,21 @@ class LoraFiles:
         return sha256
 
     def _evict(self, keep: str) -> None:
-        for part in self._blobs.glob(".*.part"):
-            with suppress(FileNotFoundError):
-                if time.time() - part.stat().st_mtime > ABANDONED:
-                    part.unlink()
+        self._sweep()
         blobs = [(blob.stat(), blob) for blob in self._blobs.glob("*.safetensors")]
         excess = sum(facts.st_size for facts, _ in blobs) - self._max_bytes
         for facts, blob in sorted(blobs, key=lambda pair: pair[0].st_atime_ns):
             if excess > 0 and blob.stem != keep:
                 blob.unlink(missing_ok=True)
                 excess -= facts.st_size
+        for note in self._urls.glob("[!.]*"):
+            if _size(self._blobs / f"{_read_note(note).get('sha256')}.safetensors") is None:
+                note.unlink(missing_ok=True)
+
+    def _sweep(self) -> None:
+        """Away with what killed workers left: half-written files, and folders of jobs."""
+        parts = [*self._blobs.glob(".*.part"), *self._urls.glob(".*.part")]
+        for left in (*parts, *self._jobs.iterdir()):
+            with suppress(FileNotFoundError):
+                if time.time() - left.stat().st_mtime > ABANDONED:
+                    left.unlink() if left in parts else shutil.rmtree(left)

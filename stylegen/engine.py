@@ -11,6 +11,7 @@ __all__ = [
     "Draw",
     "MAX_OVERTAKEN",
     "MAX_GRAPHS",
+    "CLEAN_STEPS",
     "make_scheduler",
     "Engine",
 ]
@@ -23,7 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -41,7 +42,6 @@ from stylegen.lora import (
     Adapter,
     AdapterCache,
     LoraRows,
-    blank_adapter,
     mix_adapters,
     read_adapter,
 )
@@ -78,9 +78,9 @@ GUIDANCE_INTERVAL = (0.28, 5.42)
 
 
 def _set_timesteps(scheduler: Any, job: GenerationJob, device: Any) -> None:
-    from diffusers.schedulers import AysSchedules
-
     if job.speed_profile == "ays":
+        from diffusers.schedulers import AysSchedules
+
         timesteps = AysSchedules["StableDiffusionTimesteps"]
         scheduler.set_timesteps(timesteps=timesteps, device=device)
     else:
@@ -89,7 +89,7 @@ def _set_timesteps(scheduler: Any, job: GenerationJob, device: Any) -> None:
 
 def _guided_steps(scheduler: Any, job: GenerationJob) -> list[bool]:
     """For each step, whether the negative prompt is asked as well."""
-    sigmas = [float(sigma) for sigma in scheduler.sigmas[: len(scheduler.timesteps)]]
+    sigmas = scheduler.sigmas[: len(scheduler.timesteps)].tolist()
     low, high = (
         GUIDANCE_INTERVAL if job.speed_profile == "guidance_interval" else (0.0, float("inf"))
     )
@@ -231,6 +231,12 @@ class _Batch:
         if backend:
             pipeline.unet.to(memory_format=torch.channels_last)
             pipeline.unet.compile(backend=backend, dynamic=False)
+
+    def settle(self) -> None:
+        """Make ready the thread that is going to take the steps: torch's limits are a thread's."""
+        import torch
+
+        if self._static:
             limits = torch._dynamo.config  # pylint: disable=protected-access
             limits.recompile_limit = max(limits.recompile_limit, MAX_GRAPHS)
 
@@ -243,10 +249,11 @@ class _Batch:
             self._shown = None
             self._show(tasks, rows)
             self._shown = batch
-        given = [row for task, n in zip(tasks, rows, strict=True) for row in [task.row()] * n]
+        given = [row for task, n in zip(tasks, rows, strict=True) for row in [_row(task)] * n]
         latents, times = zip(*self._filled(given), strict=True)
         inputs = torch.cat(latents), torch.stack(times), self._words
-        seen = self._unet(*inputs, return_dict=False)[0]
+        unet = self._unet if self._rows.are_usual else self._unet.forward  # not compiled
+        seen = unet(*inputs, return_dict=False)[0]
         for task, part in zip(tasks, seen.split([*rows, len(seen) - sum(rows)]), strict=False):
             with _failing(task), _device_errors():
                 task.advance(part)
@@ -266,6 +273,13 @@ class _Batch:
         """For a compiled model: as many rows as the next power of two."""
         spare = (1 << (len(rows) - 1).bit_length()) - len(rows) if self._static else 0
         return rows + rows[:1] * spare
+
+
+def _row(task: _Task) -> tuple[Any, Any]:
+    """What the model is given for a task; one that fails over it still keeps its place."""
+    with _failing(task), _device_errors():
+        return task.row()
+    return task.latents, task.times[task.step]
 
 
 @contextmanager
@@ -300,7 +314,7 @@ class _Ends:
         pipeline, job = self._pipeline, task.job
         self._rows.put([task.adapter])
         task.words = encode_prompt(pipeline, job, self._device)
-        task.scheduler = copy.deepcopy(self._fresh[job.scheduler])
+        task.scheduler = copy.copy(self._fresh[job.scheduler])  # what changes, the next line makes
         _set_timesteps(task.scheduler, job, self._device)
         task.timesteps = task.scheduler.timesteps.unbind()
         task.times = task.scheduler.timesteps.float().unbind()
@@ -312,17 +326,35 @@ class _Ends:
         task.latents = noise * task.scheduler.init_noise_sigma
         task.on_step(0)
 
-    def finish(self, task: _Task) -> "torch.Tensor":
-        """Decode: bytes ``[height, width, 3]``, in host memory."""
+    def finish(self, task: _Task, *, tiled: bool = False) -> "torch.Tensor":
+        """Decode, at once or in tiles: bytes ``[height, width, 3]``, in host memory."""
         vae, latents = self._pipeline.vae, task.latents
         if not latents.isfinite().all():
             raise StylegenError("the picture's numbers overflowed")
-        image = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+        with self._tiles(latents) if tiled else nullcontext():
+            image = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
         image, flags = self._pipeline.run_safety_checker(image, image.device, latents.dtype)
         if any(flags or ()):
             raise NsfwContent("the safety checker flagged the picture")
         shades = (image[0].float() / 2).add_(0.5).clamp_(0, 1).mul_(255).round_().byte()
         return shades.permute(1, 2, 0).contiguous().cpu()
+
+    @contextmanager
+    def _tiles(self, latents: "torch.Tensor") -> Iterator[None]:
+        """Tiles of half a picture's shorter side: the usual ones are no smaller than a picture."""
+        vae, side = self._pipeline.vae, min(latents.shape[-2:]) // 2
+        now = {
+            "use_tiling": True,
+            "tile_latent_min_size": side,
+            "tile_sample_min_size": side * self._pipeline.vae_scale_factor,
+            "spatial_scale_factor": self._pipeline.vae_scale_factor,  # as `AutoencoderTiny` says it
+        }
+        before = {name: getattr(vae, name) for name in now if hasattr(vae, name)}
+        try:
+            vars(vae).update({name: now[name] for name in before})
+            yield
+        finally:
+            vars(vae).update(before)
 
 
 def _device_of(pipeline: Any) -> Any:
@@ -331,6 +363,10 @@ def _device_of(pipeline: Any) -> Any:
 
 
 # %% ../nbs/07_engine.ipynb #af6a7c38
+CLEAN_STEPS = 500
+"""After so many steps with memory enough, batches that were halved may be twice as large again."""
+
+
 class _Loop:
     """The engine's thread: waiting tasks, active tasks, one step after the other."""
 
@@ -338,21 +374,39 @@ class _Loop:
         self.waiting: list[_Task] = []
         self.changed = threading.Condition()
         self.closed = False
+        self.lost: DeviceLost | None = None
         self._active: list[_Task] = []
         self._size = batch
         self._limits: dict[tuple[Any, ...], int] = {}
+        self._clean_steps = 0
         self._batch, self._ends = _Batch(pipeline, backend, merged), _Ends(pipeline)
 
     def run(self) -> None:
-        """Work until closed and out of tasks."""
+        """Work until closed and out of tasks; what escapes here ends the engine for everyone."""
         import torch
 
-        with torch.no_grad():
-            while self._wait():
-                self._admit()
-                if self._active:
-                    self._advance()
-                    self._deliver()
+        try:
+            self._batch.settle()
+            with torch.no_grad():
+                while self._wait():
+                    self._admit()
+                    if self._active:
+                        self._advance()
+                        self._deliver()
+        except BaseException as error:  # pylint: disable=broad-exception-caught
+            self._end(error)
+
+    def _end(self, error: BaseException) -> None:
+        """Leave nobody waiting for a thread that is gone."""
+        _log.critical("the engine has come to an unexpected end", exc_info=error)
+        lost = DeviceLost("the engine has come to an unexpected end")
+        lost.__cause__ = error
+        with self.changed:
+            self.closed, self.lost = True, lost
+            orphans = [*self._active, *self.waiting]
+            self._active, self.waiting = [], []
+        for task in orphans:
+            _fail(task, lost)
 
     def _wait(self) -> bool:
         if self._active:
@@ -367,8 +421,9 @@ class _Loop:
         with self.changed:
             fresh = [task for task in self.waiting if task.words is None]
         for task in fresh:
-            with _failing(task), _device_errors():
-                self._ends.begin(task)
+            begin = partial(self._ends.begin, task)
+            with _failing(task):
+                _patiently(begin, begin)
         with self.changed:
             self.waiting = [task for task in self.waiting if not task.result.done()]
             ready = [task for task in self.waiting if task.words is not None]
@@ -385,6 +440,8 @@ class _Loop:
         try:
             with _device_errors():
                 self._batch.step(self._active)
+                while self._goes_on():
+                    self._batch.step(self._active)
         except OutOfMemory as error:
             short = error.with_traceback(None)
         except Exception as error:  # pylint: disable=broad-exception-caught
@@ -393,15 +450,26 @@ class _Loop:
         if short:
             self._step_aside(short)
 
+    def _goes_on(self) -> bool:
+        """After a step: whether the same tasks take the next one, and nobody is to be looked at."""
+        self._clean_steps += 1
+        if self._limits and self._clean_steps >= CLEAN_STEPS:
+            self._clean_steps, doubled = 0, {kind: 2 * n for kind, n in self._limits.items()}
+            self._limits = {kind: n for kind, n in doubled.items() if n < self._size}
+        return not self.waiting and not any(
+            task.is_finished or task.result.done() for task in self._active
+        )
+
     def _step_aside(self, error: OutOfMemory) -> None:
         _give_memory_back()
         self._active = _living(self._active)
         half = len(self._active) // 2
         if half == 0:
-            _fail(self._active[0], error)
+            for task in self._active:
+                _fail(task, error)
             return
-        self._limits[_kind(self._active[0])] = half
-        _log.warning("too little memory: batches of this size of picture hold %d from now on", half)
+        self._limits[_kind(self._active[0])], self._clean_steps = half, 0
+        _log.warning("too little memory: batches of this size of picture hold %d for now", half)
         with self.changed:
             self.waiting = self._active[half:] + self.waiting
         self._active = self._active[:half]
@@ -409,8 +477,9 @@ class _Loop:
     def _deliver(self) -> None:
         for task in self._active:
             if task.is_finished and not task.result.done():
-                with _failing(task), _device_errors():
-                    task.result.set_result(self._ends.finish(task))
+                finish = partial(self._ends.finish, task)
+                with _failing(task):
+                    task.result.set_result(_patiently(finish, finish, partial(finish, tiled=True)))
         going_on = [task for task in self._active if not task.is_finished]
         self._active = going_on if _living(going_on) else []
 
@@ -427,6 +496,8 @@ def _seat(active: list[_Task], task: _Task) -> None:
 
 
 # %% ../nbs/07_engine.ipynb #5023b824
+_SHORT = ("out of memory", "_ALLOC_FAILED")
+"""What texts say when memory is short and the library knows no `torch.OutOfMemoryError`."""
 _STAYS = ("CUDA error", "cuDNN error", "HIP error")
 """How texts of libraries begin that know no `torch.AcceleratorError`."""
 
@@ -437,20 +508,31 @@ def _device_errors() -> Iterator[None]:
 
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        error.__traceback__ = None  # it holds what was being computed
-        raise OutOfMemory("the device has too little memory for this picture") from None
     except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or any(s in str(error) for s in _SHORT):
+            error.__traceback__ = None  # it holds what was being computed
+            raise OutOfMemory("the device has too little memory for this picture") from None
         if isinstance(error, torch.AcceleratorError) or str(error).startswith(_STAYS):
             raise DeviceLost("the device reports an error that stays") from error
         raise
+
+
+def _patiently(*attempts: Callable[[], Any]) -> Any:
+    """The first attempt's answer; after one that runs out of memory, the next one's."""
+    for attempt in attempts[:-1]:
+        with suppress(OutOfMemory), _device_errors():
+            return attempt()
+        _give_memory_back()
+    with _device_errors():
+        return attempts[-1]()
 
 
 def _give_memory_back() -> None:
     import torch
 
     gc.collect()
-    torch.cuda.empty_cache()
+    with _device_errors():
+        torch.cuda.empty_cache()
 
 
 # %% ../nbs/07_engine.ipynb #b48bda4a
@@ -524,18 +606,19 @@ class Engine:
     def warm_up(self) -> None:
         """Compile for each size and number of pictures, before a customer waits for it.
 
-        Takes minutes and says so in the log. LoRAs on other layers than a transformer's or of a
-        higher rank than 16, and prompts of over 77 tokens, still cost a compilation when the first
-        one comes.
+        Takes minutes and says so in the log. Prompts of over 77 tokens still cost a compilation
+        when the first one comes. LoRAs on other layers than a transformer's or of a higher rank
+        than 16 never do: they and their neighbours are drawn by the UNet as it is.
         """
-        blank, counts = blank_adapter(self.pipeline), {self.batch}
-        counts |= {1 << n for n in range(self.batch.bit_length())}
+        counts = {self.batch, *(1 << n for n in range(self.batch.bit_length()))}
+        shapes = len(RESOLUTIONS) * (len(counts) + 1)
+        _log.info("compiling for %d shapes of batches: minutes, fewer if done before", shapes)
         for aspect, (width, height) in RESOLUTIONS.items():
             job = GenerationJob(**_WARM_UP, aspect_ratio=aspect)
             unguided = job.model_copy(update={"guidance_scale": 1.0})
             started = time.monotonic()
             for jobs in ([unguided], *([job] * count for count in sorted(counts))):
-                tasks = [_Task(each, blank, _nothing, _nothing) for each in jobs]
+                tasks = [_Task(each, None, _nothing, _nothing) for each in jobs]
                 self._submit(*tasks)
                 for task in tasks:
                     task.result.result()
@@ -553,7 +636,7 @@ class Engine:
     def _submit(self, *tasks: _Task) -> None:
         with self._loop.changed:
             if self._loop.closed:
-                raise StylegenError("the engine is closed")
+                raise self._loop.lost or StylegenError("the engine is closed")
             self._loop.waiting.extend(tasks)
             if self._thread.ident is None:
                 self._thread.start()

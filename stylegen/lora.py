@@ -9,6 +9,7 @@ __all__ = [
     "MAX_RANK",
     "DTYPES",
     "MIN_RANK",
+    "MAX_LAYOUTS",
     "read_header",
     "lora_layers",
     "check_lora_file",
@@ -16,7 +17,6 @@ __all__ = [
     "read_adapter",
     "mix_adapters",
     "LoraRows",
-    "blank_adapter",
     "AdapterCache",
 ]
 
@@ -280,6 +280,8 @@ def _packed(sha256: str, updates: Mapping[str, tuple[Any, Any]], like: "torch.Te
     for name, pair in updates.items():
         views = [next(windows).view(half.shape).copy_(half) for half in pair]
         packed[name] = (views[0], views[1])
+    if not flat.half().isfinite().all():
+        raise LoraInvalid("a LoRA's scale leaves values that are not finite in half precision")
     return Adapter(sha256, packed, flat)
 
 
@@ -288,7 +290,8 @@ def read_adapter(path: str | Path, pipeline: Any) -> Adapter:
     """Check a LoRA file and make numbers of it that fit a base model.
 
     Args:
-        path: A ``.safetensors`` file with diffusers', peft's or kohya's names.
+        path: A ``.safetensors`` file with diffusers', peft's or kohya's names. One that tells no
+            alpha, as peft's ``adapter_model.safetensors`` does not, has an alpha of its rank.
         pipeline: A loaded `StableDiffusionPipeline`.
 
     Returns:
@@ -306,8 +309,8 @@ def read_adapter(path: str | Path, pipeline: Any) -> Adapter:
             layer = _DOWN.sub("", name)
             up = tensors[next(n for n in _partners(name) if n in tensors)]
             own, module = _module(pipeline, layer)
-            down, up = _fitted(module, down.float(), up.float())
-            updates[own] = down, _scaled(up, _scaling(layer, down.shape[0], alphas, metadata))
+            halves = _fitted(module, down.float(), up.float())
+            updates[own] = _scaled(*halves, _scaling(layer, down.shape[0], alphas, metadata))
     if len(updates) != count:
         raise LoraInvalid(f"{len(updates)} of the file's {count} layers are understood")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -318,11 +321,10 @@ def _partners(name: str) -> list[str]:
     return [name.replace("lora_A", "lora_B"), name.replace("down", "up")]
 
 
-def _scaled(up: Any, scaling: float) -> Any:
-    up = up * scaling
-    if not up.half().isfinite().all():
-        raise LoraInvalid("a layer's alpha leaves values that are not finite in half precision")
-    return up
+def _scaled(down: Any, up: Any, scaling: float) -> tuple[Any, Any]:
+    """Both halves with their shares of a factor, so that neither gets too small for its type."""
+    share = math.sqrt(abs(scaling))
+    return down * share, up * math.copysign(share, scaling)
 
 
 # %% ../nbs/06_lora.ipynb #704e3861
@@ -335,13 +337,16 @@ def mix_adapters(adapters: Sequence[Adapter], scales: Sequence[float]) -> Adapte
 
     Returns:
         An adapter whose ranks are the sums of theirs.
+
+    Raises:
+        LoraInvalid: A scale leaves values that are not finite in half precision.
     """
     import torch
 
     updates: dict[str, tuple[Any, Any]] = {}
     for adapter, scale in zip(adapters, scales, strict=True):
         for layer, (down, up) in adapter.updates.items():
-            up = up * scale
+            up = up.float() * scale
             if layer in updates:
                 before = updates[layer]
                 down, up = torch.cat([before[0], down]), torch.cat([before[1], up], dim=1)
@@ -434,8 +439,17 @@ class _Layout:
         return row
 
 
+# %% ../nbs/06_lora.ipynb #a2fb7897
+def _possible_layers(model: Any, part: str) -> list[str]:
+    """Names of all layers that a LoRA may change, in the order of a layout."""
+    named = ((name, getattr(module, "weight", None)) for name, module in model.named_modules())
+    return sorted(f"{part}.{name}" for name, w in named if w is not None and w.ndim in (2, 4))
+
+
 # %% ../nbs/06_lora.ipynb #6771bab7
 _UNKNOWN = "being written"
+MAX_LAYOUTS = 32
+"""Sets of layers, and ranks, whose layouts are remembered; the one used longest ago goes first."""
 
 
 @dataclass
@@ -447,6 +461,10 @@ class _Buffer:
     live: dict[Any, tuple["torch.Tensor", "torch.Tensor"]]
     own: dict[Any, "torch.Tensor"]
     shown: tuple[str | None, ...]
+
+    def fits(self, layout: _Layout, rows: int) -> bool:
+        """Whether it has this layout and so many rows."""
+        return self.layout is layout and len(self.shown) == rows
 
     def merge(self, rows: list[int]) -> None:
         """Compute the rows' own weights anew."""
@@ -464,8 +482,8 @@ class LoraRows:
     Args:
         model: The pipeline's ``unet`` or ``text_encoder``.
         part: Which of the two; layers' names start with it.
-        static: For a compiled model: hooks are there from the start, and layers, ranks and
-            addresses of buffers never change back, so that another LoRA is the same graph.
+        static: For a compiled model: hooks are there from the start, and all rows whose adapters
+            are *usual* (on layers of transformers, of at most `MIN_RANK`) are the same graph.
         merged: Each row has own weights where a layer is a matrix: faster steps, more memory.
         device: Where it is run; None is where its weights lie.
     """
@@ -479,18 +497,19 @@ class LoraRows:
         merged: bool = False,
         device: Any = None,
     ) -> None:
-        self._model, self._part, self._static, self._device = model, part, static, device
-        self._merged = merged
+        self._model, self._part, self._device = model, part, device
+        self._merged, self.are_usual = merged, True
+        self._usual: _Layout | None = None
         self._layouts: dict[Any, _Layout] = {}
         self._buffers: dict[int, _Buffer] = {}
         self._live: dict[Any, tuple[Any, Any]] = {}
         self._own: dict[Any, Any] = {}
         self._hooked: dict[str, Any] = {}
         self._shown: tuple[Any, ...] = ()
-        self._kept: tuple[set[str], int] = (set(), MIN_RANK)
-        for name, module in model.named_modules() if static else ():
-            if hasattr(module, "weight") and module.weight.ndim in (2, 4):
-                self._hook(f"{part}.{name}")
+        if static:
+            hooked = {layer: self._hook(layer) for layer in _possible_layers(model, part)}
+            usual = {layer: hooked[layer] for layer in hooked if ".attentions." in layer}
+            self._usual = _Layout(usual, MIN_RANK)
 
     def put(self, adapters: Sequence[Adapter | None]) -> None:
         """Set the rows' adapters; None is the base model. Rows must match the model's batch."""
@@ -509,6 +528,7 @@ class LoraRows:
         buffer.merge(changed)
         self._live, self._own = buffer.live, buffer.own
         self._shown = buffer.shown = shown
+        self.are_usual = self._usual in (None, buffer.layout)
 
     def clear(self) -> None:
         """No row has an adapter: the base model as it is."""
@@ -534,54 +554,39 @@ class LoraRows:
         return forward(x) if weights is None else _own_weights(module, x, weights)
 
     def _layout(self, adapters: Sequence[Adapter | None]) -> _Layout:
-        layers, rank = self._kept if self._static else (set(), MIN_RANK)
+        layers: set[str] = set()
+        rank = MIN_RANK
         for adapter in {id(a): a for a in adapters if a}.values():
             mine = {n: d for n, (d, _) in adapter.updates.items() if n.startswith(f"{self._part}.")}
-            layers = layers | mine.keys()
+            layers |= mine.keys()
             rank = max([rank, *(1 << (len(down) - 1).bit_length() for down in mine.values())])
-        self._kept = layers, rank
+        if self._usual and rank == MIN_RANK and layers <= self._usual.layers.keys():
+            return self._usual
         key = (frozenset(layers), rank)
-        if key not in self._layouts:
-            modules = {layer: self._hook(layer) for layer in sorted(layers)}
-            self._layouts[key] = _Layout(modules, rank)
-        return self._layouts[key]
+        layout = self._layouts.pop(key, None)
+        modules = {layer: self._hook(layer) for layer in sorted(layers)}
+        self._layouts[key] = layout = layout or _Layout(modules, rank)  # as the last one used
+        if len(self._layouts) > MAX_LAYOUTS:
+            del self._layouts[next(iter(self._layouts))]
+        return layout
 
     def _buffer(self, layout: _Layout, rows: int) -> "_Buffer":
-        key = rows if self._static else 0
-        known = self._buffers.get(key)
-        if known and known.layout is layout and len(known.shown) == rows:
-            return known
-        if self._buffers.pop(key, None):
+        """For each number of usual rows one that stays; for all others one, as long as it fits."""
+        if 0 in self._buffers and not self._buffers[0].fits(layout, rows):
+            del self._buffers[0]
             self.clear()  # before the new one needs memory, too
+        key = rows if layout is self._usual else 0
+        if key not in self._buffers:
+            self._buffers[key] = self._new_buffer(layout, rows)
+        return self._buffers[key]
+
+    def _new_buffer(self, layout: _Layout, rows: int) -> "_Buffer":
         weight = next(self._model.parameters())
         flat = weight.new_zeros(rows, layout.size, device=self._device or weight.device)
         live = {module: layout.halves(flat, name) for name, module in layout.layers.items()}
         matrices = [module for module in live if self._merged and _is_matrix(module)]
         own = {module: module.weight.flatten(1).repeat(rows, 1, 1) for module in matrices}
-        self._buffers[key] = _Buffer(layout, flat, live, own, (None,) * rows)
-        return self._buffers[key]
-
-
-# %% ../nbs/06_lora.ipynb #a2fb7897
-def blank_adapter(pipeline: Any, rank: int = MIN_RANK) -> Adapter:
-    """An adapter of zeros, on every layer of the UNet's transformers.
-
-    Args:
-        pipeline: A loaded `StableDiffusionPipeline`.
-        rank: Of all its layers.
-
-    Returns:
-        An adapter under which pictures are the base model's.
-    """
-    import torch
-
-    updates = {}
-    for name, module in pipeline.unet.named_modules():
-        weight = getattr(module, "weight", None)
-        if ".attentions." in name and weight is not None and weight.ndim in (2, 4):
-            down = torch.zeros(rank, *weight.shape[1:])
-            updates[f"unet.{name}"] = down, torch.zeros(weight.shape[0], rank)
-    return _packed("0" * 64, updates, next(pipeline.unet.parameters()))
+        return _Buffer(layout, flat, live, own, (None,) * rows)
 
 
 # %% ../nbs/06_lora.ipynb #4dcc4c2b

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 # %% ../nbs/06_prompt.ipynb #8ad76344
 def fits(pipeline: Any, text: str) -> bool:
     """Whether a text fits into the text encoder's places, its marks included."""
-    return len(pipeline.tokenizer(text).input_ids) <= pipeline.tokenizer.model_max_length
+    places = pipeline.tokenizer.model_max_length
+    if text.isascii() and len(text) + 2 <= places:  # no token is shorter than a letter
+        return True
+    return len(pipeline.tokenizer(text).input_ids) <= places
 
 
 # %% ../nbs/06_prompt.ipynb #8c57835c
@@ -42,13 +45,24 @@ def encode_prompt(pipeline: Any, job: GenerationJob, device: Any = None) -> "tor
     return _encode_pieces(pipeline, job, device)
 
 
+class _Placed:
+    """A text encoder that names the device it computes on; offloaded, its weights lie elsewhere."""
+
+    def __init__(self, model: Any, device: Any) -> None:
+        self._model, self.device, self.dtype = model, device, model.dtype
+
+    def __call__(self, *given: Any, **options: Any) -> Any:
+        """The model's answer."""
+        return self._model(*given, **options)
+
+
 def _encode_pieces(pipeline: Any, job: GenerationJob, device: Any) -> "torch.Tensor":
     import torch
     from compel import Compel, SplitLongTextMode
 
     compel = Compel(
         pipeline.tokenizer,
-        pipeline.text_encoder,
+        _Placed(pipeline.text_encoder, device),
         truncate_long_prompts=False,
         dtype_for_device_getter=lambda device: pipeline.text_encoder.dtype,
         split_long_text_mode=SplitLongTextMode.PHRASES,

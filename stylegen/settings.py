@@ -143,9 +143,10 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _merged_where_they_lie(self) -> "Settings":
-        if self.stylegen_merge_loras and self.stylegen_offload != "none":
-            raise ValueError("STYLEGEN_MERGE_LORAS needs STYLEGEN_OFFLOAD=none")
+    def _fast_where_it_lies(self) -> "Settings":
+        for fast in ("stylegen_merge_loras", "stylegen_compile"):
+            if getattr(self, fast) and self.stylegen_offload != "none":
+                raise ValueError(f"{fast.upper()} needs STYLEGEN_OFFLOAD=none")
         return self
 
 
