@@ -1,9 +1,9 @@
 """How throughput grows with workers, and whether anything gets lost: ``make scale``.
 
 Real parts on loopback: a private RabbitMQ node, an S3 server over HTTP, a receiver of webhooks, and
-N worker processes that run the deployed consumer. Only the model is replaced, by a sleep of a job's
-length, so that two cores can feed eight "GPUs". Prints tables; writes ``bench/results/scale.json``
-and ``bench/results/scale.svg``.
+N worker processes that run the deployed consumer, each with one job in hand. Only the model is
+replaced, by a sleep of a job's length, so that two cores can feed eight "GPUs". Prints tables;
+writes ``bench/results/scale.json`` and ``bench/results/scale.svg``.
 
 Usage: ``python bench/scale.py [--seconds S] [--jobs-per-worker K] [--soak JOBS]``.
 """

@@ -12,7 +12,7 @@ import sys
 import pika
 from pika.adapters.blocking_connection import BlockingConnection
 
-from .queue import connection_parameters, ensure_queue
+from .queue import connection_parameters, control_exchange, ensure_queue
 
 
 # %% ../nbs/14_affinity.ipynb #8b591c0d
@@ -46,9 +46,12 @@ def declare_affinity(
     queues, exchange = affinity_queues(queue_name, count), affinity_exchange(queue_name)
     with connection.channel() as channel:
         channel.exchange_declare(exchange, "x-consistent-hash", durable=True)
+        for name in (queue_name, *queues):
+            channel.exchange_declare(control_exchange(name), "fanout", durable=True)
         for queue in queues:
             ensure_queue(connection, queue)
             channel.queue_bind(queue, exchange, routing_key="1")  # its weight
+            channel.exchange_bind(control_exchange(queue), control_exchange(queue_name))
     return queues
 
 

@@ -27,9 +27,10 @@ import yaml
 from prometheus_client import generate_latest
 from rabbit import RabbitNode
 
+from stylegen.affinity import affinity_queues
 from stylegen.health import Health, HealthServer, Metrics, Watch
 from stylegen.loadgen import LoadReceiver
-from stylegen.queue import publish_job
+from stylegen.queue import dead_letters, publish_job
 from stylegen.settings import Settings
 from stylegen.storage import MAX_LORA_BYTES
 
@@ -110,7 +111,7 @@ def test_container_is_not_root_and_hears_signals() -> None:
 
 
 def test_container_can_compile() -> None:
-    """What STYLEGEN_COMPILE needs is in the image that runs: a C++ compiler and Python's headers."""
+    """What STYLEGEN_COMPILE needs is in the image that runs: a compiler and Python's headers."""
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     worker = text[text.index(" AS worker") : text.index(" AS demo")]
     installed = re.search(r"apt-get install ([^&]+)&&", worker)[1].split()
@@ -312,16 +313,13 @@ def test_deployment_keeps_its_promises() -> None:
 
 
 def test_a_model_that_never_loads_is_restarted() -> None:
-    """A real health port while the model loads: the startup probe alone says no, for half an hour."""
+    """While a model loads, the startup probe alone is told no; for half an hour at most."""
     (container,) = manifest("Deployment")["spec"]["template"]["spec"]["containers"]
     startup, liveness = container["startupProbe"], container["livenessProbe"]
     with HealthServer(Health(Watch()), Metrics(), 0) as loading:
-        said = [
-            requests.get(
-                f"http://127.0.0.1:{loading.server_port}{probe['httpGet']['path']}"
-            ).status_code
-            for probe in (startup, liveness)
-        ]
+        origin = f"http://127.0.0.1:{loading.server_port}"
+        pages = [origin + probe["httpGet"]["path"] for probe in (startup, liveness)]
+        said = [requests.get(page, timeout=20).status_code for page in pages]
     assert said == [503, 200]
     assert startup["periodSeconds"] * startup["failureThreshold"] == 1800
 
@@ -376,8 +374,14 @@ def test_query_parses_and_uses_known_metrics(query: str) -> None:
     assert names and names <= set(METRICS)
     for name, labels in re.findall(r"\b((?:stylegen|rabbitmq)_\w+)\{([^}]*)\}", query):
         assert set(re.findall(r"(\w+)[=!]", labels)) <= METRICS[name]
-    queues = re.findall(r'\{queue="([^"]*)"\}', query)
-    assert set(queues) <= {"image_generation", "image_generation.dead"}
+    queues = ["image_generation", *affinity_queues("image_generation", 12)]
+    dead = [dead_letters(queue) for queue in queues]
+    others = [f"{queue}{end}" for queue in queues for end in (".retry.5s", ".control.4f2a", "s")]
+    patterns = re.findall(r'\{queue=~"([^"]*)"\}', query)
+    assert len(patterns) == query.count("{queue")
+    for pattern in patterns:
+        chosen = [name for name in [*queues, *dead, *others] if re.fullmatch(pattern, name)]
+        assert chosen in (queues, dead)
 
 
 def test_worker_has_these_metrics() -> None:

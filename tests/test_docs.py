@@ -20,12 +20,14 @@ from rabbit import RabbitNode
 from s3_server import S3Server
 
 from stylegen import job as job_module
+from stylegen.health import Watch
 from stylegen.job import GenerationJob, StylegenError, check_job
 from stylegen.loadgen import LoadReceiver
 from stylegen.queue import dead_letters, publish_job
 from stylegen.settings import Settings
-from stylegen.webhook import WebhookReceiver
-from stylegen.worker import describe
+from stylegen.storage import FolderStore
+from stylegen.webhook import WebhookReceiver, send_failed_webhook, send_progress
+from stylegen.worker import Parts, describe, do_control
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -35,6 +37,7 @@ NOT_RUN = {
 }
 """Commands of the README that are not run, and why."""
 ENDLESS = ("python worker.py", "python -m stylegen.supervisor --workers 2")
+"""Ends of commands that work until they are asked to end."""
 sys.path.insert(0, str(ROOT / "tools"))
 import job_schema  # noqa: E402  pylint: disable=wrong-import-position
 
@@ -101,12 +104,12 @@ def place(pocket: Path, s3: S3Server, tmp_path_factory: pytest.TempPathFactory) 
         yield folder, environment, node, listen
 
 
-def wait_for_consumers(node: RabbitNode, count: int) -> None:
-    """Wait at most two minutes for that many consumers of the jobs' queue."""
+def wait_for_consumers(node: RabbitNode, count: int, queue: str) -> None:
+    """Wait at most two minutes for that many consumers of a queue."""
     connection = pika.BlockingConnection(pika.URLParameters(node.url))
     channel, deadline = connection.channel(), time.monotonic() + 120
     declare = channel.queue_declare
-    while declare("image_generation", durable=True).method.consumer_count != count:
+    while declare(queue, durable=True).method.consumer_count != count:
         assert time.monotonic() < deadline
         connection.sleep(0.2)
     connection.close()
@@ -118,9 +121,12 @@ def test_command_runs(command: str, place: Any) -> None:
     folder, environment, node, listen = place
     words = command.replace("127.0.0.1:8099", listen).replace("FILE", "job.json")
     words = re.sub(r"\bID\b", "500", words)
-    if command.endswith("--redrive"):  # exits with 1 when there is nothing to move
-        publish_job(b"{}", url=node.url, queue_name=dead_letters("image_generation"))
-    script = f"exec {words}" if command in ENDLESS else f"set -eu\n{words}"
+    queue = ([*re.findall(r"STYLEGEN_QUEUE=(\S+)", command), "image_generation"])[0]
+    if "--redrive" in command:  # exits with 1 when there is nothing to move
+        letter = b'{"generation_id": 500}'
+        publish_job(letter, url=node.url, queue_name=dead_letters(queue))
+    endless = command.endswith(ENDLESS)
+    script = words.replace("python", "exec python", 1) if endless else f"set -eu\n{words}"
     with subprocess.Popen(
         ["bash", "-c", script],
         cwd=folder,
@@ -130,8 +136,8 @@ def test_command_runs(command: str, place: Any) -> None:
         text=True,
     ) as process:
         try:
-            if command in ENDLESS:
-                wait_for_consumers(node, 2 if command.endswith("2") else 1)
+            if endless:
+                wait_for_consumers(node, 2 if command.endswith("2") else 1, queue)
                 process.send_signal(signal.SIGTERM)
             output, _ = process.communicate(timeout=150)
         finally:
@@ -172,15 +178,25 @@ def test_schema_is_the_models() -> None:
         jsonschema.validate(json.loads(example) | {"seed": -1}, json.loads(stored))
 
 
-def test_messages_are_the_workers() -> None:
+def test_messages_are_the_workers(tmp_path: Path) -> None:
     """The page's table names every field; its webhooks have our shapes."""
     page = ROOT / "docs/messages.md"
     named = set(re.findall(r"^\| `(\w+)` \|", page.read_text(encoding="utf-8"), re.MULTILINE))
     assert named == set(GenerationJob.model_fields)
     (example,), (complete,) = blocks(page, "json job"), blocks(page, "json complete")
     assert json.loads(complete)["metadata"] == describe(check_job(json.loads(example)))
-    (failed,) = blocks(page, "json failed")
-    assert json.loads(failed)["error_code"] in codes()
+    (progress,), (failed,) = blocks(page, "json progress"), blocks(page, "json failed")
+    end = json.loads(failed)
+    assert end["error_code"] in codes()
+    with WebhookReceiver() as backend:
+        send_progress(backend.url, 500, 13, 50, progress_percent=25, estimated_seconds=4)
+        send_failed_webhook(backend.url, 500, end["error_message"], error_code=end["error_code"])
+        assert [each.body for each in backend.received] == [json.loads(progress), end]
+    (cancel,), watch = blocks(page, "json cancel"), Watch()
+    parts = Parts(lambda *_: None, FolderStore(tmp_path), (), TOKEN, watch=watch)
+    with watch.job(500) as ticket:
+        do_control(cancel.encode(), parts)
+        assert ticket.canceled.is_set()
 
 
 def codes() -> set[str]:
@@ -232,7 +248,8 @@ def test_sizing_quotes_the_results() -> None:
     for row in scale["fleets"]:
         speed, waits = row["full_queue"]["jobs_per_second"], row["random_arrivals"]
         first = scale["fleets"][0]["full_queue"]["jobs_per_second"]
-        cells = f"{waits['wait_p50']:.2f} s | {waits['wait_p99']:.2f} s"
+        load = waits["jobs_per_second"] / speed
+        cells = f"{load:.0%} | {waits['wait_p50']:.2f} s | {waits['wait_p99']:.2f} s"
         assert f"| {row['workers']} | {speed:.2f} | {speed / first:.2f}× | {cells} |" in text
     for row in affinity["rows"]:
         hits = f"{row['shared']['hits']:.0%} | {row['by_style']['hits']:.0%}"

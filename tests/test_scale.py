@@ -7,24 +7,35 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pika
 import pytest
 from conftest import TOKEN
-from rabbit import RabbitNode
+from PIL import Image
+from rabbit import RabbitNode, free_ports
 from s3_server import S3Server
 
-from stylegen.loadgen import Ledger, Load, send
-from stylegen.queue import Delivery, start_rabbitmq_consumer
+from stylegen.affinity import declare_affinity
+from stylegen.cache import LoraFiles
+from stylegen.loadgen import Ledger, Load, _parser, ensure_bucket, send
+from stylegen.queue import Delivery, publish_control, start_rabbitmq_consumer
+from stylegen.storage import S3Store
+from stylegen.webhook import WebhookReceiver
+from stylegen.worker import Parts, handle_generation_task
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
 import affinity as affinity_bench  # noqa: E402  pylint: disable=wrong-import-position
 import playground as panel_bench  # noqa: E402  pylint: disable=wrong-import-position
 import scale  # noqa: E402  pylint: disable=wrong-import-position
+
+sys.path.insert(0, str(ROOT / "tools"))
+import sizing  # noqa: E402  pylint: disable=wrong-import-position
 
 
 @pytest.fixture(scope="module")
@@ -98,14 +109,20 @@ def test_orders_say_when_they_were_sent(rabbit: RabbitNode) -> None:
     assert all(0 <= age <= time.time() - before for age in found)
 
 
-def test_loadgen_reads_no_environment(rabbit: RabbitNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An exported address of a broker is not where a load goes."""
-    monkeypatch.setenv("RABBITMQ_URL", rabbit.url)
-    monkeypatch.setenv("RABBITMQ_HOST", "127.0.0.1")
-    done = loadgen("--jobs=1", "--queue", "not_here")
-    assert done.returncode != 0 and "refused" in done.stderr.lower()
-    with pytest.raises(KeyError):
-        rabbit.queue_state("not_here")
+def test_loadgen_reads_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exported addresses of a deployment are not where a load goes: loopback unless told."""
+    monkeypatch.setenv("RABBITMQ_URL", "amqp://broker.example.com")
+    monkeypatch.setenv("RABBITMQ_HOST", "broker.example.com")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "https://bucket.example.com")
+    chosen = _parser().parse_args([])
+    assert {urlsplit(url).hostname for url in (chosen.broker, chosen.s3)} == {"127.0.0.1"}
+
+
+def test_loadgen_tells_of_a_missing_broker() -> None:
+    """Nobody listens there: one line says so."""
+    (port,) = free_ports(1)
+    done = loadgen("--broker", f"amqp://guest:guest@127.0.0.1:{port}/%2F", "--jobs=1")
+    assert done.returncode == 1 and "can't be reached" in done.stderr
 
 
 def test_loadgen_tells_of_a_missing_exchange(rabbit: RabbitNode) -> None:
@@ -168,14 +185,69 @@ def test_supervisor_ends_with_wrong_settings() -> None:
     assert done.returncode == 2 and "INTERNAL_API_TOKEN" in done.stderr
 
 
-def test_affinity_finds_more_styles_at_hand() -> None:
-    """With 64 artists, four workers and eight kept styles, at least twice the hits."""
+@pytest.fixture(scope="module")
+def hashing() -> Iterator[RabbitNode]:
+    """A broker with the consistent-hash exchange."""
     node = RabbitNode()
     (node.folder / "plugins").write_text("[rabbitmq_consistent_hash_exchange].\n")
-    styles = affinity_bench.styles_of(300, 64, "equal")
     with node:
-        shared, affine = (affinity_bench.measure(node, styles, way) for way in (False, True))
+        yield node
+
+
+def test_affinity_finds_more_styles_at_hand(hashing: RabbitNode) -> None:
+    """With 64 artists, four workers and eight kept styles, at least twice the hits."""
+    styles = affinity_bench.styles_of(300, 64, "equal")
+    shared, affine = (affinity_bench.measure(hashing, styles, way) for way in (False, True))
     assert affine["hits"] > 2 * shared["hits"]
+
+
+def test_each_affinity_queue_hears_cancellations(hashing: RabbitNode) -> None:
+    """What a backend publishes for the plain queue reaches the workers of all of them."""
+    connection = pika.BlockingConnection(pika.URLParameters(hashing.url))
+    last = declare_affinity(connection, count=4)[-1]
+    connection.close()
+    stop, heard = threading.Event(), []
+    patience = threading.Timer(30, stop.set)
+    patience.start()
+
+    def hear(body: bytes) -> None:
+        heard.append(body)
+        stop.set()
+
+    start_rabbitmq_consumer(
+        last,
+        lambda body: None,
+        url=hashing.url,
+        stop=stop,
+        on_ready=lambda: publish_control(b'{"generation_id": 500}', url=hashing.url),
+        on_control=hear,
+    )
+    patience.cancel()
+    assert heard == [b'{"generation_id": 500}']
+
+
+def test_bucket_requests_are_as_sizing_says(
+    s3: S3Server, backend: WebhookReceiver, order: dict[str, Any], tmp_path: Path
+) -> None:
+    """A job whose LoRA is at hand asks a real bucket as often as the arithmetic counts."""
+    client, asked = s3.client(), []
+    for bucket in ("models", "requests"):
+        ensure_bucket(client, bucket)
+    client.put_object(Bucket="models", Key="style_10.safetensors", Body=b"a style")
+    store = S3Store("requests", client)
+    store.probe()
+    parts = Parts(
+        lambda job, lora, *, on_step: Image.new("RGB", job.resolution),
+        store,
+        (backend.url,),
+        TOKEN,
+        loras=LoraFiles(store, tmp_path, 2**20),
+        once=True,
+    )
+    assert handle_generation_task(order, parts).error_code is None
+    client.meta.events.register("before-send.s3", lambda request, **_: asked.append(request.method))
+    assert handle_generation_task(order | {"generation_id": 501}, parts).error_code is None
+    assert len(asked) == sizing.REQUESTS
 
 
 def test_stored_results_keep_the_promises() -> None:

@@ -8,19 +8,29 @@ import json
 from pathlib import Path
 from typing import Any
 
+from stylegen.loadgen import Load, orders
+
 RESULTS = Path(__file__).parent.parent / "bench" / "results"
 FLEETS = (1, 10, 100, 1000, 10_000)
 WEBHOOKS = 6
 """Five of progress and one at the end."""
+REQUESTS = 4
+"""To the bucket, by a job whose LoRA is at hand: manifest read and written, picture, version."""
 
 
-def measured() -> tuple[float, float, float]:
-    """Share of the ideal at the largest fleet, broker's milliseconds and JPEG's MB a job."""
+def message_mb() -> float:
+    """MB of a job's message, as the load generator sends it."""
+    (order,) = orders(Load(jobs=1), "https://api.example.com")
+    return len(json.dumps(order).encode()) / 1e6
+
+
+def measured() -> tuple[float, float]:
+    """Share of the ideal at the largest fleet, and a JPEG's MB."""
     scale: Any = json.loads((RESULTS / "scale.json").read_text(encoding="utf-8"))
     label: Any = json.loads((RESULTS / "label.json").read_text(encoding="utf-8"))
     last = scale["fleets"][-1]
     share = last["full_queue"]["jobs_per_second"] * scale["job_seconds"] / last["workers"]
-    return share, scale["broker_ms_per_job"], label["quality"]["4:4:4"]["bytes"] / 1e6
+    return share, label["quality"]["4:4:4"]["bytes"] / 1e6
 
 
 def table(seconds: float, price: float, lora_mb: float, busy: float) -> str:
@@ -35,16 +45,16 @@ def table(seconds: float, price: float, lora_mb: float, busy: float) -> str:
     Returns:
         A line for each of `FLEETS`.
     """
-    share, broker_ms, jpeg_mb = measured()
+    share, jpeg_mb = measured()
     each = share * busy / seconds  # jobs a second
-    head = ("workers", "pictures/h", "jobs/s", "broker", "LoRA MB/s", "JPEG MB/s", "webhooks/s")
-    lines = [f"{head[0]:>7}" + "".join(f"{word:>12}" for word in head[1:])]
+    head = "pictures/h jobs/s broker-MB/s LoRA-MB/s JPEG-MB/s bucket/s webhooks/s".split()
+    lines = ["workers" + "".join(f"{word.replace('-', ' '):>13}" for word in head)]
     for count in FLEETS:
         rate = count * each
-        broker = f"{rate * broker_ms / 1000:.1%}"
         lines.append(
-            f"{count:7}{rate * 3600:12,.0f}{rate:12,.1f}{broker:>12}"
-            f"{rate * lora_mb:12,.1f}{rate * jpeg_mb:12,.2f}{rate * WEBHOOKS:12,.1f}"
+            f"{count:7}{rate * 3600:13,.0f}{rate:13,.1f}{rate * 2 * message_mb():13,.3f}"
+            f"{rate * lora_mb:13,.1f}{rate * jpeg_mb:13,.2f}"
+            f"{rate * REQUESTS:13,.1f}{rate * WEBHOOKS:13,.1f}"
         )
     lines.append(f"a thousand pictures: {1000 * price / (each * 3600):.2f} at {price:g} an hour")
     return "\n".join(lines)
