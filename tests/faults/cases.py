@@ -398,7 +398,7 @@ def _bucket_down(ground: Ground) -> None:
     ground.start()
     ground.front.rule = lambda method, path: "500" if method == "PUT" else None
     (number,) = ground.order()
-    wait_until(lambda: ground.drawn(number) >= 5, timeout=120)  # three are all that are allowed
+    wait_until(lambda: ground.drawn(number) >= 5, timeout=240)  # three are all that are allowed
     assert not ground.told(number), "a failure was told that could not be written down"
     ground.inject(ground.front.faults)
     ground.front.rule = lambda method, path: None
@@ -420,7 +420,7 @@ def _bucket_unreadable(ground: Ground) -> None:
     worker = ground.start(FAULT_STATE="notified")
     (number,) = ground.order()
     worker.wait_for_exit()
-    wait_until(lambda: ground.front.faults >= 24, timeout=120)  # three attempts have twelve
+    wait_until(lambda: ground.front.faults >= 24, timeout=240)  # three attempts have twelve
     ground.inject(ground.front.faults)
     ground.front.rule = lambda method, path: None
     ground.healed()
@@ -589,7 +589,7 @@ def _poisoned(ground: Ground) -> None:
     expected = Expected(FAILED, "RETRIES_EXHAUSTED", "RETRIES_EXHAUSTED")
     (poison,) = ground.order(1, "poison", expected=expected)
     ground.order(2)
-    ground.wait_told([poison], timeout=180)
+    ground.wait_told([poison], timeout=300)
     ground.inject(len(worker.exits))
     ground.healed()
 
