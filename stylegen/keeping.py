@@ -8,6 +8,9 @@ __all__ = [
     "as_json",
     "open_job",
     "save_picture",
+    "Shelf",
+    "signed",
+    "summary",
     "as_python",
     "as_command",
     "Outbox",
@@ -21,6 +24,7 @@ import os
 import re
 import secrets
 import shlex
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -31,10 +35,11 @@ import pika
 from PIL import Image, UnidentifiedImageError
 from pika.exceptions import ChannelClosedByBroker
 
-from .grid import Picture, recipe_id
-from .job import GenerationJob, InvalidMessage, check_job, read_message
+from .grid import LoraFile, Picture, keep, load_kept, recipe_id
+from .job import GenerationJob, InvalidMessage, StylegenError, check_job, read_message
 from .provenance import Label, encode_labelled, read_job
 from .queue import connection_parameters, publish_job
+from .signature import add_watermark
 from .webhook import ReceivedWebhook, WebhookReceiver
 
 # %% ../nbs/10_keeping.ipynb #e20bbc3d
@@ -129,6 +134,62 @@ def save_picture(picture: Picture, path: Path) -> Path:
     label = Label(job.generation_id, job.artist_name, model, model_sha256=digest, job=job)
     path.write_bytes(encode_labelled(picture.image, label))
     return path
+
+
+# %% ../nbs/10_keeping.ipynb #c695887f
+class Shelf:
+    """What was drawn, newest first.
+
+    Args:
+        folder: Where pictures are kept.
+        limit: How many are shown; files stay.
+    """
+
+    def __init__(self, folder: Path, limit: int = 60) -> None:
+        self._folder, self._limit, self._lock = folder, limit, threading.RLock()
+        self.pictures: list[Picture] = self._read()
+        self.watchers: list[Callable[[], None]] = []
+
+    def _read(self) -> list[Picture]:
+        files = sorted(self._folder.glob("*.png"), key=lambda path: -path.stat().st_mtime_ns)
+        return [picture for path in files[: self._limit] for picture in _pictures(path)]
+
+    def add(self, picture: Picture, lora: LoraFile) -> None:
+        """Put a picture on it; an older one of the same job goes."""
+        with self._lock:
+            others = [other for other in self.pictures if other.job != picture.job]
+            self.pictures = [picture, *others][: self._limit]
+            for watcher in self.watchers:
+                watcher()
+        keep(picture, lora, self._folder)
+
+
+def _pictures(path: Path) -> list[Picture]:
+    """The picture of a file; none if it holds no job."""
+    try:
+        return [load_kept(path, GenerationJob.model_validate(open_job(path)))]
+    except (OSError, ValueError, StylegenError):
+        return []
+
+
+# %% ../nbs/10_keeping.ipynb #570146d0
+def signed(picture: Picture) -> Image.Image:
+    """A picture with its artist's name, if its job wants that.
+
+    Raises:
+        SignatureUnrenderable: The name can't be drawn.
+    """
+    options = picture.job.signature
+    if options.opacity == 0 or options.image_url:
+        return picture.image
+    name = picture.job.artist_name
+    return add_watermark(picture.image, name, options.position, options.opacity)
+
+
+def summary(job: GenerationJob) -> str:
+    """A job in one line."""
+    width, height = job.resolution
+    return f"{job.style_id}, seed {job.seed}, {width}×{height}, {job.total_steps} steps"
 
 
 # %% ../nbs/10_keeping.ipynb #312fe257

@@ -11,11 +11,6 @@ __all__ = [
     "ALONE",
     "COPY",
     "TAGS",
-    "advice",
-    "Status",
-    "Shelf",
-    "signed",
-    "summary",
     "Tile",
     "wall",
     "Desk",
@@ -50,8 +45,7 @@ import json
 import threading
 import time
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -63,16 +57,13 @@ from PIL import Image
 from .controls import Controls, Library, line, marked
 from .engine import SCHEDULERS
 from .grid import AXES, Difference, Failure, Generate, Grid, LoraFile, Picture, Stopped
-from .grid import Task, Watch, draw_all, keep, load_kept, parse_values, png, table_html
-from .grid import vary
-from .job import RESOLUTIONS, GenerationJob, InvalidMessage, LoraInvalid, OutOfMemory
-from .job import StylegenError
-from .keeping import Outbox, Presets, as_command, as_json, as_python, dead_letters
-from .keeping import event_line, open_job, save_picture
+from .grid import Task, Watch, draw_all, parse_values, png, table_html, vary
+from .job import RESOLUTIONS, GenerationJob, InvalidMessage, LoraInvalid, StylegenError
+from .keeping import Outbox, Presets, Shelf, as_command, as_json, as_python, dead_letters
+from .keeping import event_line, open_job, save_picture, signed, summary
 from .queue import dead_letters as dead_queue
 from .queue import redrive
-from .runner import Drawer, Progress, Runner, Studio, Work
-from .signature import add_watermark
+from .runner import Drawer, Progress, Runner, Status, Studio, Work
 from .storage import Store
 from .webhook import ReceivedWebhook
 
@@ -96,98 +87,6 @@ CSS = """<style>
   padding: 8px; max-height: 260px; overflow: auto; line-height: 1.35; }
 .sg-panel .sg-title { font-weight: 600; margin-top: 8px; }
 </style>"""
-
-
-# %% ../nbs/10_playground.ipynb #2a37add1
-def advice(error: BaseException) -> str:
-    """An error in words, with a way out where one is known."""
-    text, kind = str(error) or "no details", type(error).__name__
-    if isinstance(error, (OutOfMemory, MemoryError)) or kind == "OutOfMemoryError":
-        ways = "a smaller aspect ratio, a smaller batch, or loading with vae_tiling or offload"
-        return f"Out of memory: {text}. Try {ways}."
-    return text if isinstance(error, StylegenError) else f"{kind}: {text}"
-
-
-class Status:
-    """A `line` of words; errors stand out."""
-
-    def __init__(self) -> None:
-        self.line = marked("status", widgets.HTML())
-        self.text = ""
-
-    def say(self, text: str, kind: str = "said") -> None:
-        """Show a text."""
-        self.text = text
-        self.line.value = f'<span class="sg-{kind}">{html.escape(text)}</span>'
-
-    def fail(self, error: BaseException, before: str = "") -> None:
-        """Show an error."""
-        self.say(f"{before}{advice(error)}", "error")
-
-    @contextmanager
-    def guard(self) -> Iterator[None]:
-        """Show what goes wrong inside."""
-        try:
-            yield
-        except Exception as error:  # pylint: disable=broad-exception-caught
-            self.fail(error)
-
-
-# %% ../nbs/10_playground.ipynb #c695887f
-class Shelf:
-    """What was drawn, newest first.
-
-    Args:
-        folder: Where pictures are kept.
-        limit: How many are shown; files stay.
-    """
-
-    def __init__(self, folder: Path, limit: int = 60) -> None:
-        self._folder, self._limit, self._lock = folder, limit, threading.RLock()
-        self.pictures: list[Picture] = self._read()
-        self.watchers: list[Callable[[], None]] = []
-
-    def _read(self) -> list[Picture]:
-        files = sorted(self._folder.glob("*.png"), key=lambda path: -path.stat().st_mtime_ns)
-        return [picture for path in files[: self._limit] for picture in _pictures(path)]
-
-    def add(self, picture: Picture, lora: LoraFile) -> None:
-        """Put a picture on it; an older one of the same job goes."""
-        with self._lock:
-            others = [other for other in self.pictures if other.job != picture.job]
-            self.pictures = [picture, *others][: self._limit]
-            for watcher in self.watchers:
-                watcher()
-        keep(picture, lora, self._folder)
-
-
-def _pictures(path: Path) -> list[Picture]:
-    """The picture of a file; none if it holds no job."""
-    try:
-        return [load_kept(path, GenerationJob.model_validate(open_job(path)))]
-    except (OSError, ValueError, StylegenError):
-        return []
-
-
-# %% ../nbs/10_playground.ipynb #570146d0
-def signed(picture: Picture) -> Image.Image:
-    """A picture with its artist's name, if its job wants that.
-
-    Raises:
-        SignatureUnrenderable: The name can't be drawn.
-    """
-    options = picture.job.signature
-    if options.opacity == 0 or options.image_url:
-        return picture.image
-    name = picture.job.artist_name
-    return add_watermark(picture.image, name, options.position, options.opacity)
-
-
-def summary(job: GenerationJob) -> str:
-    """A job in one line."""
-    width, height = job.resolution
-    return f"{job.style_id}, seed {job.seed}, {width}×{height}, {job.total_steps} steps"
-
 
 # %% ../nbs/10_playground.ipynb #05008edd
 _numbers = itertools.count()

@@ -8,6 +8,8 @@ __all__ = [
     "INTERVAL",
     "Runner",
     "Progress",
+    "advice",
+    "Status",
     "LatentPreview",
     "Drawer",
     "engine_drawer",
@@ -17,14 +19,17 @@ __all__ = [
 ]
 
 # %% ../nbs/10_runner.ipynb #a796631a
+import html
 import logging
+import secrets
 import shutil
 import tempfile
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -35,10 +40,10 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from .controls import Library
+from .controls import Library, marked
 from .engine import Engine
 from .grid import Generate, Pace
-from .job import GenerationJob, StylegenError
+from .job import GenerationJob, OutOfMemory, StylegenError
 from .pipeline import load_pipeline, model_digest
 
 _log = logging.getLogger(__name__)
@@ -160,6 +165,41 @@ class Progress:
         seconds = self._clock() - self._began
         self.text.value = f"{seconds:.1f} s"
         return seconds
+
+
+# %% ../nbs/10_runner.ipynb #2a37add1
+def advice(error: BaseException) -> str:
+    """An error in words, with a way out where one is known."""
+    text, kind = str(error) or "no details", type(error).__name__
+    if isinstance(error, (OutOfMemory, MemoryError)) or kind == "OutOfMemoryError":
+        ways = "a smaller aspect ratio, a smaller batch, or loading with vae_tiling or offload"
+        return f"Out of memory: {text}. Try {ways}."
+    return text if isinstance(error, StylegenError) else f"{kind}: {text}"
+
+
+class Status:
+    """A `line` of words; errors stand out."""
+
+    def __init__(self) -> None:
+        self.line = marked("status", widgets.HTML())
+        self.text = ""
+
+    def say(self, text: str, kind: str = "said") -> None:
+        """Show a text."""
+        self.text = text
+        self.line.value = f'<span class="sg-{kind}">{html.escape(text)}</span>'
+
+    def fail(self, error: BaseException, before: str = "") -> None:
+        """Show an error."""
+        self.say(f"{before}{advice(error)}", "error")
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Show what goes wrong inside."""
+        try:
+            yield
+        except Exception as error:  # pylint: disable=broad-exception-caught
+            self.fail(error)
 
 
 # %% ../nbs/10_runner.ipynb #bd0d6029
@@ -311,7 +351,7 @@ class Studio:
     ) -> None:
         self.library, self.pace = library, Pace()
         self._drawer, self._load, self._lock = drawer, load, threading.Lock()
-        self._own = Path(tempfile.mkdtemp(prefix="stylegen-cells-"))
+        self._own = Path(tempfile.gettempdir(), f"stylegen-cells-{secrets.token_hex(8)}")
         weakref.finalize(self, shutil.rmtree, self._own, ignore_errors=True)
 
     @property
