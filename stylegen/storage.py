@@ -415,7 +415,8 @@ _BUSY = {"ConditionalRequestConflict", "OperationAborted", "409"}
 
 
 def _is_busy(error: BaseException) -> bool:
-    return getattr(error, "response", {}).get("Error", {}).get("Code") in _BUSY
+    answer = getattr(error, "response", None) or {}  # None where the connection was lost
+    return answer.get("Error", {}).get("Code") in _BUSY
 
 
 _PATIENTLY = Retrying(

@@ -1,5 +1,6 @@
 """Contracts of `stylegen.storage`, against a real S3 server over HTTP and a real folder."""
 
+import contextlib
 import http.client
 import json
 import logging
@@ -508,3 +509,23 @@ def test_a_bucket_that_hides_what_it_lacks_is_found_out(
     monkeypatch.setattr(store._client, "get_object", get_object)  # no server here has IAM
     with pytest.raises(StorageError, match="AccessDenied"):
         store.check()
+
+
+def test_a_bucket_that_hangs_up_is_a_storage_error() -> None:
+    """The library's error then has no answer to look into."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    line, _ = server.accept()
+                    line.recv(1)
+                    line.close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        credentials = {"access_key_id": "a", "secret_access_key": "b", "region": "us-east-1"}
+        store = make_s3_store("bucket", endpoint_url=address, **credentials)
+        store._conditional = True
+        with pytest.raises(StorageError):
+            store.put_once("manifests/gone.json", b"{}", "", facts={}, public=False)
