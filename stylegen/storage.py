@@ -443,16 +443,17 @@ def _public_base(bucket: str, endpoint: str) -> str:
 def _s3_errors(what: str, *, missing: type[Exception]) -> Iterator[None]:
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
-    from s3transfer.exceptions import RetriesExceededError
+    from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError
     from urllib3.exceptions import HTTPError
 
+    transfer = RetriesExceededError, S3DownloadFailedError  # the latter: changed while it was read
     try:
         yield
     except ClientError as error:
         code = str(error.response.get("Error", {}).get("Code", ""))
         kind = missing if code in _MISSING else StorageError
         raise kind(f"{what}: {'not found' if code in _MISSING else code}") from None
-    except (BotoCoreError, Boto3Error, RetriesExceededError, HTTPError, OSError) as error:
+    except (BotoCoreError, Boto3Error, HTTPError, OSError, *transfer) as error:
         raise StorageError(f"{what}: {type(error).__name__}") from None
 
 
