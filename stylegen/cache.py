@@ -117,8 +117,9 @@ class LoraFiles:
     def _link(self, url: str, held: ExitStack) -> Path:
         for folder in (self._blobs, self._urls, self._jobs):
             folder.mkdir(parents=True, exist_ok=True)
-        own = held.enter_context(tempfile.TemporaryDirectory(dir=self._jobs))
-        path, blob = Path(own) / "lora.safetensors", self._current(url)
+        own = Path(tempfile.mkdtemp(dir=self._jobs))
+        held.callback(shutil.rmtree, own, ignore_errors=True)
+        path, blob = own / "lora.safetensors", self._current(url)
         facts = blob.stat()
         os.utime(blob, ns=(time.time_ns(), facts.st_mtime_ns))
         try:
@@ -173,4 +174,5 @@ class LoraFiles:
         for left in (*parts, *self._jobs.iterdir()):
             with suppress(FileNotFoundError):
                 if time.time() - left.stat().st_mtime > ABANDONED:
-                    left.unlink() if left in parts else shutil.rmtree(left)
+                    remove = os.unlink if left in parts else shutil.rmtree
+                    remove(left)

@@ -413,7 +413,7 @@ def _outline(scene: Scene, width: int, height: int) -> Outline:
 
 
 # %% ../nbs/11_pocket.ipynb #49a89390
-_WHITE, _PAPER = np.float32((255, 255, 255)), np.float32((244, 238, 224))
+_WHITE, _PAPER = np.float32((255, 255, 255)), np.float32((240, 228, 204))
 _PERIOD = 64
 
 
@@ -460,8 +460,8 @@ def _watercolour(scene: Scene, outline: Outline, x: Grid, y: Grid) -> Grid:
     ink, ground = _inks(scene)
     distance, turn = outline(x, y), 2 * math.pi / _PERIOD
     grain = 0.5 + 0.25 * np.sin(turn * x) * np.sin(3 * turn * y) + 0.25 * np.sin(turn * (2 * x + y))
-    paper = _mix(_mix(_PAPER, ground, 0.55), _PAPER * 0.9, 0.22 * grain)
-    wash = _mix(ink, _PAPER, np.clip(-distance / 40, 0, 1) * 0.5 + 0.1 + 0.14 * grain)
+    paper = _mix(_mix(_PAPER, ground, 0.55), _PAPER * 0.85, 0.3 * grain)
+    wash = _mix(ink, _PAPER, np.clip(-distance / 40, 0, 1) * 0.3 + 0.05 + 0.14 * grain)
     dried = _mix(wash, ink * 0.55, 0.8 * np.exp(-(((distance + 4) / 4) ** 2)))
     return _mix(paper, dried, _cover(distance, 2.5))
 
@@ -482,11 +482,11 @@ def _neon(scene: Scene, outline: Outline, x: Grid, y: Grid) -> Grid:
     ink, ground = _inks(scene)
     bond = y // 32 % 2 * 32
     mortar = np.maximum(np.abs(y % 32 - 16), np.abs((x + bond) % 64 - 32) - 16)
-    wall = _mix(ground * 0.16 + 30, ground * 0.05 + 4, _cover(14 - mortar, 1.5))
+    wall = _mix(ground * 0.26 + 28, ground * 0.06 + 4, _cover(14 - mortar, 1.5))
     away = np.abs(outline(x, y))
     lit = _mix(wall, ink, 0.55 * np.exp(-away / 22))
-    tube = _mix(lit, ink, _cover(away - 5, 2))
-    return _mix(tube, _mix(ink, _WHITE, 0.75), _cover(away - 1.5, 2))
+    tube = _mix(lit, ink, _cover(away - 9, 2))
+    return _mix(tube, _mix(ink, _WHITE, 0.6), _cover(away - 2, 2))
 
 
 # %% ../nbs/11_pocket.ipynb #a89549d7
