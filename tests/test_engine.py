@@ -18,11 +18,7 @@ import psutil
 import pytest
 import torch
 from accelerate import cpu_offload
-from diffusers import (
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    UNet2DConditionModel,
-)
+from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from lora_files import UNET, updates, write_diffusers, write_kohya, write_rslora
 from safetensors.torch import load_file, save_file
 from waiting import wait_until
@@ -622,7 +618,7 @@ def test_graphs_for_more_than_eight_shapes(pocket: Path, jobs: list[GenerationJo
 
     torch._dynamo.reset()
     pipeline = load_pipeline(str(pocket / "pocket"), device="cpu")
-    pipeline.unet = _tiny_unet(pipeline.unet.config)
+    pipeline.unet = _TinyUNet(pipeline.unet.config)
     engine = Engine(pipeline, batch=1, compile_backend=backend)  # type: ignore[arg-type]
     job = jobs[0].model_copy(update={"num_inference_steps": 1, "guidance_scale": 1.0})
     seen = []
@@ -632,28 +628,27 @@ def test_graphs_for_more_than_eight_shapes(pocket: Path, jobs: list[GenerationJo
             _drawn(engine, _Task(job, None, _nothing, _nothing))
         seen.append(len(graphs))
     engine.close()
-    assert seen == [seen[0] * pieces for pieces in range(1, 11)]
+    assert seen == list(range(1, 11))
 
 
-def _tiny_unet(config: Any) -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        sample_size=8,
-        in_channels=config.in_channels,
-        out_channels=config.out_channels,
-        block_out_channels=(8,),
-        down_block_types=("CrossAttnDownBlock2D",),
-        up_block_types=("CrossAttnUpBlock2D",),
-        layers_per_block=1,
-        norm_num_groups=4,
-        attention_head_dim=4,
-        cross_attention_dim=config.cross_attention_dim,
-    )
+class _TinyUNet(torch.nn.Module):
+    """A stand-in that is traced in a moment."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config, self.device, self.dtype = config, torch.device("cpu"), torch.float32
+        self.layer = torch.nn.Conv2d(config.in_channels, config.in_channels, 1)
+
+    def forward(self, sample: torch.Tensor, _: Any, words: torch.Tensor, return_dict: bool) -> Any:
+        """Something of the right shape."""
+        assert not return_dict
+        return (self.layer(sample) + words.mean(),)
 
 
 def _drawn(engine: Engine, *tasks: _Task) -> list[Any]:
     """Tasks' pictures or errors, when they were handed over at once; none waits for ever."""
     engine._submit(*tasks)
-    return [task.result.exception(300) or np.int16(task.result.result()) for task in tasks]
+    return [task.result.exception(900) or np.int16(task.result.result()) for task in tasks]
 
 
 def _tasks(engine: Engine, jobs: Sequence[GenerationJob], loras: Sequence[Path]) -> list[_Task]:
