@@ -152,6 +152,7 @@ def test_generate(page: Page) -> None:
     choose(page, 0, "neon", "1:2")
     page.evaluate(_WATCH)
     page.locator(".sg-generate").click()
+    page.wait_for_function(_IS_UNDER_WAY)  # the status still speaks of the picture before
     expect(page.locator(".sg-status").first).to_contain_text("Done: 1 picture in")
     widths, captions = page.evaluate("() => [window.seen, window.captions]")
     assert widths[-1] == 100 and widths == sorted(widths) and len(set(widths)) > 1
