@@ -482,7 +482,7 @@ def _neon(scene: Scene, outline: Outline, x: Grid, y: Grid) -> Grid:
     ink, ground = _inks(scene)
     bond = y // 32 % 2 * 32
     mortar = np.maximum(np.abs(y % 32 - 16), np.abs((x + bond) % 64 - 32) - 16)
-    wall = _mix(ground * 0.26 + 28, ground * 0.06 + 4, _cover(14 - mortar, 1.5))
+    wall = _mix(ground * 0.26 + 40, ground * 0.06 + 4, _cover(14 - mortar, 1.5))
     away = np.abs(outline(x, y))
     lit = _mix(wall, ink, 0.55 * np.exp(-away / 22))
     tube = _mix(lit, ink, _cover(away - 9, 2))

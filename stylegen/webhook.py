@@ -510,6 +510,8 @@ class Silences:
 
 # %% ../nbs/05_webhook.ipynb #f749bf83
 MILESTONES = (0, 25, 50, 75, 90)
+_STALE = 5.0
+"""Seconds after which a milestone is left out for a newer one: the receiver lags."""
 
 
 class ProgressReporter:
@@ -524,7 +526,8 @@ class ProgressReporter:
         self._send, self._total = send, total_steps
         self._ahead = list(MILESTONES)
         self._started = time.monotonic()
-        self._waiting: queue.SimpleQueue[tuple[int, int, int] | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[tuple[float, int, int, int] | None] = queue.SimpleQueue()
+        self._newest = 0
         self._closed = threading.Event()
         run = contextvars.copy_context().run  # so that its log lines tell the job
         self._thread = threading.Thread(
@@ -538,11 +541,14 @@ class ProgressReporter:
             self._started = time.monotonic()
         seconds = (time.monotonic() - self._started) / max(step, 1) * (self._total - step)
         while self._ahead and 100 * step >= self._ahead[0] * self._total:
-            self._waiting.put((step, self._ahead.pop(0), round(seconds)))
+            self._newest = self._ahead.pop(0)
+            self._waiting.put((time.monotonic(), step, self._newest, round(seconds)))
 
     def _deliver(self) -> None:
         while (item := self._waiting.get()) and not self._closed.is_set():
-            step, percent, seconds = item
+            since, step, percent, seconds = item
+            if percent < self._newest and time.monotonic() - since > _STALE:
+                continue
             try:
                 self._send(step, self._total, progress_percent=percent, estimated_seconds=seconds)
             except Exception as error:  # pylint: disable=broad-exception-caught

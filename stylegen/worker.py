@@ -642,14 +642,13 @@ def _see_to(delivery: Delivery, parts: Parts, retries: Retries) -> str:
     if delivery.redelivered and not spent:
         retries.again(delivery)
         return "redelivered"
-    allowed, attempt = len(retries.delays), delivery.attempt
+    tries = Tries(delivery.attempt, len(retries.delays), delivery.redrives, spent)
     try:
-        tries = Tries(attempt, allowed, delivery.redrives, spent)
         done = handle_generation_task(delivery.body, parts, tries=tries)
     except StylegenError as error:
         _log.warning("not done: %s: %s", error.error_code, error)
-        unwritten = isinstance(error, StorageError) and allowed > 0
-        if unwritten or (error.transient and attempt < allowed):
+        unwritten = isinstance(error, StorageError) and tries.retries > 0
+        if unwritten or (error.transient and tries.has_more):
             retries.later(delivery)
             parts.on_state("retry-published")
             return "retried"

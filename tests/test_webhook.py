@@ -377,6 +377,26 @@ def test_a_slow_receiver_does_not_slow_the_caller() -> None:
     assert [each.event for each in backend.received] == ["progress", "complete"]
 
 
+def test_a_receiver_that_lags_is_told_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stylegen.webhook._STALE", 0.0)
+    sent: list[int] = []
+    begun, go = threading.Event(), threading.Event()
+
+    def send(*_: Any, progress_percent: int, **__: Any) -> None:
+        sent.append(progress_percent)
+        begun.set()
+        go.wait(10)
+
+    reporter = ProgressReporter(send, 50)
+    reporter(0)
+    assert begun.wait(10)
+    for step in range(1, 40):
+        reporter(step)
+    go.set()
+    reporter.close()
+    assert sent == [0, 75]
+
+
 def test_leaving_by_an_error_drops_progress() -> None:
     with WebhookReceiver(lambda _: 200 if reporter._closed.wait(10) else 500) as backend:
         urls = webhook_urls(backend.url)
