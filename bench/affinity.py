@@ -1,8 +1,9 @@
 """What one queue per worker gains and costs, against one queue for all.
 
 Gains: styles at hand, so less work per job. Costs: the fullest queue outlasts the others.
-A real broker with the consistent-hash exchange; four real consumers, each with a cache of its
-eight most recently used styles. A job is a sleep, longer where its style must be fetched.
+A real broker with the consistent-hash exchange; four real consumers, each with a disk cache of its
+own (`stylegen.cache`) that holds eight styles. A job is a sleep, longer where its style must be
+fetched.
 
 Usage: ``python bench/affinity.py [--jobs N]``. Prints a table and writes
 ``bench/results/affinity.json``.
@@ -11,10 +12,11 @@ Usage: ``python bench/affinity.py [--jobs N]``. Prints a table and writes
 import argparse
 import json
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from rabbit import RabbitNode  # noqa: E402
 
 from stylegen.affinity import affinity_exchange, declare_affinity  # noqa: E402
+from stylegen.cache import LoraFiles  # noqa: E402
 from stylegen.queue import start_rabbitmq_consumer  # noqa: E402
 
-WORKERS, KEPT, QUEUE = 4, 8, "image_generation"
+WORKERS, KEPT, QUEUE, SIZE = 4, 8, "image_generation", 1024
 DRAW, FETCH = 0.010, 0.005
 """Seconds of a drawing and of a fetch: at 2 s a picture, a style takes 1 s to fetch and load."""
 
@@ -40,21 +43,31 @@ def styles_of(jobs: int, artists: int, popularity: str) -> list[int]:
     return [int(style) for style in rng.choice(artists, jobs, p=weights / weights.sum())]
 
 
-def make_worker(
-    counts: list[list[int]], number: int, left: Callable[[], None]
-) -> Callable[..., None]:
-    """A worker's callback: fetch the style unless it is at hand, draw, count."""
+class Far:
+    """Every style's file, as far away as a bucket."""
 
-    @lru_cache(maxsize=KEPT)
-    def fetch(_style: int) -> None:
+    def fetch(self, url: str, target: Path) -> None:
+        """Write the file that `url` names, after a while."""
         time.sleep(FETCH)
+        target.write_bytes(url.encode().ljust(SIZE))
+
+    def version(self, url: str) -> str:
+        """None is ever overwritten."""
+        return url
+
+
+def make_worker(count: list[int], folder: Path, left: Callable[[], None]) -> Callable[..., None]:
+    """A worker's callback: fetch the style unless it is at hand, draw, count jobs and hits."""
+
+    def looked_up(hit: bool) -> None:
+        count[1] += hit
+
+    files = LoraFiles(Far(), folder, KEPT * SIZE, looked_up)
 
     def on_message(body: bytes, *_: Any) -> None:
-        before = fetch.cache_info().hits
-        fetch(json.loads(body)["style_id"])
-        time.sleep(DRAW)
-        counts[number][0] += 1
-        counts[number][1] += fetch.cache_info().hits - before
+        with files.get(f"s3://models/{json.loads(body)['style_id']}"):
+            time.sleep(DRAW)
+        count[0] += 1
         left()
 
     return on_message
@@ -79,18 +92,19 @@ def measure(rabbit: RabbitNode, styles: list[int], by_style: bool) -> dict[str, 
             if done[0] == len(styles):
                 stop.set()
 
-    threads = [
-        threading.Thread(
-            target=partial(start_rabbitmq_consumer, url=rabbit.url, stop=stop),
-            args=(queue, make_worker(counts, number, left)),
-        )
-        for number, queue in enumerate(queues)
-    ]
-    for thread in threads:
-        thread.start()
-    stop.wait(600)
-    for thread in threads:
-        thread.join()
+    with tempfile.TemporaryDirectory() as folder:
+        threads = [
+            threading.Thread(
+                target=partial(start_rabbitmq_consumer, url=rabbit.url, stop=stop),
+                args=(queue, make_worker(counts[number], Path(folder, str(number)), left)),
+            )
+            for number, queue in enumerate(queues)
+        ]
+        for thread in threads:
+            thread.start()
+        stop.wait(600)
+        for thread in threads:
+            thread.join()
     hits = sum(found for _, found in counts) / len(styles)
     busiest = max(jobs for jobs, _ in counts) * WORKERS / len(styles)
     return {"hits": hits, "work": DRAW + (1 - hits) * FETCH, "busiest": busiest}

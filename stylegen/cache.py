@@ -130,11 +130,12 @@ class LoraFiles:
 
     def _current(self, url: str) -> Path:
         note = self._urls / hashlib.sha256(url.encode()).hexdigest()
-        for _ in range(MAX_TRIES):
+        for tries in range(MAX_TRIES):
             version, known = self._source.version(url), _read_note(note)
             blob = self._blobs / f"{known.get('sha256')}.safetensors"
             hit = known.get("version") == version and _size(blob) == known.get("size", -1)
-            self._on_lookup(hit)
+            if tries == 0:
+                self._on_lookup(hit)
             if hit:
                 return blob
             sha256 = self._download(url)
