@@ -273,15 +273,21 @@ def _bring(parts: Parts, retries: Retries, fields: Order, **more: Any) -> None:
     do_delivery(Delivery(0, 1, json.dumps(fields).encode(), **more), parts, retries)
 
 
+def _failed_once(parts: Parts, retries: Retries, order: Order) -> Order:
+    """A job whose LoRA was missing, which was told; now the file is there."""
+    late = order | {"lora_model_url": "s3://models/late.safetensors"}
+    _bring(parts, retries, late)
+    parts.store.put("models/late.safetensors", b"tensors", "")
+    return late
+
+
 def test_a_failure_is_told_in_the_same_words(
     flat: Parts, retries: Retries, order: Order, backend: WebhookReceiver, tmp_path: Path
 ) -> None:
     """A receiver that was away, or a LoRA that appears later, makes no second end."""
     parts = _on_bucket(flat, tmp_path)
-    missing = order | {"lora_model_url": "s3://models/late.safetensors"}
-    _bring(parts, retries, missing)
-    parts.store.put("models/late.safetensors", b"tensors", "")
-    _bring(parts, retries, missing, headers={ATTEMPT: 1})
+    late = _failed_once(parts, retries, order)
+    _bring(parts, retries, late, headers={ATTEMPT: 1})
     first, second = _ends(backend)
     assert first == second and first[0] == "failed"
 
@@ -334,9 +340,7 @@ def test_a_redrive_gives_no_id_away(
 ) -> None:
     """Whoever comes first after a redrive, the id stays that of the job that had it first."""
     parts = _on_bucket(flat, tmp_path)
-    first = order | {"lora_model_url": "s3://models/late.safetensors"}
-    _bring(parts, retries, first)
-    parts.store.put("models/late.safetensors", b"tensors", "")
+    first = _failed_once(parts, retries, order)
     _bring(parts, retries, order | {"artist_name": "Another"}, headers={REDRIVES: 1})
     assert [event for event, _ in _ends(backend)] == ["failed"]
     assert dead_letter(retries)[0][0]["x-stylegen-error-code"] == "CONFLICT"
@@ -349,9 +353,7 @@ def test_a_redriven_job_in_hand_can_be_canceled(
 ) -> None:
     """Its earlier failure is written down, and does not keep it from being called off."""
     parts = _on_bucket(flat, tmp_path)
-    late = order | {"lora_model_url": "s3://models/late.safetensors"}
-    _bring(parts, retries, late)
-    parts.store.put("models/late.safetensors", b"tensors", "")
+    late = _failed_once(parts, retries, order)
 
     def draw(*_: Any, on_step: Callable[[int], None], **__: Any) -> Image.Image:
         do_control(json.dumps({"generation_id": order["generation_id"]}).encode(), parts)
