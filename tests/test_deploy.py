@@ -63,6 +63,12 @@ def manifest(kind: str) -> dict[str, Any]:
     return found
 
 
+def configured() -> dict[str, str]:
+    """The pods' settings, of which Kustomize makes a ConfigMap."""
+    lines = (DEPLOY / "base/settings.env").read_text(encoding="utf-8").splitlines()
+    return dict(line.split("=", 1) for line in lines if not line.startswith("#"))
+
+
 def size(text: str) -> int:
     """Bytes of a quantity such as 8Gi or 3g."""
     number, unit = re.fullmatch(r"(\d+)([gGmM])i?", text).groups()
@@ -246,9 +252,8 @@ def test_validation_does_find_mistakes() -> None:
 def test_kustomization_names_each_file(folder: str) -> None:
     """No manifest is forgotten, none is missing."""
     listed = load(DEPLOY / folder / "kustomization.yaml")
-    generated = [
-        name for item in listed.get("configMapGenerator", []) for name in item.get("files", [])
-    ]
+    made = listed.get("configMapGenerator", [])
+    generated = [name for each in made for kind in ("files", "envs") for name in each.get(kind, [])]
     files = {path.name for path in (DEPLOY / folder).iterdir()} - {"kustomization.yaml"}
     assert files == {*listed["resources"], *generated}
 
@@ -268,7 +273,7 @@ def test_parts_fit_each_other() -> None:
     (port,) = container["ports"]
     (endpoint,) = manifest("ServiceMonitor")["spec"]["endpoints"]
     assert port["name"] == endpoint["port"] == manifest("Service")["spec"]["ports"][0]["name"]
-    assert str(port["containerPort"]) == manifest("ConfigMap")["data"]["STYLEGEN_HEALTH_PORT"]
+    assert str(port["containerPort"]) == configured()["STYLEGEN_HEALTH_PORT"]
     scaled = manifest("ScaledObject")["spec"]
     assert scaled["scaleTargetRef"]["name"] == manifest("Deployment")["metadata"]["name"]
     (trigger,) = scaled["triggers"]
@@ -294,13 +299,15 @@ def test_deployment_keeps_its_promises() -> None:
     assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"] == 10001
     assert container["securityContext"]["readOnlyRootFilesystem"]
     assert {"startupProbe", "livenessProbe", "readinessProbe"} <= set(container)
-    settings = manifest("ConfigMap")["data"]
+    settings = configured()
     job, drain = (int(settings[f"STYLEGEN_{name}_TIMEOUT"]) for name in ("JOB", "DRAIN"))
     assert job < drain < pod["terminationGracePeriodSeconds"]
     assert "STYLEGEN_PREFETCH" not in settings, "twice as many jobs as are drawn is the default"
     (scratch,) = [each["emptyDir"] for each in pod["volumes"] if "emptyDir" in each]
     assert int(settings["STYLEGEN_CACHE_BYTES"]) + MAX_LORA_BYTES < size(scratch["sizeLimit"])
     named = {each["name"] for each in container["env"]} | set(settings)
+    (generator,) = load(DEPLOY / "base/kustomization.yaml")["configMapGenerator"]
+    assert [each["configMapRef"]["name"] for each in container["envFrom"]] == [generator["name"]]
     assert named <= SETTINGS and not {name for name in settings if re.search("SECRET|TOKEN", name)}
     required = {n.upper() for n, field in Settings.model_fields.items() if field.is_required()}
     assert required <= named
@@ -337,7 +344,7 @@ def counted_by_keda(state: dict[str, Any]) -> int:
 
 def test_busy_workers_are_counted() -> None:
     """A worker whose jobs are all in hand is not sent home: a real broker's own figures."""
-    hands = 2 * int(manifest("ConfigMap")["data"]["STYLEGEN_BATCH"])
+    hands = 2 * int(configured()["STYLEGEN_BATCH"])
     (trigger,) = manifest("ScaledObject")["spec"]["triggers"]
     assert int(trigger["metadata"]["value"]) == hands
     address, node = free_address(), RabbitNode()
@@ -432,6 +439,13 @@ def test_broker_has_these_metrics() -> None:
         text = requests.get(f"http://{address}/metrics/per-object", timeout=20).text
     for metric in (name for name in METRICS if name.startswith("rabbitmq")):
         assert re.search(rf'^{metric}\{{[^}}]*queue="image_generation"[^}}]*\}} \d', text, re.M)
+
+
+def test_dashboard_asks_the_source_that_is_chosen() -> None:
+    """Each panel and query names the one variable that the dashboard has."""
+    text = (DEPLOY / "monitoring/dashboard.json").read_text(encoding="utf-8")
+    (variable,) = json.loads(text)["templating"]["list"]
+    assert set(re.findall(r"\$\{(\w+)\}", text)) == {variable["name"]}
 
 
 def test_dashboard_panels_have_room() -> None:
