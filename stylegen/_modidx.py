@@ -247,6 +247,7 @@ d = {
                 "engine.html#_loop._has_room",
                 "stylegen/engine.py",
             ),
+            "stylegen.engine._Loop._next": ("engine.html#_loop._next", "stylegen/engine.py"),
             "stylegen.engine._Loop._step_aside": (
                 "engine.html#_loop._step_aside",
                 "stylegen/engine.py",
@@ -390,10 +391,7 @@ d = {
                 "stylegen/health.py",
             ),
             "stylegen.health.JobInHand": ("health.html#jobinhand", "stylegen/health.py"),
-            "stylegen.health.JobInHand.check": (
-                "health.html#jobinhand.check",
-                "stylegen/health.py",
-            ),
+            "stylegen.health.JobInHand.step": ("health.html#jobinhand.step", "stylegen/health.py"),
             "stylegen.health.Metrics": ("health.html#metrics", "stylegen/health.py"),
             "stylegen.health.Metrics.__init__": (
                 "health.html#metrics.__init__",
@@ -410,6 +408,7 @@ d = {
             "stylegen.health.Metrics.stage": ("health.html#metrics.stage", "stylegen/health.py"),
             "stylegen.health.Watch": ("health.html#watch", "stylegen/health.py"),
             "stylegen.health.Watch.__init__": ("health.html#watch.__init__", "stylegen/health.py"),
+            "stylegen.health.Watch._move": ("health.html#watch._move", "stylegen/health.py"),
             "stylegen.health.Watch.cancel": ("health.html#watch.cancel", "stylegen/health.py"),
             "stylegen.health.Watch.job": ("health.html#watch.job", "stylegen/health.py"),
             "stylegen.health.Watch.overdue": ("health.html#watch.overdue", "stylegen/health.py"),
@@ -1415,6 +1414,10 @@ d = {
                 "storage.html#folderstore._inside",
                 "stylegen/storage.py",
             ),
+            "stylegen.storage.FolderStore._link": (
+                "storage.html#folderstore._link",
+                "stylegen/storage.py",
+            ),
             "stylegen.storage.FolderStore._source": (
                 "storage.html#folderstore._source",
                 "stylegen/storage.py",
@@ -1513,6 +1516,10 @@ d = {
                 "stylegen/storage.py",
             ),
             "stylegen.storage._file_path": ("storage.html#_file_path", "stylegen/storage.py"),
+            "stylegen.storage._forbidden_key": (
+                "storage.html#_forbidden_key",
+                "stylegen/storage.py",
+            ),
             "stylegen.storage._is_busy": ("storage.html#_is_busy", "stylegen/storage.py"),
             "stylegen.storage._is_whole": ("storage.html#_is_whole", "stylegen/storage.py"),
             "stylegen.storage._manifest": ("storage.html#_manifest", "stylegen/storage.py"),
@@ -1526,6 +1533,7 @@ d = {
             ),
             "stylegen.storage.encode_jpeg": ("storage.html#encode_jpeg", "stylegen/storage.py"),
             "stylegen.storage.find_manifest": ("storage.html#find_manifest", "stylegen/storage.py"),
+            "stylegen.storage.forbid": ("storage.html#forbid", "stylegen/storage.py"),
             "stylegen.storage.make_s3_store": ("storage.html#make_s3_store", "stylegen/storage.py"),
             "stylegen.storage.manifest_key": ("storage.html#manifest_key", "stylegen/storage.py"),
             "stylegen.storage.parse_s3_url": ("storage.html#parse_s3_url", "stylegen/storage.py"),

@@ -324,7 +324,6 @@ class _Ends:
         source = torch.Generator("cpu").manual_seed(job.seed)
         noise = torch.randn(shape, generator=source, dtype=task.words.dtype).to(self._device)
         task.latents = noise * task.scheduler.init_noise_sigma
-        task.on_step(0)
 
     def finish(self, task: _Task, *, tiled: bool = False) -> "torch.Tensor":
         """Decode, at once or in tiles: bytes ``[height, width, 3]``, in host memory."""
@@ -426,10 +425,21 @@ class _Loop:
                 _patiently(begin, begin)
         with self.changed:
             self.waiting = [task for task in self.waiting if not task.result.done()]
-            ready = [task for task in self.waiting if task.words is not None]
-            while ready and self._has_room() and (chosen := _choose(ready, self._active)):
-                self.waiting.remove(chosen)
+        while chosen := self._next():
+            with _failing(chosen):
+                if chosen.step == 0:  # else it had to step aside
+                    chosen.on_step(0)
+            if not chosen.result.done():
                 _seat(self._active, chosen)
+
+    def _next(self) -> _Task | None:
+        """Take who is to be drawn from now on out of the line."""
+        with self.changed:
+            ready = [task for task in self.waiting if task.words is not None]
+            chosen = _choose(ready, self._active) if ready and self._has_room() else None
+            if chosen:
+                self.waiting.remove(chosen)
+            return chosen
 
     def _has_room(self) -> bool:
         kinds = [_kind(task) for task in _living(self._active)]
@@ -496,7 +506,7 @@ def _seat(active: list[_Task], task: _Task) -> None:
 
 
 # %% ../nbs/07_engine.ipynb #5023b824
-_SHORT = ("out of memory", "_ALLOC_FAILED")
+_SHORT = ("out of memory", "_ALLOC_FAILED", "can't allocate memory")
 """What texts say when memory is short and the library knows no `torch.OutOfMemoryError`."""
 _STAYS = ("CUDA error", "cuDNN error", "HIP error")
 """How texts of libraries begin that know no `torch.AcceleratorError`."""
@@ -579,7 +589,8 @@ class Engine:
             job: What to draw.
             lora_path: The artist's LoRA.
             extra_loras: Files of the job's `extra_loras`, in the same order.
-            on_step: Called with the number of finished steps, from 0; raising gives the job up.
+            on_step: Called with the number of finished steps, with 0 when the job gets its place;
+                raising gives it up.
             on_latents: Called with the number of finished steps and the latents, for previews.
 
         Returns:

@@ -92,26 +92,33 @@ def _device_memory() -> float:
 
 
 # %% ../nbs/05_health.ipynb #cc73bc71
-@dataclass(frozen=True)
+@dataclass
 class JobInHand:
     """One job's ticket.
 
     Attributes:
         generation_id: Which picture.
-        limit: Seconds that it may take.
+        limit: Seconds that it may take from its first step on.
+        moved: Called at each step.
         canceled: Set when somebody has asked for it not to be done.
         ended: Set when only webhooks are left, which have limits of their own.
-        began: When it was taken up, by the monotonic clock.
+        began: When it was taken up, and then when it was begun, by the monotonic clock.
+        is_begun: Whether it was drawn a step of; till then it waits for its turn.
     """
 
     generation_id: int | str
     limit: float
+    moved: Callable[[], None]
     canceled: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
     began: float = field(default_factory=time.monotonic)
+    is_begun: bool = False
 
-    def check(self) -> None:
-        """Raise `Canceled` or `JobTimeout`, if it is time to give up."""
+    def step(self, number: int) -> None:
+        """So many steps are done; raises `Canceled` or `JobTimeout`, if it is time to give up."""
+        self.moved()
+        if number == 0:
+            self.began, self.is_begun = time.monotonic(), True
         if self.canceled.is_set():
             raise Canceled("the job was canceled")
         if time.monotonic() - self.began > self.limit:
@@ -130,6 +137,7 @@ class Watch:
         self.limit = limit
         self._changed = threading.Condition()
         self._jobs: dict[str, JobInHand] = {}
+        self._moved = 0.0
 
     @contextmanager
     def job(self, generation_id: int | str) -> Iterator[JobInHand]:
@@ -137,13 +145,16 @@ class Watch:
         key = str(generation_id)
         with self._changed:
             self._changed.wait_for(lambda: key not in self._jobs)
-            ticket = self._jobs[key] = JobInHand(generation_id, self.limit)
+            ticket = self._jobs[key] = JobInHand(generation_id, self.limit, self._move)
         try:
             yield ticket
         finally:
             with self._changed:
                 del self._jobs[key]
                 self._changed.notify_all()
+
+    def _move(self) -> None:
+        self._moved = time.monotonic()
 
     def cancel(self, generation_id: int | str) -> None:
         """Cancel a job, if it is in hand."""
@@ -152,11 +163,15 @@ class Watch:
                 ticket.canceled.set()
 
     def overdue(self) -> list[int | str]:
-        """Jobs that hang: half as long again after their limit."""
+        """Jobs that hang: half as long again after their limit, or after anybody's last step."""
         with self._changed:
             now = time.monotonic()
             jobs = [job for job in self._jobs.values() if not job.ended.is_set()]
-        return [job.generation_id for job in jobs if now - job.began > 1.5 * job.limit]
+        since = {
+            job.generation_id: job.began if job.is_begun else max(job.began, self._moved)
+            for job in jobs
+        }
+        return [each for each, moment in since.items() if now - moment > 1.5 * self.limit]
 
 
 # %% ../nbs/05_health.ipynb #dc025ba1
@@ -283,6 +298,8 @@ class _Discreet(logging.Filter):
 
 
 # %% ../nbs/05_health.ipynb #eb7605a7
+_TALKATIVE = ("boto3", "botocore", "s3transfer", "urllib3")
+"""At DEBUG they log requests with their credentials, a role's session token among them."""
 _FIELDS = "%(asctime)s %(levelname)s %(name)s %(generation_id)s %(message)s"
 
 
@@ -300,6 +317,8 @@ def set_up_logging(level: str, secrets: tuple[str, ...] = (), stream: Any = None
     handler.setFormatter(logging.Formatter(_FIELDS) if on_terminal else JsonFormatter(_FIELDS))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("pika").setLevel(logging.CRITICAL)
+    for library in _TALKATIVE:
+        logging.getLogger(library).setLevel(logging.INFO)
 
 
 # %% ../nbs/05_health.ipynb #641553cc

@@ -45,6 +45,7 @@ class Settings(BaseSettings):
     s3_public_url: str | None = Field(None, description="public base URL of that bucket")
     aws_access_key_id: SecretStr | None = Field(None, description="else boto3's own chain")
     aws_secret_access_key: SecretStr | None = Field(None, description="else boto3's own chain")
+    aws_session_token: SecretStr | None = Field(None, description="with a role's temporary keys")
     aws_region: str | None = Field(None, description="bucket's region")
     aws_endpoint_url_s3: str | None = Field(None, description="another S3 server")
     aws_endpoint_url: str | None = Field(None, description="the same, for all services")
@@ -62,7 +63,9 @@ class Settings(BaseSettings):
     stylegen_max_redeliveries: int = Field(
         20, ge=1, le=1000, description="how often a job may be in hand when a worker dies"
     )
-    stylegen_job_timeout: float = Field(600.0, gt=0, description="seconds that a job may take")
+    stylegen_job_timeout: float = Field(
+        600.0, gt=0, description="seconds that a job may take, from its first step"
+    )
     stylegen_drain_timeout: float = Field(
         660.0, gt=0, description="seconds for the jobs in hand after SIGTERM"
     )

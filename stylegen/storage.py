@@ -19,6 +19,7 @@ __all__ = [
     "Manifest",
     "manifest_key",
     "find_manifest",
+    "forbid",
     "commit",
     "store_result",
 ]
@@ -43,7 +44,14 @@ from urllib.request import url2pathname
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from .job import Conflict, InvalidMessage, LoraInvalid, LoraNotFound, StorageError
+from stylegen.job import (
+    Canceled,
+    Conflict,
+    InvalidMessage,
+    LoraInvalid,
+    LoraNotFound,
+    StorageError,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -175,10 +183,17 @@ class FolderStore:
     def put_once(  # pylint: disable=unused-argument
         self, key: str, data: bytes, content_type: str, *, facts: dict[str, str], public: bool
     ) -> dict[str, str] | None:
-        """As `put`, but a public file, whose facts a folder can't hold, is written again."""
-        if public:
-            self.put(key, data, content_type)
-            return None
+        """As `put`, if nobody was first; a public file's job is written beside it, before it."""
+        if not public:
+            return None if self._link(key, data) else {}
+        claim, mine = f"{key}.job", facts["job"].encode()
+        if not self._link(claim, mine) and (theirs := self.read(claim) or b"") != mine:
+            return {"job": theirs.decode()}
+        self.put(key, data, content_type)
+        return None
+
+    def _link(self, key: str, data: bytes) -> bool:
+        """Write ``root/key`` unless it is there; tells whether it was not."""
         path = self._inside(key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -186,10 +201,10 @@ class FolderStore:
                 part.write_bytes(data)
                 os.link(part, path)
         except FileExistsError:
-            return {}
+            return False
         except OSError as error:
             raise StorageError(f"the result can't be written ({error.strerror})") from None
-        return None
+        return True
 
     def replace(self, key: str, old: bytes, new: bytes, content_type: str) -> bool:
         """Look, then write: a folder is for one machine."""
@@ -465,6 +480,7 @@ def make_s3_store(
     endpoint_url: str | None = None,
     access_key_id: str | None = None,
     secret_access_key: str | None = None,
+    session_token: str | None = None,
     public_url: str | None = None,
 ) -> S3Store:
     """Make a store for a bucket.
@@ -475,6 +491,7 @@ def make_s3_store(
         endpoint_url: Another S3 server; None lets boto3 read its own variables.
         access_key_id: None lets boto3 use its credential chain.
         secret_access_key: Goes with the id.
+        session_token: Goes with both, where they are a role's.
         public_url: Public base URL of the bucket.
 
     Returns:
@@ -500,6 +517,7 @@ def make_s3_store(
             endpoint_url=endpoint_url,
             aws_access_key_id=access_key_id,
             aws_secret_access_key=secret_access_key,
+            aws_session_token=session_token,
             config=config,
         )
     return S3Store(bucket, client, public_url=public_url)
@@ -609,6 +627,10 @@ def manifest_key(generation_id: int | str) -> str:
     return f"manifests/gen_{generation_id}.json"
 
 
+def _forbidden_key(generation_id: int | str) -> str:
+    return f"manifests/gen_{generation_id}.canceled"
+
+
 # %% ../nbs/04_storage.ipynb #58e11d9c
 def find_manifest(
     store: Store, generation_id: int | str, job: str, redrives: int = 0
@@ -626,13 +648,39 @@ def find_manifest(
 
     Raises:
         Conflict: The id belongs to another job.
+        Canceled: It failed, and must not be tried again.
         StorageError: The bucket can't be read, or the manifest is damaged.
     """
     data = store.read(manifest_key(generation_id))
     if data is None:
         return None
     found = _same_job(_manifest(data), job)
-    return None if found.gives_way(redrives) else found
+    if not found.gives_way(redrives):
+        return found
+    if store.read(_forbidden_key(generation_id)) is not None:
+        raise Canceled("the job was canceled")
+    return None
+
+
+def forbid(store: Store, generation_id: int | str) -> bool:
+    """Write down that a job that has failed must not be tried again, though it was redriven.
+
+    Args:
+        store: Where results lie.
+        generation_id: Which picture.
+
+    Returns:
+        Whether it has failed; a picture is not taken back.
+
+    Raises:
+        StorageError: It could not be written.
+    """
+    data = store.read(manifest_key(generation_id))
+    if data is None or _manifest(data).event != "failed":
+        return False
+    key = _forbidden_key(generation_id)
+    store.put_once(key, b"{}", "application/json", facts={}, public=False)
+    return True
 
 
 def _same_job(found: Manifest, job: str) -> Manifest:

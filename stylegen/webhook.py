@@ -335,13 +335,15 @@ WAIT = wait_random_exponential(multiplier=0.5, max=8)
 PATIENCE = 60.0
 """Seconds for all attempts at one event."""
 _LONGEST_PAUSE = 30.0
+_FINAL = (400, 410, 413, 422)
+"""What a receiver says of these very words; a 401 or a 404 may pass with its next deployment."""
 
 
 def _worth_retrying(error: BaseException) -> bool:
     response = getattr(error, "response", None)
     if response is None:  # a ValueError is a bad URL or token: no answer will mend it
         return isinstance(error, requests.RequestException) and not isinstance(error, ValueError)
-    return response.status_code == 429 or response.status_code >= 500
+    return response.status_code >= 400 and response.status_code not in _FINAL
 
 
 def _pause(state: RetryCallState) -> float:

@@ -113,6 +113,7 @@ from stylegen.storage import (
     commit,
     download_lora_model,
     find_manifest,
+    forbid,
     make_s3_store,
     store_result,
     upload_image_to_s3,
@@ -199,12 +200,14 @@ def make_store(settings: Settings) -> Store:
     if settings.stylegen_storage_folder:
         return FolderStore(settings.stylegen_storage_folder)
     key_id, secret = settings.aws_access_key_id, settings.aws_secret_access_key
+    session = settings.aws_session_token
     return make_s3_store(
         settings.s3_bucket,
         region=settings.aws_region,
         endpoint_url=settings.aws_endpoint_url_s3 or settings.aws_endpoint_url,
         access_key_id=key_id.get_secret_value() if key_id else None,
         secret_access_key=secret.get_secret_value() if secret else None,
+        session_token=session.get_secret_value() if session else None,
         public_url=settings.s3_public_url,
     )
 
@@ -542,7 +545,7 @@ def _draw_and_report(
     reporting.callback(ticket.ended.set)  # the job's time does not run while that is closed
 
     def each_step(step: int) -> None:
-        ticket.check()
+        ticket.step(step)
         reporter(step)
         on_step(step)
 
@@ -670,7 +673,7 @@ def cancel_job(generation_id: int | str, store: Store) -> bool:
         store: Where results lie.
 
     Returns:
-        Whether it was in time; else its picture is done.
+        Whether no picture will come of it; else that is done.
 
     Raises:
         StorageError: It could not be written.
@@ -680,7 +683,7 @@ def cancel_job(generation_id: int | str, store: Store) -> bool:
     try:
         commit(store, Manifest(generation_id, ANY_JOB, "failed", payload, event_id))
     except Conflict:
-        return False
+        return forbid(store, generation_id)  # it may have failed, been redriven, and wait
     return True
 
 
@@ -699,7 +702,7 @@ def do_control(body: bytes, parts: Parts) -> None:
         if generation_id is None:
             raise InvalidMessage("a control message names no generation")
         _PATIENTLY(cancel_job, generation_id, parts.store)
-        parts.watch.cancel(generation_id)  # a redriven job has an end, and is in hand again
+        parts.watch.cancel(generation_id)
     except Exception as error:  # pylint: disable=broad-exception-caught
         _log.warning("not canceled: %s", error if isinstance(error, StylegenError) else type(error))
 
@@ -986,5 +989,5 @@ def _cancel(which: str, settings: Settings) -> int:
         return 2
     in_time = cancel_job(generation_id, make_store(settings))
     publish_control(body, url=broker_url(settings), queue_name=settings.stylegen_queue)
-    print("canceled" if in_time else "too late: it is done; if it was redriven, it stops now")
+    print("canceled" if in_time else "too late: its picture is done")
     return 0 if in_time else 1

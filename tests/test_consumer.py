@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,10 +23,12 @@ from rabbit import RabbitNode, free_ports
 from s3_server import S3Server
 from waiting import wait_until
 
+from stylegen.queue import Delivery, Retries
 from stylegen.webhook import ReceivedWebhook, WebhookReceiver
 
 ROOT = Path(__file__).parent.parent
 QUEUE = "image_generation"
+SESSION = "session-token-of-a-role"
 
 
 def publish(rabbit: RabbitNode, *bodies: bytes, **properties: Any) -> None:
@@ -265,7 +268,8 @@ def test_an_operator_sees_it_work(
         job(backend, 32, lora_model_url="s3://models/none.safetensors"),
     )
     log = tmp_path / "worker.log"
-    with worker(environment | {"STYLEGEN_HEALTH_PORT": str(port)}, log) as process:
+    own = {"STYLEGEN_HEALTH_PORT": str(port), "LOG_LEVEL": "DEBUG", "AWS_SESSION_TOKEN": SESSION}
+    with worker(environment | own, log) as process:
         assert backend.wait_for(1, "failed", timeout=120), log.read_text()
         wait_until(lambda: rabbit.queue_state(QUEUE) == (0, 0))
         assert [page(port, name)[0] for name in ("livez", "readyz")] == [200, 200]
@@ -282,4 +286,28 @@ def test_an_operator_sees_it_work(
     ):
         assert line in metrics
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    assert 32 in {line["generation_id"] for line in lines} and TOKEN not in log.read_text()
+    assert 32 in {line["generation_id"] for line in lines}
+    assert TOKEN not in log.read_text() and SESSION not in log.read_text()
+
+
+def test_the_documented_rights_are_enough(
+    environment: dict[str, str], rabbit: RabbitNode, backend: WebhookReceiver, tmp_path: Path
+) -> None:
+    """With no more than docs/security.md asks for: a job, a retry, a dead letter, a stop."""
+    page = (ROOT / "docs/security.md").read_text(encoding="utf-8")
+    names, exchange = re.findall(r"`(\^[^`]+)`", page)
+    rabbit.control("add_user", "worker", "pw")
+    rabbit.control("set_permissions", "worker", names, exchange, names)
+    url = rabbit.url.replace("guest:guest", "worker:pw")
+    retries = Retries(url, QUEUE, (1,))
+    publish(rabbit, job(backend, 41, num_inference_steps=1), b"for nobody")
+    log = tmp_path / "worker.log"
+    dead = rabbit.queue_states().get(f"{QUEUE}.dead", (0, 0))[0]
+    with worker(environment | {"RABBITMQ_URL": url}, log) as process:
+        assert backend.wait_for(1, "complete", timeout=120), log.read_text()
+        retries.later(Delivery(0, 1, job(backend, 42, num_inference_steps=1)))
+        assert backend.wait_for(2, "complete", timeout=60), log.read_text()
+        wait_until(lambda: rabbit.queue_state(QUEUE) == (0, 0))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    assert rabbit.queue_state(f"{QUEUE}.dead")[0] == dead + 1

@@ -489,6 +489,13 @@ def test_memory_too_short_for_one(
     assert engine.draw(jobs[0], loras[0]).size == (512, 512)
 
 
+def _refused_by_the_allocator() -> RuntimeError:
+    """What torch raises when this machine's own memory does not suffice."""
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(1 << 62, dtype=torch.uint8)
+    return raised.value
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
@@ -498,6 +505,7 @@ def test_memory_too_short_for_one(
         (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), DeviceLost),
         (torch.AcceleratorError("CUDA error: out of memory"), OutOfMemory),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling x"), OutOfMemory),
+        (_refused_by_the_allocator(), OutOfMemory),
         (RuntimeError("shapes differ"), RuntimeError),
     ],
 )
@@ -795,6 +803,21 @@ def test_steps_are_not_interrupted_for_nobody(
     with patch.object(loop, "_deliver", side_effect=loop._deliver) as deliver:
         _drawn(engine, task)
     assert heard == [0, 1, 2, 3, 4, 5] and deliver.call_count == 1
+
+
+def test_a_job_that_waits_has_not_begun(
+    pocket: Path, jobs: list[GenerationJob], loras: list[Path]
+) -> None:
+    """Step 0 is when it gets its place: its time, and the estimate of it, run from then on."""
+    engine, heard = Engine(load_pipeline(str(pocket / "pocket"), device="cpu"), batch=1), []
+    tasks = _tasks(engine, jobs[:2], loras[:2])
+    for number, task in enumerate(tasks):
+        task.on_step = lambda step, number=number: heard.append((number, step))
+    engine._submit(*tasks)
+    for task in tasks:
+        task.result.result(60)
+    engine.close()
+    assert heard == [(number, step) for number in range(2) for step in range(6)]
 
 
 def test_layouts_are_bounded(pocket: Path) -> None:

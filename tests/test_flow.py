@@ -154,7 +154,7 @@ def test_stranger_never_gets_the_token(parts: Parts, order: Order) -> None:
 
 def test_refused_terminal_event_is_raised(parts: Parts, order: Order) -> None:
     """If the receiver does not take the result, the queue's side must know."""
-    with WebhookReceiver(lambda webhook: 404) as backend:
+    with WebhookReceiver(lambda webhook: 410) as backend:
         allowed = Parts(parts.draw, parts.store, (backend.url,), TOKEN)
         with pytest.raises(WebhookError):
             handle_generation_task(order | {"webhook_url": backend.url}, allowed)

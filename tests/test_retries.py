@@ -365,6 +365,20 @@ def test_a_redriven_job_in_hand_can_be_canceled(
     assert told == ["LORA_NOT_FOUND", "CANCELED"]
 
 
+def test_a_redriven_job_that_waits_can_be_canceled(
+    flat: Parts, retries: Retries, order: Order, backend: WebhookReceiver, tmp_path: Path
+) -> None:
+    """It has failed and is not drawn again; a picture that is done stays."""
+    parts = _on_bucket(flat, tmp_path)
+    late = _failed_once(parts, retries, order)
+    _bring(parts, retries, order | {"generation_id": 501})
+    for number in (order["generation_id"], 501):
+        do_control(json.dumps({"generation_id": number}).encode(), parts)
+    _bring(replace(parts, draw=None), retries, late, headers={REDRIVES: 1})
+    told = [hook.body.get("error_code") for hook in backend.received if hook.event != "progress"]
+    assert told == ["LORA_NOT_FOUND", None, "CANCELED"]
+
+
 def test_no_progress_after_the_end(
     flat: Parts, retries: Retries, order: Order, tmp_path: Path
 ) -> None:

@@ -29,6 +29,7 @@ from stylegen.job import (
     StorageError,
     StylegenError,
 )
+from stylegen.settings import load_settings
 from stylegen.storage import (
     FolderStore,
     Manifest,
@@ -42,6 +43,7 @@ from stylegen.storage import (
     store_result,
     upload_image_to_s3,
 )
+from stylegen.worker import make_store
 
 BUCKET = "storage-tests"
 KEY_ID, SECRET_KEY, REGION = "test-key-id", "test-secret-key", "us-east-1"
@@ -482,6 +484,35 @@ def test_a_conflict_of_two_writers_is_asked_again(
     monkeypatch.setattr(store, "_put", busy)
     assert store.put_once("manifests/busy.json", b"{}", "", facts={}, public=False) is None
     assert store.read("manifests/busy.json") == b"{}" and not left
+
+
+def test_a_folder_keeps_whose_picture_it_is(tmp_path: Path) -> None:
+    """Of two jobs with one id the second waits, whatever the first's worker is doing."""
+    store = FolderStore(tmp_path)
+    url, sha256 = store_result(store, 5, b"first", "job-a")
+    with pytest.raises(StorageError):
+        store_result(store, 5, b"second", "job-b")
+    assert (tmp_path / "generations/gen_5.jpg").read_bytes() == b"first"
+    assert store_result(store, 5, b"first", "job-a") == (url, sha256)
+
+
+def test_temporary_keys_go_with_their_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A role's keys are refused without it; no secret of the three is shown."""
+    role = {
+        "INTERNAL_API_TOKEN": "t",
+        "WEBHOOK_ALLOWED_ORIGINS": "https://api.example.com",
+        "AWS_ACCESS_KEY_ID": KEY_ID,
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        "AWS_SESSION_TOKEN": "session-of-a-role",
+        "AWS_REGION": "us-east-1",
+    }
+    for name, value in role.items():
+        monkeypatch.setenv(name, value)
+    settings = load_settings()
+    store = make_store(settings)
+    signer = store._client._request_signer  # type: ignore[attr-defined]
+    assert signer._credentials.token == "session-of-a-role"
+    assert "session-of-a-role" in settings.secrets and "session-of" not in repr(settings)
 
 
 def test_a_manifest_of_a_later_version_is_read(tmp_path: Path) -> None:

@@ -172,7 +172,15 @@ def test_retries_carry_the_same_body(status: int) -> None:
     assert all(each == backend.received[0] for each in backend.received)
 
 
-@pytest.mark.parametrize("status", [301, 302, 307, 308, 400, 401, 404, 410, 422])
+@pytest.mark.parametrize("status", [401, 403, 404, 408])
+def test_what_a_deployment_may_say_is_not_final(status: int) -> None:
+    moods = iter([status, 200])
+    with WebhookReceiver(lambda _: next(moods)) as backend:
+        send_failed_webhook(backend.url, 500, "no", token=TOKEN)
+    assert len(backend.received) == 2
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308, 400, 410, 413, 422])
 def test_other_answers_are_final(status: int) -> None:
     with WebhookReceiver(lambda _: status) as backend:
         with pytest.raises(WebhookError, match=str(status)):
