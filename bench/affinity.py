@@ -26,6 +26,7 @@ import pika
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 # pylint: disable=wrong-import-position
 from rabbit import RabbitNode  # noqa: E402
+from stored import store  # noqa: E402
 
 from stylegen.affinity import affinity_exchange, declare_affinity  # noqa: E402
 from stylegen.cache import LoraFiles  # noqa: E402
@@ -126,8 +127,7 @@ def main(jobs: int) -> None:
                 hits = f"{shared['hits']:14.0%}{affine['hits']:10.0%}"
                 print(f"{artists:8} {popularity:10}{hits}{affine['busiest']:9.2f}")
     result = {"workers": WORKERS, "kept": KEPT, "jobs": jobs, "draw": DRAW, "fetch": FETCH}
-    path = Path(__file__).parent / "results" / "affinity.json"
-    path.write_text(json.dumps(result | {"rows": rows}, indent=2) + "\n", encoding="utf-8")
+    store("affinity", result | {"rows": rows}, "pika")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,6 @@ pocket model on a CPU at batch 4 (other models, devices and batches: a name of t
 """
 
 import argparse
-import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -30,9 +28,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
-import peft
 import torch
 from peft.tuners.lora import LoraLayer
 
@@ -46,8 +42,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from lora_files import write_diffusers  # noqa: E402  pylint: disable=wrong-import-position
 
 from sd15 import build_sd15  # noqa: E402
-
-RESULTS = Path(__file__).parent / "results"
+from stored import store  # noqa: E402
 
 
 def order(seed: int, steps: int) -> GenerationJob:
@@ -374,14 +369,6 @@ def ratios(
     }
 
 
-def processor() -> str:
-    """The CPU's model, where the system tells it."""
-    told = Path("/proc/cpuinfo")
-    lines = told.read_text(encoding="utf-8").splitlines() if told.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def main(model: str, device: str, batch: int, steps: int, repeats: int, compiled: bool) -> None:
     """Time, print, write, draw."""
     with tempfile.TemporaryDirectory() as folder:
@@ -395,15 +382,10 @@ def main(model: str, device: str, batch: int, steps: int, repeats: int, compiled
         overhead = summary(time_overhead(peers, 2 * repeats))
         plain = summary(time_plain(peers, 2 * repeats))
         peers.close()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     result = {
         "device": device,
-        "machine": platform.machine(),
-        "processor": processor(),
         "threads": torch.get_num_threads(),
         "compiled": compiled,
-        "versions": {m.__name__: m.__version__ for m in (torch, diffusers, peft)},
-        "commit": commit.stdout.strip(),
         "model": Path(model).name,
         "steps": steps,
         "batch": batch,
@@ -417,13 +399,12 @@ def main(model: str, device: str, batch: int, steps: int, repeats: int, compiled
         "peak_memory_gb": memory,
         "ratios": ratios(jobs, changes, batch),
     }
-    RESULTS.mkdir(exist_ok=True)
-    text, name = json.dumps(result, indent=2), "engine"
+    name = "engine"
     if (Path(model).name, device, batch, compiled) != ("pocket", "cpu", 4, False):
         kind = "-compiled" if compiled else ""
         name = f"engine-{Path(model).name}-{device}-{batch}{kind}"
-    (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-    draw_plot(jobs, RESULTS / f"{name}.svg")
+    path = store(name, result, "torch", "diffusers", "peft")
+    draw_plot(jobs, path.with_suffix(".svg"))
     show(result)
 
 

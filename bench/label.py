@@ -6,10 +6,7 @@ Every row is timed in the same run, interleaved, on the same 512x512 drawing.
 
 import argparse
 import io
-import json
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -17,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import PIL
 from PIL import Image
 
 from stylegen.pocket import Scene, draw
@@ -25,7 +21,9 @@ from stylegen.provenance import ContentCredentials, Label, encode_labelled
 from stylegen.signature import add_watermark
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from certificates import write_chain  # noqa: E402  pylint: disable=wrong-import-position
+# pylint: disable=wrong-import-position
+from certificates import write_chain  # noqa: E402
+from stored import store  # noqa: E402
 
 LABEL = Label(1, "김하늘", "pocket", lora_sha256="0f" * 32, copyright_notice="김하늘")
 
@@ -88,19 +86,7 @@ def main(repeats: int) -> None:
         mean = statistics.mean(psnr(image, jpeg) for image, jpeg in jpegs)
         quality[name] = {"bytes": size, "psnr_mean_db": mean, "psnr_worst_db": worst}
         print(f"{name}: {size / 1000:.1f} kB, PSNR mean {mean:.1f} dB, worst {worst:.1f} dB")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    result = {
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "pillow": PIL.__version__,
-        "commit": commit.stdout.strip(),
-        "repeats": repeats,
-        "times": table,
-        "quality": quality,
-    }
-    path = Path(__file__).parent / "results" / "label.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    store("label", {"repeats": repeats, "times": table, "quality": quality}, "pillow")
 
 
 def pictures(rng: np.random.Generator) -> list[Image.Image]:

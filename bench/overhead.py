@@ -37,8 +37,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 # pylint: disable=wrong-import-position
 from rabbit import RabbitNode  # noqa: E402
 from s3_server import S3Server  # noqa: E402
+from stored import store as store_result  # noqa: E402
 
-RESULTS = Path(__file__).parent / "results"
 BUCKET = "overhead"
 BAR_MS = 5.0
 
@@ -138,7 +138,7 @@ def main() -> int:
         str(hands): {"median_ms": statistics.median(v), "all_ms": v} for hands, v in found.items()
     }
     result = {"jobs": chosen.jobs, "seconds": chosen.seconds, "idle_per_job": sums}
-    (RESULTS / "overhead.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    store_result("overhead", result, "pika", "boto3", "requests")
     whole, left = sums["1"]["median_ms"], sums["2"]["median_ms"]
     print(f"one job in hand:  {whole:.1f} ms a job in which the device is idle")
     print(f"two jobs in hand: {left:.1f} ms a job (bar {BAR_MS:.0f})")

@@ -6,7 +6,6 @@ same seeds, by turns; the judge tells what the pictures show. Prints a table, wr
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -19,7 +18,9 @@ from stylegen.pipeline import load_pipeline
 from stylegen.pocket import judge, packaged
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
-from pocket_report import Task, order, scenes  # noqa: E402  pylint: disable=wrong-import-position
+# pylint: disable=wrong-import-position
+from pocket_report import Task, order, scenes  # noqa: E402
+from stored import store  # noqa: E402
 
 PROFILES = (None, "guidance_interval", "ays")
 
@@ -60,9 +61,7 @@ def main(pictures: int) -> None:
     print(f"{'profile':20}{'seconds':>9}{'colours %':>11}{'shapes %':>10}{'difference':>12}")
     for name, row in table.items():
         print(f"{name:20}" + "{:9.2f}{:11.1f}{:10.1f}{:12.1f}".format(*row.values()))
-    path = Path(__file__).parent / "results" / "profiles.json"
-    result = {"pictures": pictures, "steps": 50, "profiles": table}
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    store("profiles", {"pictures": pictures, "steps": 50, "profiles": table}, "torch", "diffusers")
 
 
 if __name__ == "__main__":

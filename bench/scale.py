@@ -12,7 +12,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -31,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 # pylint: disable=wrong-import-position
 from rabbit import RabbitNode  # noqa: E402
 from s3_server import S3Server  # noqa: E402
+from stored import store  # noqa: E402
 
 from stylegen import worker  # noqa: E402
 from stylegen.job import GenerationJob  # noqa: E402
@@ -44,7 +44,6 @@ from stylegen.loadgen import (  # noqa: E402
 )
 from stylegen.queue import start_rabbitmq_consumer  # noqa: E402
 
-RESULTS = Path(__file__).parent / "results"
 QUEUE, BUCKET = "image_generation", "stylelicense-images"
 FLEETS = (1, 2, 4, 8)
 UTILISATION = 0.7
@@ -268,17 +267,13 @@ def main(seconds: float, per_worker: int, soaked: int) -> int:
             fleets.append(measure_fleet(bench, count, seconds, per_worker))
             print(json.dumps(fleets[-1]), flush=True)
         result: dict[str, Any] = {
-            "machine": platform.machine(),
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
             "job_seconds": seconds,
             "fleets": fleets,
             "broker_ms_per_job": measure_broker(rabbit),
             "soak": soak(bench, soaked) if soaked else None,
         }
     show(result)
-    (RESULTS / "scale.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    plot(fleets, RESULTS / "scale.svg")
+    plot(fleets, store("scale", result, "pika", "boto3", "requests").with_suffix(".svg"))
     return int(not is_kept(result))
 
 
