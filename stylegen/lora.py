@@ -90,18 +90,20 @@ def lora_layers(names: list[str]) -> list[str]:
         Each layer's name, as the file spells it, sorted.
 
     Raises:
-        LoraInvalid: A tensor is of no known kind, or one half of a pair is missing.
+        LoraInvalid: A tensor is of no known kind, a half of a pair is missing, or a layer has two.
     """
     down = {_DOWN.sub("", name) for name in names if _DOWN.search(name)}
     up = {_UP.sub("", name) for name in names if _UP.search(name)}
     known = len([name for name in names if _DOWN.search(name) or _UP.search(name)])
-    others = [name for name in names if not name.endswith(".alpha")]
-    if known != len(others):
+    alphas = [_ALPHA.sub("", name) for name in names if _ALPHA.search(name)]
+    if known + len(alphas) != len(names):
         raise LoraInvalid("the file holds tensors that are not a plain LoRA's")
     if down != up or not down:
         raise LoraInvalid("the file holds no LoRA, or half of a pair is missing")
-    if {_ALPHA.sub("", name) for name in names if _ALPHA.search(name)} - down:
+    if not down.issuperset(alphas):
         raise LoraInvalid("the file holds an alpha that belongs to no layer")
+    if known != 2 * len(down) or len(alphas) != len(set(alphas)):
+        raise LoraInvalid("the file holds a layer, or its alpha, twice")
     return sorted(down)
 
 
@@ -153,27 +155,36 @@ def _dotted(path: Path, pipeline: Any) -> tuple[dict[str, Any], dict[str, float]
 
     tensors = {re.sub(r"^base_model\.model\.", "unet.", k): v for k, v in load_file(path).items()}
     try:
-        named, alphas = pipeline.lora_state_dict(tensors)
+        named, told = pipeline.lora_state_dict(tensors)
     except (AttributeError, IndexError, KeyError, ValueError):
         raise LoraInvalid("the file's names are of no known dialect") from None
-    own = {name: named.pop(name) for name in list(named) if name.endswith(".alpha")}
-    told = {
-        name.removesuffix(".alpha"): float(value)
-        for name, value in {**own, **(alphas or {})}.items()
+    own = {name: named.pop(name) for name in list(named) if _ALPHA.search(name)}
+    alphas = {
+        _DOWN.sub("", _ALPHA.sub("", name)): float(value)
+        for name, value in {**own, **(told or {})}.items()
     }
-    by_layer = {_DOWN.sub("", name): value for name, value in _in_pefts_names(told).items()}
-    return _in_pefts_names(named), by_layer, _adapter_metadata(path)
+    renamed = _in_pefts_names(list(named))
+    layers = {_DOWN.sub("", k): _DOWN.sub("", v) for k, v in renamed.items() if _DOWN.search(k)}
+    if not alphas.keys() <= layers.keys():
+        raise LoraInvalid("the file holds an alpha that belongs to no layer")
+    by_layer = {layers[layer]: alpha for layer, alpha in alphas.items()}
+    return {v: named[k] for k, v in renamed.items()}, by_layer, _adapter_metadata(path)
 
 
-def _in_pefts_names(named: Mapping[str, Any]) -> dict[str, Any]:
+def _in_pefts_names(names: list[str]) -> dict[str, str]:
+    """Each half's name as peft spells it, ending in ``lora_A.weight`` or ``lora_B.weight``."""
     from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_peft
     from diffusers.utils import convert_unet_state_dict_to_peft
 
-    text = {k: v for k, v in named.items() if k.startswith("text_encoder.")}
-    unet = {k: v for k, v in named.items() if k not in text}
+    text = {name: name for name in names if name.startswith("text_encoder.")}
+    unet = {name: name for name in names if name not in text}
     if any("lora_linear_layer" in name or "to_out_lora" in name for name in text):
         text = convert_state_dict_to_peft(convert_state_dict_to_diffusers(text))
-    return convert_unet_state_dict_to_peft(unet) | text
+    converted = convert_unet_state_dict_to_peft(unet) | text
+    return {
+        before: _UP.sub(".lora_B.weight", _DOWN.sub(".lora_A.weight", name))
+        for name, before in converted.items()
+    }
 
 
 def _adapter_metadata(path: Path) -> dict[str, Any]:
@@ -236,9 +247,16 @@ def _find(model: Any, name: str) -> Any:
 def _fitted(module: Any, down: Any, up: Any) -> tuple[Any, Any]:
     """`down` as ``[rank, …]`` of the module's weight, `up` as ``[out, rank]``."""
     rank, shape = down.shape[0], module.weight.shape
-    if down.numel() != rank * shape[1:].numel() or up.numel() != rank * shape[0]:
-        raise LoraInvalid("a layer of the file has other sizes than the base model's")
-    return down.reshape(rank, *shape[1:]), up.reshape(shape[0], rank)
+    wanted = (rank, *shape[1:]), (shape[0], rank)
+    for half, size in zip((down, up), wanted, strict=True):
+        if _without_pixels(half.shape) != _without_pixels(size):
+            raise LoraInvalid("a layer of the file has other sizes than the base model's")
+    return down.reshape(wanted[0]), up.reshape(wanted[1])
+
+
+def _without_pixels(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape, that of a 1×1 convolution as the matrix's that it is."""
+    return tuple(shape[:2] if tuple(shape[2:]) == (1, 1) else shape)
 
 
 # %% ../nbs/06_lora.ipynb #b83d3d71
@@ -307,7 +325,9 @@ def read_adapter(path: str | Path, pipeline: Any) -> Adapter:
     for name, down in tensors.items():
         if _DOWN.search(name):
             layer = _DOWN.sub("", name)
-            up = tensors[next(n for n in _partners(name) if n in tensors)]
+            up = tensors.get(f"{layer}.lora_B.weight")
+            if up is None:
+                raise LoraInvalid("the file's names leave half of a pair without the other")
             own, module = _module(pipeline, layer)
             halves = _fitted(module, down.float(), up.float())
             updates[own] = _scaled(*halves, _scaling(layer, down.shape[0], alphas, metadata))
@@ -315,10 +335,6 @@ def read_adapter(path: str | Path, pipeline: Any) -> Adapter:
         raise LoraInvalid(f"{len(updates)} of the file's {count} layers are understood")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return _packed(digest, updates, next(pipeline.unet.parameters()))
-
-
-def _partners(name: str) -> list[str]:
-    return [name.replace("lora_A", "lora_B"), name.replace("down", "up")]
 
 
 def _scaled(down: Any, up: Any, scaling: float) -> tuple[Any, Any]:

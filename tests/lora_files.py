@@ -11,6 +11,20 @@ UNET = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "ff.net.2")
 CONVOLUTIONS = ("conv1", "conv2", "time_emb_proj", "conv_shortcut")
 TEXT = ("q_proj", "out_proj", "fc1")
 
+SPELLINGS = {
+    "dotted lora_down": {"lora_A": "lora_down", "lora_B": "lora_up"},
+    "lora.down": {"lora_A": "lora.down", "lora_B": "lora.up"},
+    "lora_linear_layer": {"lora_A": "lora_linear_layer.down", "lora_B": "lora_linear_layer.up"},
+    "attention processors": {
+        **{"to_out.0.": "to_out.", "q_proj.": "to_q.", "out_proj.": "to_out."},
+        **{"attn1.": "attn1.processor.", "attn2.": "attn2.processor."},
+        **{f"to_{n}.lora_A": f"to_{n}_lora.down" for n in ("q", "k", "v", "out")},
+        **{f"to_{n}.lora_B": f"to_{n}_lora.up" for n in ("q", "k", "v", "out")},
+        **{"lora_A": "lora.down", "lora_B": "lora.up"},
+    },
+}
+"""What older files write for parts of diffusers' names of today, by dialect."""
+
 
 def updates(model: Any, endings: tuple[str, ...], rank: int, seed: int) -> dict[str, Any]:
     """Random ``(down, up)`` of each layer of `model` with one of the name endings."""
@@ -47,14 +61,28 @@ def write_diffusers(
     return path
 
 
-def write_kohya(path: Path, pipeline: Any, rank: int, seed: int, alpha: float) -> Path:
-    """kohya's names, with an alpha for each layer."""
+def write_kohya(
+    path: Path,
+    pipeline: Any,
+    rank: int,
+    seed: int,
+    alpha: float,
+    *,
+    text: bool = False,
+    with_alpha: tuple[str, ...] = UNET + TEXT,
+) -> Path:
+    """kohya's names, with alphas for layers of these endings; on the text encoder if asked."""
+    parts = {"lora_unet_": updates(pipeline.unet, UNET, rank, seed)}
+    if text:
+        parts["lora_te_text_model_"] = updates(pipeline.text_encoder, TEXT, rank, seed)
     tensors = {}
-    for name, (down, up) in updates(pipeline.unet, UNET, rank, seed).items():
-        layer = f"lora_unet_{name.replace('.', '_')}"
-        tensors[f"{layer}.lora_down.weight"] = down
-        tensors[f"{layer}.lora_up.weight"] = up
-        tensors[f"{layer}.alpha"] = torch.tensor(alpha)
+    for prefix, pairs in parts.items():
+        for name, (down, up) in pairs.items():
+            layer = f"{prefix}{name.replace('.', '_')}"
+            tensors[f"{layer}.lora_down.weight"] = down
+            tensors[f"{layer}.lora_up.weight"] = up
+            if name.endswith(with_alpha):
+                tensors[f"{layer}.alpha"] = torch.tensor(alpha)
     save_file(tensors, path)
     return path
 

@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import logging
+import math
 import random
 import threading
 import weakref
@@ -19,7 +20,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
-from lora_files import UNET, updates, write_diffusers, write_kohya, write_rslora
+from lora_files import SPELLINGS, UNET, updates, write_diffusers, write_kohya, write_rslora
 from safetensors.torch import load_file, save_file
 from waiting import wait_until
 
@@ -328,6 +329,73 @@ def test_pefts_own_prefix(
     }
     save_file(tensors, path)
     assert engine.draw(jobs[0], path).tobytes() == engine.draw(jobs[0], loras[0]).tobytes()
+
+
+def _same(one: Adapter, other: Adapter) -> bool:
+    """Whether two files mean the same, bit for bit."""
+    if one.updates.keys() != other.updates.keys():
+        return False
+    halves = ((one.updates[name], other.updates[name]) for name in one.updates)
+    return all(torch.equal(*pair) for both in halves for pair in zip(*both, strict=True))
+
+
+@pytest.mark.parametrize("dialect", SPELLINGS)
+def test_every_dialect_means_the_same(
+    engine: Engine, loras: list[Path], tmp_path: Path, dialect: str
+) -> None:
+    """However names end, no half is taken for the other, and alphas find their layers."""
+    plain, respelled = tmp_path / "plain.safetensors", tmp_path / "respelled.safetensors"
+    tensors = load_file(loras[3])
+    for layer in [name.rpartition(".lora_A")[0] for name in tensors if ".lora_A" in name]:
+        tensors[f"{layer}.alpha"] = torch.tensor(4.0)
+    save_file(tensors, plain)
+    for ours, theirs in SPELLINGS[dialect].items():
+        tensors = {name.replace(ours, theirs): value for name, value in tensors.items()}
+    save_file(tensors, respelled)
+    assert not tensors.keys() & load_file(loras[3]).keys()
+    assert _same(engine.adapters.get(respelled), engine.adapters.get(plain))
+
+
+@pytest.mark.parametrize("ending", [".alpha", ".lora.alpha", "_lora.alpha"])
+def test_an_alpha_counts_however_it_is_spelled(
+    engine: Engine, loras: list[Path], tmp_path: Path, ending: str
+) -> None:
+    """An alpha of half the rank beside plain names means what kohya's does."""
+    path = write_diffusers(tmp_path / "plain.safetensors", engine.pipeline, 8, seed=2)
+    assert not _same(engine.adapters.get(path), engine.adapters.get(loras[1]))
+    tensors = load_file(path)
+    layers = [name.rpartition(".lora_A")[0] for name in tensors if ".lora_A" in name]
+    alphas = {f"{layer}{ending}": torch.tensor(4.0) for layer in layers}
+    save_file(tensors | alphas, tmp_path / "alphas.safetensors")
+    told = engine.adapters.get(tmp_path / "alphas.safetensors")
+    assert _same(told, engine.adapters.get(loras[1]))
+
+
+def test_an_alpha_counts_where_others_have_none(engine: Engine, tmp_path: Path) -> None:
+    """Layers without an alpha change nothing about those with one, in kohya's text encoder."""
+    name, pipeline = ("q_proj", "fc1"), engine.pipeline
+    path = write_kohya(
+        tmp_path / "some.safetensors", pipeline, 8, 2, 4.0, text=True, with_alpha=name
+    )
+    some = engine.adapters.get(path)
+    path = write_diffusers(tmp_path / "none.safetensors", pipeline, 8, seed=2, text=True)
+    for layer, (down, _) in engine.adapters.get(path).updates.items():
+        factor = math.sqrt(0.5) if layer.endswith(name) else 1.0
+        assert torch.equal(some.updates[layer][0], down * factor), layer
+
+
+def test_single_pixels_may_be_matrices(engine: Engine, loras: list[Path], tmp_path: Path) -> None:
+    """Linear layers as convolutions of single pixels, and the other way round."""
+    tensors = load_file(loras[0])
+    turned = {
+        name: half.flatten(1) if half.ndim == 4 else half[..., None, None]
+        for name, half in tensors.items()
+    }
+    assert {half.ndim for half in tensors.values()} == {2, 4}
+    save_file(turned, tmp_path / "turned.safetensors")
+    assert _same(
+        engine.adapters.get(tmp_path / "turned.safetensors"), engine.adapters.get(loras[0])
+    )
 
 
 def test_a_layer_of_two_names_is_one_layer(

@@ -28,9 +28,9 @@ def _header(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
 
-def _good(pipeline: Any, rank: int = 4) -> Tensors:
+def _good(pipeline: Any, rank: int = 4, layers: tuple[str, ...] = ("to_q",)) -> Tensors:
     tensors = {}
-    for name, (down, up) in updates(pipeline.unet, ("to_q",), rank, 1).items():
+    for name, (down, up) in updates(pipeline.unet, layers, rank, 1).items():
         tensors[f"unet.{name}.lora_A.weight"] = down
         tensors[f"unet.{name}.lora_B.weight"] = up
     return tensors
@@ -49,6 +49,10 @@ def _edited(name: str, edit: Callable[[Tensors], Any], outcome: str = INVALID) -
 
 def _first(tensors: Tensors) -> str:
     return sorted(tensors)[0]
+
+
+def _layer(tensors: Tensors) -> str:
+    return _first(tensors).rpartition(".lora_")[0]
 
 
 def _each(tensors: Tensors, change: Callable[[torch.Tensor], torch.Tensor]) -> Tensors:
@@ -116,6 +120,35 @@ _edited(
 )
 _edited("keys: no prefix", lambda t: {k.removeprefix("unet."): v for k, v in t.items()})
 _edited("keys: half a pair", lambda t: t.pop(_first(t)) is None)
+_edited(
+    "keys: a layer in two dialects",
+    lambda t: t
+    | {
+        _layer(t) + ending: t[_layer(t) + other].clone()
+        for ending, other in (
+            (".lora.down.weight", ".lora_A.weight"),
+            (".lora.up.weight", ".lora_B.weight"),
+        )
+    },
+)
+_edited(
+    "keys: a kohya layer whose halves are parted by their names",
+    lambda t: {
+        f"lora_unet_going_down_there.lora_{half}.weight": torch.zeros(4, 4)
+        for half in ("down", "up")
+    },
+)
+_file(
+    "keys: kohya's two names of one text encoder",
+    lambda p: save(
+        {
+            f"lora_te{n}_{name.replace('.', '_')}.lora_{word}.weight": half.clone()
+            for name, pair in updates(p.text_encoder, ("fc1",), 4, 1).items()
+            for n in ("", "1")
+            for word, half in zip(("down", "up"), pair, strict=True)
+        }
+    ),
+)
 _edited("keys: only the downs", lambda t: {k: v for k, v in t.items() if "lora_A" in k})
 _edited("keys: one too many", lambda t: t | {"unet.surprise": torch.zeros(3)})
 _edited(
@@ -142,6 +175,14 @@ _edited(
 _edited("keys: a path", lambda t: {"../../etc/passwd": torch.zeros(1)})
 _edited("keys: a textual inversion", lambda t: {"emb_params": torch.zeros(2, 96)})
 
+# Alphas
+_edited("alphas: of no layer", lambda t: t | {"unet.no.lora.alpha": torch.tensor(4.0)})
+_edited(
+    "alphas: two of a layer",
+    lambda t: t
+    | {f"{_layer(t)}{ending}": torch.tensor(2.0) for ending in (".alpha", ".lora.alpha")},
+)
+
 # Values and shapes
 _edited("values: NaN", lambda t: t[_first(t)].fill_(float("nan")))
 _edited("values: one infinity", lambda t: t[_first(t)].view(-1)[:1].fill_(float("inf")))
@@ -150,6 +191,19 @@ _edited("values: integers", lambda t: _each(t, torch.Tensor.int))
 _edited("values: complex", lambda t: _each(t, lambda x: x.to(torch.complex64)))
 _edited("values: bool", lambda t: _each(t, torch.Tensor.bool))
 _edited("shapes: transposed", lambda t: _each(t, torch.Tensor.t))
+_edited(
+    "shapes: ups transposed",
+    lambda t: {k: v.t().contiguous() if "lora_B" in k else v for k, v in t.items()},
+)
+_file(
+    "shapes: a convolution's axes turned",
+    lambda p: save(
+        {
+            k: v.permute(0, 2, 3, 1).contiguous() if "lora_A" in k else v
+            for k, v in _good(p, layers=("conv1",)).items()
+        }
+    ),
+)
 _edited("shapes: ranks differ", lambda t: t.update({_first(t): t[_first(t)][:2].contiguous()}))
 _edited(
     "shapes: another model's width",
@@ -167,6 +221,14 @@ _file("shapes: rank 2,000", lambda p: save(_good(p, 2000)))
 _edited("good: all zero", lambda t: _each(t, torch.zeros_like), "complete")
 _edited("good: bfloat16", lambda t: _each(t, torch.Tensor.bfloat16), "complete")
 _edited("good: half precision", lambda t: _each(t, torch.Tensor.half), "complete")
+_edited("good: as convolutions", lambda t: _each(t, lambda x: x[..., None, None]), "complete")
+_edited(
+    "good: kohya's endings on dotted names",
+    lambda t: {
+        k.replace("lora_A", "lora_down").replace("lora_B", "lora_up"): v for k, v in t.items()
+    },
+    "complete",
+)
 _file("good: rank 1", lambda p: save(_good(p, 1)), "complete")
 _file(
     "good: with metadata", lambda p: save(_good(p), {"ss_tag_frequency": "x" * 10_000}), "complete"
