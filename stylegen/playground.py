@@ -11,6 +11,7 @@ __all__ = [
     "ALONE",
     "COPY",
     "TAGS",
+    "PATIENCE",
     "Tile",
     "wall",
     "Desk",
@@ -918,6 +919,14 @@ class Actions(Panel):
 
 
 # %% ../nbs/10_playground.ipynb #6f878ab2
+PATIENCE = 2.0
+"""Seconds that a new panel waits for its LoRAs.
+
+A folder's are there at once, with the first job that is asked for; a bucket that can't be reached
+would freeze the kernel for minutes.
+"""
+
+
 class Playground(Actions):
     """A panel of widgets around a generator.
 
@@ -958,5 +967,5 @@ class Playground(Actions):
         self.tabs.observe(lambda _: self.compare.update(), "selected_index")
         self.status.say("Ready." if drawer else "Press Load, then Generate.")
         self.head.show(self.studio)
-        with self.status.guard():
-            self._refresh()
+        self.refresh()
+        self.network.wait(PATIENCE)

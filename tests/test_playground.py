@@ -107,6 +107,7 @@ def _loras(tmp_path: Path) -> Path:
 def _panel(painter: Painter, loras: Path, tmp_path: Path) -> Playground:
     drawer = Drawer(painter, "models/painter", 2, lambda: "easel", glimpse)
     panel = Playground(drawer, partial(folder_loras, loras), folder=tmp_path / "kept")
+    assert panel.wait(60)  # the LoRAs are listed, however busy the machine is
     panel.controls.sampling.steps.value = STEPS
     return panel
 
@@ -115,6 +116,7 @@ def _panel(painter: Painter, loras: Path, tmp_path: Path) -> Playground:
 def _pocket_panel(engine: Engine, loras: Path, tmp_path: Path) -> Playground:
     drawer = engine_drawer(engine, str(packaged() / "pocket"))
     panel = Playground(drawer, partial(folder_loras, loras), folder=tmp_path / "kept")
+    assert panel.wait(60)  # the LoRAs are listed, however busy the machine is
     panel.controls.sampling.steps.value = STEPS
     return panel
 
@@ -215,6 +217,26 @@ def test_listing_that_fails_is_told(painter: Painter, tmp_path: Path) -> None:
     assert "bucket can't be reached" in panel.status.text
     panel.head.generate.click()
     assert "no LoRA" in panel.status.text
+
+
+@pytest.mark.parametrize("error, told", [(None, "Ready."), (OSError("gone away"), "gone away")])
+def test_a_slow_listing_comes_later(
+    painter: Painter, loras: Path, tmp_path: Path, error: Exception | None, told: str
+) -> None:
+    """The panel is there before a bucket that takes its time, or fails in the end."""
+    answered = threading.Event()
+
+    def listing() -> list[LoraFile]:
+        assert answered.wait(10)
+        if error:
+            raise error
+        return folder_loras(loras)
+
+    panel = Playground(painter, listing, folder=tmp_path)
+    assert not panel.network.wait(0) and panel.status.text == "Ready."
+    answered.set()
+    assert panel.wait(30) and told in panel.status.text
+    assert ("neon" in dict(panel.controls.style.lora.options)) is (error is None)
 
 
 def test_what_the_model_refuses_is_refused(panel: Playground, painter: Painter) -> None:
@@ -791,7 +813,7 @@ def test_loras_of_a_bucket(painter: Painter, s3: S3Server, tmp_path: Path) -> No
     store = make_s3_store("results", **place, access_key_id="test", secret_access_key="test")
     how = {"client": client, "store": store, "cache": cache}
     panel = Playground(painter, partial(bucket_loras, "artists", "loras/", **how), folder=tmp_path)
-    assert list(panel.studio.library.usable) == list(keys)
+    assert panel.wait(60) and list(panel.studio.library.usable) == list(keys)
     panel.compare.x.name.value = "lora"
     assert panel.compare.estimate.value.startswith("2 pictures") and not cache.exists()
     panel.controls.style.lora.value = "neon"

@@ -256,6 +256,11 @@ def test_stored_results_keep_the_promises() -> None:
     assert scale.is_kept(result) and result["soak"]["ordered"] >= 10_000
 
 
+def test_panel_bench_opens_the_notebook(tmp_path: Path) -> None:
+    """All of its cells run, and the panel that is shown is the one that is loaded."""
+    panel_bench.open_notebook(tmp_path)
+
+
 def test_stored_panel_results_keep_the_promises() -> None:
     """The same of the panel's bench; and a figure that misses its bar is one it exits for."""
     path = scale.RESULTS / "playground.json"
