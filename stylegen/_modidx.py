@@ -728,6 +728,10 @@ d = {
                 "playground.html#chosen.job",
                 "stylegen/playground.py",
             ),
+            "stylegen.playground.Chosen.put_away": (
+                "playground.html#chosen.put_away",
+                "stylegen/playground.py",
+            ),
             "stylegen.playground.ChosenPicture": (
                 "playground.html#chosenpicture",
                 "stylegen/playground.py",
@@ -866,6 +870,10 @@ d = {
             ),
             "stylegen.playground.Easel.hang": (
                 "playground.html#easel.hang",
+                "stylegen/playground.py",
+            ),
+            "stylegen.playground.Easel.put_away": (
+                "playground.html#easel.put_away",
                 "stylegen/playground.py",
             ),
             "stylegen.playground.Easel.settle": (

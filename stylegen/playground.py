@@ -123,7 +123,9 @@ class Desk:
     """What the tabs share.
 
     `submit` puts drawings into the background queue and `ask` questions to other machines into one
-    of their own; `unkept` says why pictures of the latest request could not be kept.
+    of their own; `unkept` says why pictures of the latest request could not be kept, and `unshown`
+    what the controls could not take of the latest recalled job. `watchers` are called when the
+    controls are set from a job.
     """
 
     studio: Studio
@@ -135,6 +137,8 @@ class Desk:
     submit: Callable[[Work], None]
     ask: Callable[[Work], None]
     unkept: list[OSError] = field(default_factory=list)
+    unshown: list[str] = field(default_factory=list)
+    watchers: list[Callable[[], None]] = field(default_factory=list)
 
     def watch(self, tasks: Sequence[Task], stop: threading.Event, **told: Any) -> Watch:
         """Watch a request; `told` are further functions of a `Watch`."""
@@ -164,9 +168,11 @@ class Desk:
 
     def recall(self, fields: Mapping[str, Any]) -> None:
         """Set the controls from a job's fields, and tell what can't be shown."""
-        problems = self.controls.recall(fields)
-        if problems:
-            self.status.fail(InvalidMessage("; ".join(problems)), "Recalled, but for: ")
+        self.unshown[:] = self.controls.recall(fields)
+        for watcher in self.watchers:
+            watcher()
+        if self.unshown:
+            self.status.fail(InvalidMessage("; ".join(self.unshown)), "Recalled, but for: ")
         else:
             self.status.say("Recalled; Generate draws it again.")
 
@@ -218,6 +224,11 @@ class Easel:
         except StylegenError as error:
             note = f" (not signed: {error})"
         self._put(image, f"{summary(picture.job)}{note}")
+
+    def put_away(self) -> None:
+        """Show no picture."""
+        self.shown, self.reuse.disabled = None, True
+        self.settle()
 
     def glimpse(self, image: Image.Image, step: int) -> None:
         """Show latents on their way."""
@@ -551,6 +562,11 @@ class Chosen:
         buttons = widgets.HBox([self.jpeg, self.python, self.json])
         self.view = widgets.VBox([self.easel.view, buttons, self.code.view])
 
+    def put_away(self) -> None:
+        """Have no picture in hand, nor its code."""
+        self.easel.put_away()
+        self.code.show()
+
     def job(self) -> GenerationJob:
         """The job of the picture in hand; of the controls, when there is none."""
         return self.easel.shown.job if self.easel.shown else self.desk.controls.job()
@@ -703,8 +719,8 @@ class Mail:
 class Production:
     """`send` to the queue; dead `letters`, which one can `look` at, `open` and `redrive`."""
 
-    def __init__(self, desk: Desk, mail: Mail, job: Callable[[], GenerationJob]) -> None:
-        self.desk, self.mail, self._job = desk, mail, job
+    def __init__(self, desk: Desk, mail: Mail) -> None:
+        self.desk, self.mail = desk, mail
         self._bodies: list[bytes] = []
         self.letters = widgets.Dropdown()
         self.send, self.look, self.open, self.redrive = (
@@ -728,7 +744,14 @@ class Production:
         self.desk.ask(lambda _: self.desk.status.say(question()))
 
     def _send(self) -> None:
-        outbox, job = self.mail.outbox(), self._job()
+        lacking = "; ".join(self.desk.unshown)
+        self.desk.unshown.clear()
+        if lacking:
+            raise InvalidMessage(
+                f"Not sent: the controls don't show all that was recalled ({lacking}). "
+                "Press Send job again to send what they show."
+            )
+        outbox, job = self.mail.outbox(), self.desk.controls.job()
         self._ask(lambda: f"Sent: {outbox.send(job).generation_id}.")
 
     def _look(self) -> None:
@@ -776,7 +799,8 @@ class HistoryTab:
         self.chosen = ChosenPicture(desk, lambda: self.mail.outbox().webhook_url)
         self.gallery = Gallery(desk.shelf, self.recall)
         self.files = Files(desk)
-        self.production = Production(desk, self.mail, self.chosen.job)
+        self.production = Production(desk, self.mail)
+        desk.watchers.append(self.chosen.put_away)
         parts = [self.files.view, self.production.view]
         more = widgets.Accordion(parts, titles=("Presets and files", "Production"))
         more.selected_index = 0
@@ -788,8 +812,8 @@ class HistoryTab:
     def recall(self, picture: Picture) -> None:
         """Take a picture in hand and set every control as it was; a click on its tile."""
         with self.desk.status.guard():
-            self.chosen.easel.show(picture)
             self.desk.recall(picture.job.model_dump(mode="json"))
+            self.chosen.easel.show(picture)
 
 
 # %% ../nbs/10_playground.ipynb #01fb827f

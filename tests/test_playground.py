@@ -871,6 +871,78 @@ def test_job_goes_to_the_queue_and_its_webhooks_come_back(
     mail.close()
 
 
+def sent(panel: Playground, rabbit: RabbitNode, queue: str) -> GenerationJob:
+    """Press Send job, and take from the queue what it got."""
+    panel.history.mail.broker.value, panel.history.mail.queue.value = rabbit.url, queue
+    panel.history.production.send.click()
+    assert panel.wait(60)
+    ((_, body),) = rabbit.take_all(queue)
+    return parse_job(body)
+
+
+def test_the_controls_are_sent(panel: Playground, rabbit: RabbitNode) -> None:
+    """A tile's job while nothing is changed; a dead letter that is mended, as it is mended."""
+    queue, production, fields = "panel-mends", panel.history.production, fill_in(panel).model_dump()
+    hand = {"image_url": "s3://artists/a/hand.png"}
+    panel.open(json.dumps(fields | {"signature": hand}).encode())
+    drawn = generate(panel).job
+    panel.open(json.dumps(fields | {"seed": 1, "extra_loras": []}).encode())
+    tile = panel.history.gallery.tiles[0].button
+    tile.click()
+    job = sent(panel, rabbit, queue)
+    assert named(job.model_dump() | {"webhook_url": drawn.webhook_url}) == drawn
+    letter = json.dumps(fields | {"prompt_tags": ["mended"], "seed": -5}).encode()
+    publish_job(letter, url=rabbit.url, queue_name=dead_letters(queue))
+    production.look.click()
+    assert panel.wait(60)
+    production.letters.value = 0
+    production.open.click()
+    assert panel.history.chosen.easel.shown is None
+    panel.controls.seed.number.value = "5"
+    job = sent(panel, rabbit, queue)
+    assert (job.prompt, job.seed) == ("mended", 5)
+    tile.click()
+    panel.controls.seed.number.value = "6"
+    assert sent(panel, rabbit, queue).seed == 6
+    panel.history.mail.close()
+
+
+@pytest.mark.parametrize("way", ["preset", "upload", "open"])
+def test_a_picture_is_put_away(panel: Playground, way: str) -> None:
+    """Once the controls are set from elsewhere, no button speaks of the picture before."""
+    files, chosen = panel.history.files, panel.history.chosen
+    generate(panel)
+    panel.controls.seed.number.value, files.name.value = "9", "nine"
+    job = panel.job()
+    files.save.click()
+    panel.history.gallery.tiles[0].button.click()
+    chosen.json.click()
+    if way == "preset":
+        files.load.click()
+    elif way == "upload":
+        facts = {"name": "a", "type": "", "size": 1, "last_modified": datetime.now()}
+        files.upload.value = ({**facts, "content": memoryview(as_json(job).encode())},)
+    else:
+        panel.open(as_json(job).encode())
+    assert chosen.easel.shown is None and chosen.easel.reuse.disabled and not chosen.code.texts
+    assert chosen.job() == panel.job() == job
+    chosen.jpeg.click()
+    assert "choose a picture first" in panel.status.text
+
+
+def test_no_less_is_sent_in_silence(panel: Playground, rabbit: RabbitNode) -> None:
+    """A job of three LoRAs: the panel, which has room for two, first says that one is missing."""
+    queue, loras = "panel-lacks", panel.studio.library.loras
+    extras = [{"url": loras[name].url} for name in ("neon", "mosaic")]
+    panel.open(json.dumps(panel.job().model_dump() | {"extra_loras": extras}).encode())
+    panel.history.mail.broker.value, panel.history.mail.queue.value = rabbit.url, queue
+    panel.history.production.send.click()
+    assert panel.wait(60) and "only the first is shown" in panel.status.text
+    assert "sg-error" in panel.status.line.value and not rabbit.take_all(queue)
+    assert [extra.url for extra in sent(panel, rabbit, queue).extra_loras] == [loras["neon"].url]
+    panel.history.mail.close()
+
+
 def test_a_job_can_be_sent_again(panel: Playground, rabbit: RabbitNode, tmp_path: Path) -> None:
     """After the artist's file has changed, a worker that remembers ids draws the job anew."""
     mail, queue = panel.history.mail, "panel-sends-again"
