@@ -30,6 +30,7 @@ __all__ = [
     "png",
     "Watch",
     "draw_all",
+    "loras_of",
     "keep",
     "load_kept",
     "kept",
@@ -431,21 +432,46 @@ def draw_all(
 
 
 # %% ../nbs/10_grid.ipynb #7517b562
-def _cell_name(job: GenerationJob, lora: LoraFile) -> str:
-    state = lora.path.stat()
-    return f"{recipe_id(job)}-{_digest(lora.path, state.st_mtime_ns, state.st_size)}.png"
+def loras_of(job: GenerationJob, lora: LoraFile, known: Iterable[LoraFile]) -> list[LoraFile]:
+    """A job's LoRA, and of its further ones those that are known."""
+    by_url = {each.url: each for each in reversed(list(known))}  # of two with one URL, the first
+    return [lora, *(by_url[extra.url] for extra in job.extra_loras if extra.url in by_url)]
+
+
+def _cell_name(job: GenerationJob, loras: Sequence[LoraFile]) -> str:
+    """Named after the recipe, the first LoRA's content, and that of the others that lie here."""
+    first, *others = (lora.path for lora in loras)
+    digests = [_digest(path) for path in (first, *filter(Path.exists, others))]
+    return f"{'-'.join([recipe_id(job), *digests])}.png"
+
+
+def _digest(path: Path) -> str:
+    state = path.stat()
+    return _content(path, state.st_mtime_ns, state.st_size)
 
 
 @lru_cache(maxsize=1024)
-def _digest(path: Path, _mtime: int, _size: int) -> str:
+def _content(path: Path, _mtime: int, _size: int) -> str:
     """A file's digest; read again only when its time or size changes."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
-def keep(picture: Picture, lora: LoraFile, folder: Path) -> Path:
-    """Keep a picture as a PNG that holds its job, and says which model drew it."""
+def keep(picture: Picture, loras: Sequence[LoraFile], folder: Path) -> Path:
+    """Keep a picture as a PNG that holds its job, and says which model drew it.
+
+    Args:
+        picture: What was drawn.
+        loras: The LoRAs it was drawn with, see `loras_of`; their content is part of the name.
+        folder: Where the file goes.
+
+    Returns:
+        The file.
+
+    Raises:
+        OSError: It can't be written, or the first LoRA does not lie here.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / _cell_name(picture.job, lora)
+    path = folder / _cell_name(picture.job, loras)
     part = path.with_suffix(f".{threading.get_ident()}.part")
     job = picture.job.model_dump_json()
     part.write_bytes(png(picture.image, job=job, model=picture.model, digest=picture.digest))
@@ -460,10 +486,10 @@ def load_kept(path: Path, job: GenerationJob) -> Picture:
         return Picture(job, image.convert("RGB"), **texts)
 
 
-def kept(job: GenerationJob, lora: LoraFile, folder: Path) -> Picture | None:
+def kept(job: GenerationJob, loras: Sequence[LoraFile], folder: Path) -> Picture | None:
     """A cell that was kept earlier; None if it was not, or if its LoRA does not lie here."""
     try:
-        return load_kept(folder / _cell_name(job, lora), job)
+        return load_kept(folder / _cell_name(job, loras), job)
     except OSError:
         return None
 
@@ -508,7 +534,7 @@ class Plan:
     def resume(self, folder: Path) -> None:
         """Keep cells in this folder from now on, and take up those that are there."""
         self._folder = folder
-        found = {key: kept(job, self.lora(key), folder) for key, job in self.jobs.items()}
+        found = {key: kept(job, self._files(key), folder) for key, job in self.jobs.items()}
         self.cells |= {key: picture for key, picture in found.items() if picture}
 
     def lora(self, key: Key) -> LoraFile:
@@ -517,6 +543,9 @@ class Plan:
         if url not in self._loras:
             raise InvalidMessage("the job's LoRA is not among those given")
         return self._loras[url]
+
+    def _files(self, key: Key) -> list[LoraFile]:
+        return loras_of(self.jobs[key], self.lora(key), self._loras.values())
 
     @property
     def missing(self) -> list[Key]:
@@ -532,7 +561,7 @@ class Plan:
         self.cells[key] = result
         if self._folder:
             try:
-                keep(result, self.lora(key), self._folder)
+                keep(result, self._files(key), self._folder)
             except OSError as error:
                 _log.warning("a cell can't be kept, and is drawn again next time: %s", error)
 

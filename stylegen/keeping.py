@@ -154,14 +154,14 @@ class Shelf:
         files = sorted(self._folder.glob("*.png"), key=lambda path: -path.stat().st_mtime_ns)
         return [picture for path in files[: self._limit] for picture in _pictures(path)]
 
-    def add(self, picture: Picture, lora: LoraFile) -> None:
+    def add(self, picture: Picture, loras: Sequence[LoraFile]) -> None:
         """Put a picture on it; an older one of the same job goes."""
         with self._lock:
             others = [other for other in self.pictures if other.job != picture.job]
             self.pictures = [picture, *others][: self._limit]
             for watcher in self.watchers:
                 watcher()
-        keep(picture, lora, self._folder)
+        keep(picture, loras, self._folder)
 
 
 def _pictures(path: Path) -> list[Picture]:

@@ -58,7 +58,7 @@ from PIL import Image
 from .controls import Controls, Library, line, marked
 from .engine import SCHEDULERS
 from .grid import AXES, Difference, Failure, Generate, Grid, LoraFile, Picture, Stopped
-from .grid import Task, Watch, draw_all, parse_values, png, table_html, vary
+from .grid import Task, Watch, draw_all, loras_of, parse_values, png, table_html, vary
 from .job import RESOLUTIONS, GenerationJob, InvalidMessage, LoraInvalid, StylegenError
 from .keeping import Outbox, Presets, Shelf, as_command, as_json, as_python, dead_letters
 from .keeping import event_line, open_job, save_picture, signed, summary
@@ -159,7 +159,7 @@ class Desk:
         job, lora = task
         if isinstance(result, Picture):
             try:
-                self.shelf.add(result, lora)
+                self.shelf.add(result, loras_of(job, lora, self.studio.library.loras.values()))
             except OSError as error:
                 self.unkept.append(error)
         elif isinstance(result.error, LoraInvalid) and not job.extra_loras:

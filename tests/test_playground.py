@@ -508,6 +508,20 @@ def test_another_grid_is_another_export(panel: Playground) -> None:
     assert files["0, 1"].items() <= files["0, 2"].items()
 
 
+@pytest.mark.parametrize("retrained", ["mosaic", "neon"])
+def test_a_retrained_lora_is_drawn_anew(panel: Playground, loras: Path, retrained: str) -> None:
+    """Overwritten in place, whether it is the first of the job or the second."""
+    style, compare = panel.controls.style, panel.compare
+    style.lora.value, style.second.value = "mosaic", "neon"
+    compare.x.name.value, compare.x.values.value = "seed", "0, 1"
+    compare.draw.click()
+    assert panel.wait(60) and compare.estimate.value == "2 of 2 are there"
+    (loras / f"{retrained}.safetensors").unlink()
+    (loras / f"{retrained}.safetensors").write_bytes(b"another style")
+    compare.update()
+    assert compare.estimate.value.startswith("2 pictures")
+
+
 def test_typing_reads_a_lora_once(
     panel: Playground, loras: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
