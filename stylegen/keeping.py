@@ -11,6 +11,7 @@ __all__ = [
     "Shelf",
     "signed",
     "summary",
+    "labels",
     "as_python",
     "as_command",
     "Outbox",
@@ -19,6 +20,7 @@ __all__ = [
 ]
 
 # %% ../nbs/10_keeping.ipynb #d5e8542f
+import hashlib
 import json
 import os
 import re
@@ -141,27 +143,61 @@ class Shelf:
     """What was drawn, newest first.
 
     Args:
-        folder: Where pictures are kept.
+        folder: Where pictures are kept; has a folder for each model.
         limit: How many are shown; files stay.
+
+    Attributes:
+        by_name: The pictures, by model and file.
+        watchers: Called when a picture was added.
     """
 
     def __init__(self, folder: Path, limit: int = 60) -> None:
         self._folder, self._limit, self._lock = folder, limit, threading.RLock()
-        self.pictures: list[Picture] = self._read()
+        self.by_name: dict[str, Picture] = self._read()
         self.watchers: list[Callable[[], None]] = []
 
-    def _read(self) -> list[Picture]:
-        files = sorted(self._folder.glob("*.png"), key=lambda path: -path.stat().st_mtime_ns)
-        return [picture for path in files[: self._limit] for picture in _pictures(path)]
+    @property
+    def pictures(self) -> list[Picture]:
+        """The pictures, newest first."""
+        return list(self.by_name.values())
+
+    def _read(self) -> dict[str, Picture]:
+        files = sorted(self._folder.glob("**/*.png"), key=lambda path: -path.stat().st_mtime_ns)
+        found: dict[str, Picture] = {}
+        for path in files[: self._limit]:
+            for picture in _pictures(path):
+                found.setdefault(f"{_weights(picture)}/{path.name}", picture)
+        return found
 
     def add(self, picture: Picture, loras: Sequence[LoraFile]) -> None:
-        """Put a picture on it; an older one of the same job goes."""
+        """Keep a picture and put it on the shelf, whether or not it could be kept.
+
+        An older one of the same recipe, LoRAs and model goes.
+
+        Args:
+            picture: What was drawn.
+            loras: The LoRAs it was drawn with, see `loras_of`.
+
+        Raises:
+            OSError: It is on the shelf, but could not be kept.
+        """
+        model, file = _weights(picture), recipe_id(picture.job)
+        try:
+            file = keep(picture, loras, self._folder / model).name
+        finally:
+            self._put(f"{model}/{file}", picture)
+
+    def _put(self, name: str, picture: Picture) -> None:
         with self._lock:
-            others = [other for other in self.pictures if other.job != picture.job]
-            self.pictures = [picture, *others][: self._limit]
+            others = [item for item in self.by_name.items() if item[0] != name]
+            self.by_name = dict([(name, picture), *others][: self._limit])
             for watcher in self.watchers:
                 watcher()
-        keep(picture, loras, self._folder)
+
+
+def _weights(picture: Picture) -> str:
+    """A folder's name for the model that drew it: by its weights, or by its name."""
+    return picture.digest[:12] or hashlib.sha256(picture.model.encode()).hexdigest()[:12]
 
 
 def _pictures(path: Path) -> list[Picture]:
@@ -190,6 +226,24 @@ def summary(job: GenerationJob) -> str:
     """A job in one line."""
     width, height = job.resolution
     return f"{job.style_id}, seed {job.seed}, {width}×{height}, {job.total_steps} steps"
+
+
+def labels(pictures: Mapping[str, Picture]) -> list[tuple[str, str]]:
+    """A line that tells each picture of a shelf from the others; the model if there are several.
+
+    Args:
+        pictures: Those of `Shelf.by_name`.
+
+    Returns:
+        A line and a name for each.
+    """
+    several = len({picture.digest or picture.model for picture in pictures.values()}) > 1
+    found = []
+    for name, picture in pictures.items():
+        model = f"{Path(picture.model).name} {picture.digest[:6]}".strip() or "unnamed model"
+        words = ", ".join([summary(picture.job), *([model] if several else [])])
+        found.append((f"{words} ({Path(name).stem})", name))
+    return found
 
 
 # %% ../nbs/10_keeping.ipynb #312fe257

@@ -61,7 +61,7 @@ from .grid import AXES, Difference, Failure, Generate, Grid, LoraFile, Picture, 
 from .grid import Task, Watch, draw_all, loras_of, parse_values, png, table_html, vary
 from .job import RESOLUTIONS, GenerationJob, InvalidMessage, LoraInvalid, StylegenError
 from .keeping import Outbox, Presets, Shelf, as_command, as_json, as_python, dead_letters
-from .keeping import event_line, open_job, save_picture, signed, summary
+from .keeping import event_line, labels, open_job, save_picture, signed, summary
 from .queue import dead_letters as dead_queue
 from .queue import redrive
 from .runner import Drawer, Progress, Runner, Status, Studio, Work
@@ -490,19 +490,18 @@ class DifferenceBox:
     def offer(self) -> None:
         """Offer what is on the shelf; a choice stays."""
         self._offering = True
-        jobs = [picture.job for picture in self._shelf.pictures]
-        options = [(f"{summary(job)} ({job.generation_id})", job.generation_id) for job in jobs]
+        pictures = self._shelf.by_name
         for box in (self.first, self.second):
             chosen = box.value
-            box.options = [("choose a picture", ""), *options]
-            box.value = chosen if chosen in {job.generation_id for job in jobs} else ""
+            box.options = [("choose a picture", ""), *labels(pictures)]
+            box.value = chosen if chosen in pictures else ""
         self._offering = False
 
     def show(self) -> None:
         """Show the difference, once two are chosen."""
         if self._offering:
             return
-        known = {picture.job.generation_id: picture for picture in self._shelf.pictures}
+        known = self._shelf.by_name
         pair = [known[box.value] for box in (self.first, self.second) if box.value in known]
         if len(pair) < 2:
             self.shown.value = ""
@@ -626,11 +625,12 @@ class ChosenPicture(Chosen):
         return self.easel.shown.model if self.easel.shown else panels
 
     def save(self) -> Path:
-        """Save the picture, signed, as a JPEG whose label holds its job."""
+        """Save the picture, signed, as a JPEG whose label holds its job; named after both."""
         picture = self.easel.shown
         if picture is None:
             raise InvalidMessage("choose a picture first")
-        path = self.desk.folder / f"{picture.job.generation_id}.jpg"
+        pixels = hashlib.sha256(picture.image.tobytes()).hexdigest()[:12]
+        path = self.desk.folder / f"{picture.job.generation_id}-{pixels}.jpg"
         save_picture(replace(picture, image=signed(picture)), path)
         self.desk.status.say(f"Written: {path}")
         return path

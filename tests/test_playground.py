@@ -58,6 +58,7 @@ class Painter:
         self.gate.set()
         self.held, self.error = range(2**63), None
         self.after: Exception | None = None
+        self.shade = 100
 
     def __call__(
         self,
@@ -81,7 +82,7 @@ class Painter:
             on_step(step)
         if self.after:
             raise self.after
-        return Image.new("RGB", job.resolution, (job.seed % 256, 100, len(lora_path.stem)))
+        return Image.new("RGB", job.resolution, (job.seed % 256, self.shade, len(lora_path.stem)))
 
 
 def glimpse(step: int) -> Image.Image:
@@ -540,15 +541,15 @@ def test_typing_reads_a_lora_once(
 
 
 def test_two_pictures_side_by_side(panel: Playground) -> None:
-    ids = []
     for seed in ("0", "9"):
         panel.controls.seed.number.value = seed
-        ids.append(generate(panel).job.generation_id)
+        generate(panel)
     box = panel.compare.difference
-    box.first.value, box.second.value = ids
+    names = [name for _, name in box.first.options[1:]]
+    box.first.value, box.second.value = names
     assert "100.0% of pixels differ" in box.shown.value and "seed" in box.shown.value
     generate(panel)
-    assert (box.first.value, box.second.value) == tuple(ids)
+    assert (box.first.value, box.second.value) == tuple(names)
 
 
 # Keeping
@@ -631,6 +632,59 @@ def test_a_picture_says_which_model_drew_it(painter: Painter, loras: Path, tmp_p
     label = read_provenance(panel.history.chosen.save())
     assert (label["model"], label["model_sha256"]) == ("old", "old" * 20)
     assert "models/old" in panel.history.chosen.as_python()
+
+
+@pytest.mark.parametrize(
+    "first, second",
+    [
+        (("models/painter", "a" * 64), ("others/painter", "b" * 64)),
+        (("models/painter", ""), ("models/other", "")),
+    ],
+)
+def test_models_share_a_history(
+    painter: Painter, loras: Path, tmp_path: Path, first: Any, second: Any
+) -> None:
+    """One recipe drawn by two models is two pictures: to see, to compare, and to save."""
+    for model, digest in (first, second, second):
+        drawer = Drawer(painter, model, digest=digest)
+        panel = Playground(drawer, partial(folder_loras, loras), folder=tmp_path)
+        generate(panel)
+        painter.shade = 200
+    assert [picture.model for picture in panel.desk.shelf.pictures] == [second[0], first[0]]
+    box = panel.compare.difference
+    labels, names = zip(*box.first.options[1:])
+    assert len(set(labels)) == 2 and Path(first[0]).name in labels[1]
+    box.first.value, box.second.value = names
+    assert "100.0% of pixels differ" in box.shown.value
+    files = set()
+    for tile in panel.history.gallery.tiles:
+        tile.button.click()
+        files.add(panel.history.chosen.save())
+    assert len(files) == 2
+
+
+def test_a_retrained_lora_makes_another_picture(panel: Playground, loras: Path) -> None:
+    """Its file is overwritten in place; both pictures stay, and the labels tell them apart."""
+    path = loras / f"{panel.controls.style.lora.value}.safetensors"
+    generate(panel)
+    path.unlink()
+    path.write_bytes(b"another style")
+    generate(panel)
+    generate(panel)
+    options = panel.compare.difference.first.options[1:]
+    assert len(panel.desk.shelf.pictures) == len(dict(options)) == 2
+
+
+def test_a_history_of_earlier_is_shown(panel: Playground, loras: Path) -> None:
+    """Its files lay in one folder; drawn again, such a picture replaces its tile."""
+    generate(panel)
+    (path,) = panel.folder.glob("history/*/*.png")
+    path.rename(panel.folder / "history" / path.name)
+    again = Playground(panel.studio.drawer, partial(folder_loras, loras), folder=panel.folder)
+    assert len(again.desk.shelf.pictures) == 1
+    again.history.gallery.tiles[0].button.click()
+    generate(again)
+    assert path.exists() and len(again.desk.shelf.pictures) == 1
 
 
 def test_presets(panel: Playground) -> None:
