@@ -340,6 +340,7 @@ d = {
             "stylegen.grid._cell_name": ("grid.html#_cell_name", "stylegen/grid.py"),
             "stylegen.grid._content": ("grid.html#_content", "stylegen/grid.py"),
             "stylegen.grid._digest": ("grid.html#_digest", "stylegen/grid.py"),
+            "stylegen.grid._distinct": ("grid.html#_distinct", "stylegen/grid.py"),
             "stylegen.grid._draw_one": ("grid.html#_draw_one", "stylegen/grid.py"),
             "stylegen.grid._font": ("grid.html#_font", "stylegen/grid.py"),
             "stylegen.grid._ignore": ("grid.html#_ignore", "stylegen/grid.py"),

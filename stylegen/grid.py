@@ -498,6 +498,11 @@ def kept(job: GenerationJob, loras: Sequence[LoraFile], folder: Path) -> Picture
 Key = tuple[Any, ...]
 
 
+def _distinct(values: Iterable[Any]) -> tuple[Any, ...]:
+    """An axis's values without repetitions; lists become tuples, by which cells are found."""
+    return tuple(dict.fromkeys(tuple(v) if isinstance(v, list) else v for v in values))
+
+
 class Plan:
     """One job over up to three axes, and the cells that are drawn so far.
 
@@ -519,7 +524,7 @@ class Plan:
         *,
         folder: Path | None = None,
     ) -> None:
-        self.axes = {name: tuple(dict.fromkeys(values)) for name, values in axes.items()}
+        self.axes = {name: _distinct(values) for name, values in axes.items()}
         if not 1 <= len(axes) <= 3 or not all(self.axes.values()):
             raise InvalidMessage("a grid has one to three axes, each with at least one value")
         self._loras = {lora.url: lora for lora in loras.values()}

@@ -484,6 +484,17 @@ def test_cells_of_other_weights_are_not_there(
     assert len(painter.jobs) == 4
 
 
+@pytest.mark.parametrize("kind", [list, tuple, ", ".join])
+def test_tags_of_an_axis_are_text_or_a_list(kind: Any) -> None:
+    """In plain Python a prompt is a list; its cell is found by a tuple."""
+    lora = LoraFile("a", "s3://b/a", Path("x"))
+    job = named(BARE | {"style_id": "a", "lora_model_url": lora.url})
+    drawn = Grid(job, {"tags": [kind(["blue", "star"])]}, {"a": lora})
+    ((key, cell),) = drawn.jobs.items()
+    assert cell.prompt_tags == ("blue", "star") and drawn.sheet(32).width and drawn.table()
+    assert key == (("blue, star" if isinstance(key[0], str) else ("blue", "star")),)
+
+
 @pytest.mark.parametrize("name", ["blue, star, " * 9, "가나다라마바사아자차카타파하" * 3])
 def test_captions_stay_in_their_cells(name: str) -> None:
     """Nothing is written into the room between two cells."""
