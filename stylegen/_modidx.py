@@ -553,6 +553,7 @@ d = {
                 "loadgen.html#ledger.__init__",
                 "stylegen/loadgen.py",
             ),
+            "stylegen.loadgen.Ledger.forget": ("loadgen.html#ledger.forget", "stylegen/loadgen.py"),
             "stylegen.loadgen.Ledger.order": ("loadgen.html#ledger.order", "stylegen/loadgen.py"),
             "stylegen.loadgen.Ledger.take": ("loadgen.html#ledger.take", "stylegen/loadgen.py"),
             "stylegen.loadgen.Ledger.wait": ("loadgen.html#ledger.wait", "stylegen/loadgen.py"),

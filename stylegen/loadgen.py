@@ -21,6 +21,7 @@ __all__ = [
 # %% ../nbs/13_loadgen.ipynb #b7d9e818
 import argparse
 import json
+import logging
 import math
 import random
 import secrets
@@ -29,6 +30,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,6 +133,11 @@ class Ledger:
         """Note that a job is being published."""
         with self._changed:
             self.entries[generation_id] = Entry(time.monotonic())
+
+    def forget(self, generation_id: str) -> None:
+        """Note that the broker did not confirm a job, so that nobody waits for it."""
+        with self._changed:
+            del self.entries[generation_id]
 
     def take(self, webhook: ReceivedWebhook) -> int:
         """Note a webhook; what names none of our jobs is ignored."""
@@ -253,7 +260,12 @@ def send(
             key = str(order["style_id"]) if exchange else queue_name
             ledger.order(order["generation_id"])
             kind.timestamp = int(time.time())
-            channel.basic_publish(exchange, key, json.dumps(order).encode(), kind, mandatory=True)
+            body = json.dumps(order).encode()
+            try:
+                channel.basic_publish(exchange, key, body, kind, mandatory=True)
+            except AMQPError:
+                ledger.forget(order["generation_id"])
+                raise
     finally:
         connection.close()
 
@@ -286,6 +298,18 @@ class LoadReceiver(WebhookReceiver):
 
 
 # %% ../nbs/13_loadgen.ipynb #2689ec77
+_log = logging.getLogger(__name__)
+
+
+def _trouble(error: AMQPError) -> str:
+    """What is wrong with the broker, or with what was asked of it."""
+    if isinstance(error, ChannelClosedByBroker):
+        return f"the broker says {error.reply_text}"
+    if isinstance(error, UnroutableError):
+        return "the exchange leads to no queue"
+    return "the broker refused the connection, or can't be reached"
+
+
 def run_load(
     load: Load,
     *,
@@ -296,6 +320,7 @@ def run_load(
     webhook_url: str | None = None,
     patience: float = 600.0,
     on_webhook: Callable[[ReceivedWebhook], None] = lambda webhook: None,
+    ledger: Ledger | None = None,
 ) -> Ledger:
     """Order, receive, and wait until every job has ended.
 
@@ -308,11 +333,15 @@ def run_load(
         webhook_url: How workers reach the receiver; None is its own address.
         patience: Seconds to wait after the last order.
         on_webhook: Also gets each webhook.
+        ledger: Notes what happens, and tells it even if this raises; None makes one.
 
     Returns:
         The ledger.
+
+    Raises:
+        AMQPError: Not all could be ordered; what could has been waited for.
     """
-    ledger = Ledger()
+    ledger = ledger or Ledger()
 
     def answer(webhook: ReceivedWebhook) -> int:
         on_webhook(webhook)
@@ -320,7 +349,13 @@ def run_load(
 
     with LoadReceiver(answer, *receiver) as backend:
         url = webhook_url or backend.url
-        send(load, ledger, url, broker=broker, queue_name=queue_name, exchange=exchange)
+        try:
+            send(load, ledger, url, broker=broker, queue_name=queue_name, exchange=exchange)
+        except AMQPError as error:
+            count = len(ledger.entries)
+            _log.error("%s; %d of %d jobs were ordered", _trouble(error), count, load.jobs)
+            ledger.wait(patience)
+            raise
         ledger.wait(patience)
     return ledger
 
@@ -388,15 +423,6 @@ def _show(webhook: ReceivedWebhook) -> None:
     print(f"{webhook.method} {webhook.path} {json.dumps(webhook.body, ensure_ascii=False)}")
 
 
-def _trouble(error: AMQPError) -> str:
-    """What is wrong with the broker, or with what was asked of it."""
-    if isinstance(error, ChannelClosedByBroker):
-        return f"the broker says {error.reply_text}"
-    if isinstance(error, UnroutableError):
-        return "the exchange leads to no queue"
-    return "the broker refused the connection, or can't be reached"
-
-
 def _upload(load: Load, chosen: argparse.Namespace) -> None:
     import boto3
 
@@ -421,8 +447,9 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.upload:
         _upload(load, chosen)
     host, _, port = chosen.listen.rpartition(":")
-    try:
-        ledger = run_load(
+    ledger = Ledger()
+    with suppress(AMQPError, KeyboardInterrupt):
+        run_load(
             load,
             broker=chosen.broker,
             queue_name=chosen.queue,
@@ -431,14 +458,12 @@ def main(arguments: list[str] | None = None) -> int:
             webhook_url=chosen.webhook_url,
             patience=chosen.patience,
             on_webhook=_show if chosen.show else lambda webhook: None,
+            ledger=ledger,
         )
-    except AMQPError as error:
-        print(_trouble(error), file=sys.stderr)
-        return 1
     sums = report(ledger)
     for name, value in asdict(sums).items():
         print(f"{name:16} {value:.3f}" if isinstance(value, float) else f"{name:16} {value}")
-    return 0 if sums.is_clean else 1
+    return 0 if sums.is_clean and sums.ordered == load.jobs else 1
 
 
 # %% ../nbs/13_loadgen.ipynb #7aa478a5

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,7 +25,7 @@ from stylegen.affinity import declare_affinity
 from stylegen.cache import LoraFiles
 from stylegen.loadgen import Ledger, Load, _parser, ensure_bucket, send
 from stylegen.queue import Delivery, publish_control, start_rabbitmq_consumer
-from stylegen.storage import S3Store
+from stylegen.storage import FolderStore, S3Store
 from stylegen.webhook import WebhookReceiver
 from stylegen.worker import Parts, handle_generation_task
 
@@ -131,6 +132,72 @@ def test_loadgen_tells_of_a_missing_exchange(rabbit: RabbitNode) -> None:
         done = loadgen("--broker", rabbit.url, "--exchange", exchange, "--jobs=1")
         assert done.returncode == 1 and told in done.stderr
         assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.fixture(name="studio")
+def _studio(tmp_path: Path) -> Iterator[tuple[RabbitNode, int]]:
+    """A broker of its own, whose queue ``cut`` has a worker; and a port that it may report to."""
+    (tmp_path / "models").mkdir()
+    for style in range(Load.artists):
+        (tmp_path / f"models/style_{style}.safetensors").write_bytes(b"a style")
+    (port,), stop = free_ports(1), threading.Event()
+
+    def draw(job: Any, _: Path, *, on_step: Any) -> Image.Image:
+        on_step(0)
+        time.sleep(0.05)  # slower than orders come
+        return Image.new("RGB", (256, 256))
+
+    parts = Parts(draw, FolderStore(tmp_path), (f"http://127.0.0.1:{port}",), TOKEN, once=True)
+    with RabbitNode() as node:
+        work = {"callback": partial(handle_generation_task, parts=parts), "stop": stop}
+        worker = threading.Thread(
+            target=start_rabbitmq_consumer, args=("cut",), kwargs=work | {"url": node.url}
+        )
+        worker.start()
+        yield node, port
+        stop.set()
+        worker.join(60)
+
+
+def test_a_broker_that_restarts_leaves_the_ledger(studio: tuple[RabbitNode, int]) -> None:
+    """No more is ordered; what was ordered is waited for and told, and the error is said."""
+    rabbit, port = studio
+    words = f"--broker={rabbit.url} --queue=cut --jobs=5000 --rate=50 --listen=127.0.0.1:{port}"
+    command = [sys.executable, "-m", "stylegen.loadgen", *words.split(), "--show", "--patience=90"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as load:  # type: ignore[call-overload]
+        while "/complete" not in (line := load.stdout.readline()):
+            assert line
+        rabbit.kill()
+        rabbit.start()
+        told, error = load.communicate(timeout=240)
+    sums = dict(line.split(maxsplit=1) for line in told.splitlines() if "webhooks" not in line)
+    assert load.returncode == 1 and f"{sums['ordered']} of 5000 jobs" in error
+    assert 0 < int(sums["ordered"]) < 5000
+    assert (sums["complete"], sums["lost"]) == (sums["ordered"], "0")
+
+
+def test_an_interrupt_leaves_the_ledger(rabbit: RabbitNode) -> None:
+    """Ctrl-C ends the waiting, and tells what is known by then."""
+    # a shell's background jobs, such as these tests may be, ignore SIGINT, and so do their children
+    code = (
+        "import signal, sys; from stylegen.loadgen import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(main())"
+    )
+    words = ("--broker", rabbit.url, "--queue=left", "--jobs=3", "--rate=inf")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *words], text=True, **pipes
+    ) as load:  # type: ignore[call-overload]
+        deadline = time.monotonic() + 60
+        while rabbit.queue_states().get("left") != (3, 0):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        load.send_signal(signal.SIGINT)
+        told, error = load.communicate(timeout=60)
+    sums = dict(line.split(maxsplit=1) for line in told.splitlines())
+    assert load.returncode == 1 and "Traceback" not in error
+    assert (sums["ordered"], sums["lost"]) == ("3", "3")
 
 
 def consumers(rabbit: RabbitNode, queue: str) -> int:
