@@ -12,8 +12,6 @@ turns within each repeat, first the one and then the other, so that a busy machi
 """
 
 import argparse
-import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -31,6 +29,8 @@ from stylegen.pipeline import generate_image, load_pipeline
 from stylegen.playground import Playground
 from stylegen.pocket import packaged
 from stylegen.runner import engine_drawer
+
+from stored import store
 
 ROOT = Path(__file__).parent.parent
 LORAS = packaged() / "pocket-loras"
@@ -155,10 +155,7 @@ def main() -> int:
     for name, bar in BARS.items():
         met = "NOT MET" if name in missed(figures) else "met"
         print(f"{name:16} {figures[name]:8} bar {bar:6} {met}")
-    where = {"machine": platform.machine(), "python": platform.python_version()}
-    path = ROOT / "bench/results/playground.json"
-    text = json.dumps(where | figures | {"bars": BARS}, indent=2)
-    path.write_text(text + "\n", encoding="utf-8")
+    store("playground", figures | {"bars": BARS}, "torch", "diffusers", "ipywidgets")
     return int(bool(missed(figures)))
 
 
