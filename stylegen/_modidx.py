@@ -1240,6 +1240,7 @@ d = {
             "stylegen.queue._tick": ("queue.html#_tick", "stylegen/queue.py"),
             "stylegen.queue._tolerant_table": ("queue.html#_tolerant_table", "stylegen/queue.py"),
             "stylegen.queue._until_the_end": ("queue.html#_until_the_end", "stylegen/queue.py"),
+            "stylegen.queue.connect": ("queue.html#connect", "stylegen/queue.py"),
             "stylegen.queue.connection_parameters": (
                 "queue.html#connection_parameters",
                 "stylegen/queue.py",

@@ -9,10 +9,9 @@ __all__ = ["affinity_exchange", "affinity_queues", "declare_affinity", "main"]
 import argparse
 import sys
 
-import pika
 from pika.adapters.blocking_connection import BlockingConnection
 
-from .queue import connection_parameters, control_exchange, ensure_queue
+from .queue import connect, control_exchange, ensure_queue
 
 
 # %% ../nbs/14_affinity.ipynb #8b591c0d
@@ -72,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--queue", default="image_generation", help="first part of every name")
     add("--queues", type=int, default=4, help="how many; usually one per worker")
     chosen = parser.parse_args(arguments)
-    connection = pika.BlockingConnection(connection_parameters(chosen.broker))
+    connection = connect(chosen.broker)
     try:
         queues = declare_affinity(connection, chosen.queue, chosen.queues)
     finally:

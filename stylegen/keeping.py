@@ -33,14 +33,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import pika
 from PIL import Image, UnidentifiedImageError
 from pika.exceptions import ChannelClosedByBroker
 
 from .grid import LoraFile, Picture, keep, load_kept, recipe_id
 from .job import GenerationJob, InvalidMessage, StylegenError, check_job, read_message
 from .provenance import Label, encode_labelled, read_job
-from .queue import connection_parameters, publish_job
+from .queue import connect, publish_job
 from .signature import add_watermark
 from .webhook import ReceivedWebhook, WebhookReceiver
 
@@ -436,7 +435,7 @@ def dead_letters(
     Raises:
         AMQPError: The broker can't be reached.
     """
-    connection = pika.BlockingConnection(connection_parameters(broker))
+    connection = connect(broker)
     try:
         channel = connection.channel()
         channel.queue_declare(queue_name, passive=True)

@@ -40,7 +40,7 @@ import pika
 from pika.exceptions import AMQPError, ChannelClosedByBroker, UnroutableError
 
 from .job import RESOLUTIONS
-from .queue import connection_parameters, ensure_queue
+from .queue import connect, ensure_queue
 from .storage import parse_s3_url
 from .webhook import ReceivedWebhook, WebhookReceiver
 
@@ -247,7 +247,7 @@ def send(
     Raises:
         AMQPError: The broker can't be reached, or did not take a message.
     """
-    connection = pika.BlockingConnection(connection_parameters(broker))
+    connection = connect(broker)
     try:
         if not exchange:
             ensure_queue(connection, queue_name)

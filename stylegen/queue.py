@@ -11,6 +11,7 @@ __all__ = [
     "TICK",
     "SETTLED",
     "connection_parameters",
+    "connect",
     "WrongQueue",
     "ensure_queue",
     "publish_job",
@@ -95,6 +96,29 @@ def connection_parameters(
     return parameters
 
 
+def connect(url: str) -> BlockingConnection:
+    """Connect to the broker, for a command or for a message to publish.
+
+    Args:
+        url: Its ``amqp(s)://`` address.
+
+    Returns:
+        An open connection; the caller closes it.
+
+    Raises:
+        ValueError: `url` cannot be read.
+        OSError: There is no such host, or its certificate is not trusted.
+        AMQPError: The broker can't be reached, or refuses.
+    """
+    parameters = connection_parameters(url)
+    try:
+        return pika.BlockingConnection(parameters)
+    except OSError:  # a certificate that is not trusted, which is a ValueError too
+        raise
+    except ValueError:  # pika's word for a socket that was closed the moment it was open
+        raise AMQPConnectionError("the connection was closed at once") from None
+
+
 # %% ../nbs/08_queue.ipynb #p0is0n02
 _decode_table = pika.data.decode_table
 
@@ -167,7 +191,7 @@ def publish_job(
         AMQPError: The broker cannot be reached, or did not take the message.
         WrongQueue: The queue has other arguments.
     """
-    connection = pika.BlockingConnection(connection_parameters(url))
+    connection = connect(url)
     try:
         connection.add_on_connection_blocked_callback(_log_alarm)
         ensure_queue(connection, queue_name, arguments)
@@ -354,7 +378,7 @@ def publish_control(body: bytes, *, url: str, queue_name: str = "image_generatio
     Raises:
         AMQPError: The broker cannot be reached, or refuses.
     """
-    connection = pika.BlockingConnection(connection_parameters(url))
+    connection = connect(url)
     try:
         channel = connection.channel()
         channel.confirm_delivery()
@@ -491,7 +515,7 @@ def _log_loss(state: RetryCallState) -> None:
 
 
 def reconnecting(stop: threading.Event) -> Retrying:
-    """Attempts without end, with growing random pauses of 0.5 to 8 seconds.
+    """Attempts without end, with growing random pauses of 0.5 to 4 seconds.
 
     Args:
         stop: Ends them quietly, also during a pause.
@@ -502,7 +526,7 @@ def reconnecting(stop: threading.Event) -> Retrying:
     return Retrying(
         sleep=sleep_using_event(stop),
         stop=stop_when_event_set(stop),
-        wait=wait_random_exponential(min=0.5, max=8),
+        wait=wait_random_exponential(min=0.5, max=4),
         retry=retry_if_exception_type(Exception),
         before_sleep=_log_loss,
         retry_error_callback=lambda state: None,
@@ -675,7 +699,7 @@ def redrive(url: str, queue_name: str, chosen: Callable[[bytes], bool] = lambda 
         AMQPError: The broker cannot be reached, or did not take a message.
     """
     moved, dead = 0, dead_letters(queue_name)
-    connection = pika.BlockingConnection(connection_parameters(url))
+    connection = connect(url)
     try:
         ensure_queue(connection, dead)
         channel = connection.channel()

@@ -91,7 +91,7 @@ from .provenance import ContentCredentials, Label, encode_labelled
 from stylegen.queue import (
     Delivery,
     Retries,
-    connection_parameters,
+    connect,
     publish_control,
     redrive,
     start_rabbitmq_consumer,
@@ -864,9 +864,7 @@ def _check_labels(settings: Settings) -> str:
 
 
 def _check_broker(settings: Settings) -> str:
-    import pika
-
-    pika.BlockingConnection(connection_parameters(broker_url(settings))).close()
+    connect(broker_url(settings)).close()
     return "reachable"
 
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -39,11 +40,16 @@ def _tool(name: str) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, all different."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
+    """Ports that were free a moment ago, all different.
+
+    None that the system gives to clients (32768 and up): while nobody listens on such a port, a
+    client that asks for it may be given that very port, meet itself, and keep the broker off it.
+    """
+    ports: list[int] = []
+    while len(ports) < count:
+        port = secrets.randbelow(12_000) + 20_000
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            ports += [] if port in ports else [port]
     return ports
 
 

@@ -23,6 +23,7 @@ from stylegen.queue import (
     REDELIVERIES,
     Delivery,
     JobThread,
+    connect,
     connection_parameters,
     ensure_queue,
     publish_job,
@@ -466,3 +467,16 @@ def test_a_message_that_can_be_put_nowhere_is_a_lost_connection(
     publish_job(b"{}", url=rabbit.url, queue_name=queue)
     start_rabbitmq_consumer(queue, callback, url=rabbit.url, stop=stop)
     assert seen == [b"{}"] * 2 and rabbit.queue_state(queue) == (0, 0)
+
+
+def test_a_connection_that_is_closed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pika has a ValueError for it, which is none of the address's; whoever publishes goes on."""
+    with pytest.raises(ValueError):
+        connect("amqp://host:port")
+
+    def closed(_: object) -> None:
+        raise ValueError("Expected connected socket, but getpeername() failed")
+
+    monkeypatch.setattr("pika.BlockingConnection", closed)
+    with pytest.raises(pika.exceptions.AMQPConnectionError):
+        connect("amqp://guest:guest@localhost")
