@@ -113,9 +113,9 @@ def connect(url: str) -> BlockingConnection:
     parameters = connection_parameters(url)
     try:
         return pika.BlockingConnection(parameters)
-    except OSError:  # a certificate that is not trusted, which is a ValueError too
-        raise
-    except ValueError:  # pika's word for a socket that was closed the moment it was open
+    except ValueError as error:  # pika's word for a socket that was closed the moment it was open
+        if isinstance(error, OSError):  # a certificate that is not trusted is both
+            raise
         raise AMQPConnectionError("the connection was closed at once") from None
 
 
