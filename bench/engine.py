@@ -7,7 +7,8 @@ Peers take turns within each repeat; every job has another LoRA than the one bef
 Prints a table, writes ``bench/results/engine.json`` and draws ``bench/results/engine.svg`` for the
 pocket model on a CPU at batch 4 (other models, devices and batches: a name of their own).
 
-* P0: the code guide's own flow, the pipeline loaded anew for each job
+* P0: the code guide's own flow, the pipeline loaded anew for each job: as it is written, in float16
+  (for which a CPU is slow), and in float32 as all others
 * P1: stock diffusers, resident, ``load_lora_weights`` and ``unload_lora_weights`` for each job
 * P2 (with ``--compile``): stock at its best, channels_last, compiled, the LoRA hot-swapped
 * P3: peft's mixed batch by ``adapter_names``, the batch's LoRAs loaded and unloaded
@@ -30,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import StableDiffusionPipeline
 from peft.tuners.lora import LoraLayer
 
 from stylegen.engine import Engine, _Batch, _Ends, make_scheduler
@@ -108,9 +110,15 @@ class Peers:
         """Fresh jobs."""
         return [order(next(self.seeds), self.steps) for _ in range(count)]
 
-    def p0(self) -> None:
+    def p0(self, as_written: bool = False) -> None:
         """Load everything, draw one picture, throw everything away."""
-        pipeline, lora = load_pipeline(self.model, device=self.device), next(self.wheel)
+        lora = next(self.wheel)
+        if as_written:
+            half = {"torch_dtype": torch.float16}
+            pipeline = StableDiffusionPipeline.from_pretrained(self.model, **half).to(self.device)
+            pipeline.set_progress_bar_config(disable=True)
+        else:
+            pipeline = load_pipeline(self.model, device=self.device)
         pipeline.load_lora_weights(lora.parent, weight_name=lora.name)
         pipeline(**arguments(pipeline, self.jobs(1)))
 
@@ -190,7 +198,8 @@ def time_jobs(peers: Peers, repeats: int) -> dict[str, list[float]]:
     """Seconds a job of each peer, interleaved; the first round warms up and is not counted."""
     size = peers.batch
     rows: dict[str, tuple[Callable[[], object], int]] = {
-        "P0 guide, reloads": (peers.p0, 1),
+        "P0 guide, as written": (partial(peers.p0, as_written=True), 1),
+        "P0 guide, float32": (peers.p0, 1),
         "P1 stock, resident": (peers.p1, 1),
         f"P3 peft mixed, batch {size}": (peers.p3, size),
         f"P4 one LoRA, batch {size}": (partial(peers.ours, size, same_lora=True), size),
@@ -361,7 +370,8 @@ def ratios(
         "throughput against P3": jobs[f"P3 peft mixed, batch {size}"]["median"] / ours,
         "throughput, merged against P1": jobs["P1 stock, resident"]["median"] / merged,
         "throughput against P4, the ceiling": jobs[f"P4 one LoRA, batch {size}"]["median"] / ours,
-        "one job against P0": jobs["P0 guide, reloads"]["median"] / one,
+        "one job against P0, as written": jobs["P0 guide, as written"]["median"] / one,
+        "one job against P0, float32": jobs["P0 guide, float32"]["median"] / one,
         "one job against P1": jobs["P1 stock, resident"]["median"] / one,
         "LoRA change against P0, from memory": changes["P0"]["median"] / changes["host"]["median"],
         "LoRA change against P1, from memory": changes["P1"]["median"] / changes["host"]["median"],
