@@ -165,13 +165,10 @@ class Watch:
     def overdue(self) -> list[int | str]:
         """Jobs that hang: half as long again after their limit, or after anybody's last step."""
         with self._changed:
-            now = time.monotonic()
             jobs = [job for job in self._jobs.values() if not job.ended.is_set()]
-        since = {
-            job.generation_id: job.began if job.is_begun else max(job.began, self._moved)
-            for job in jobs
-        }
-        return [each for each, moment in since.items() if now - moment > 1.5 * self.limit]
+        earliest, moved = time.monotonic() - 1.5 * self.limit, self._moved
+        hanging = (job for job in jobs if job.began < earliest)
+        return [job.generation_id for job in hanging if job.is_begun or moved < earliest]
 
 
 # %% ../nbs/05_health.ipynb #dc025ba1
