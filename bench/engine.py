@@ -20,11 +20,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -73,52 +73,72 @@ def arguments(pipeline: Any, jobs: Sequence[GenerationJob]) -> dict[str, Any]:
 
 
 class Peers:
-    """All that is timed, on one base model and a wheel of LoRA files."""
+    """All that is timed, on one base model and a wheel of LoRA files; made when it is first asked.
+
+    Args:
+        load: Makes a pipeline, the same each time.
+        batch: Jobs in one batch.
+        steps: Of each picture.
+        loras: Files of rank 16, each another artist's; more than fit a batch.
+        backend: Compile the engines' UNets, and that of P2, by it.
+    """
 
     def __init__(
-        self, model: str, device: str, batch: int, steps: int, folder: Path, compiled: bool = False
+        self,
+        load: Callable[[], Any],
+        batch: int,
+        steps: int,
+        loras: Sequence[Path],
+        backend: str | None = None,
     ) -> None:
-        self.model, self.device, self.batch, self.steps = model, device, batch, steps
-        self.stock = load_pipeline(model, device=device)
-        self.mixed = load_pipeline(model, device=device)
-        backend = "inductor" if compiled else None
-        options: dict[str, Any] = {"batch": batch, "compile_backend": backend}
-        self.engine = Engine(load_pipeline(model, device=device), **options)
-        self.merged = Engine(load_pipeline(model, device=device), merge_loras=True, **options)
-        self.tuned = load_pipeline(model, device=device) if compiled else None
-        files = [
-            write_diffusers(folder / f"{n}.safetensors", self.stock, 16, seed=n)
-            for n in range(2 * batch)
-        ]
-        self.wheel: Iterator[Path] = cycle(files)
+        self.load, self.batch, self.steps, self.backend = load, batch, steps, backend
+        self.wheel: Iterator[Path] = cycle(loras)
         self.seeds = iter(range(1_000_000))
-        for engine in (self.engine, self.merged) if compiled else ():
-            engine.warm_up()
-        if self.tuned:
-            self.tuned.unet.to(memory_format=torch.channels_last)
-            self.tuned.enable_lora_hotswap(target_rank=16)
-            self.swap(hotswap=False)
-            self.tuned.unet.compile(dynamic=False)
 
-    def swap(self, *, hotswap: bool = True) -> None:
+    @cached_property
+    def stock(self) -> Any:
+        """The pipeline of P1."""
+        return self.load()
+
+    @cached_property
+    def mixed(self) -> Any:
+        """The pipeline of P3."""
+        return self.load()
+
+    @cached_property
+    def tuned(self) -> Any:
+        """The pipeline of P2: compiled at its first picture, with room for a LoRA."""
+        tuned = self.load()
+        tuned.unet.to(memory_format=torch.channels_last)
+        tuned.enable_lora_hotswap(target_rank=16)
+        self.swap(tuned, hotswap=False)
+        tuned.unet.compile(backend=self.backend, dynamic=False)
+        return tuned
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Ours."""
+        return Engine(self.load(), batch=self.batch, compile_backend=self.backend)
+
+    @cached_property
+    def merged(self) -> Engine:
+        """Ours, each row with weights of its own."""
+        options: dict[str, Any] = {"compile_backend": self.backend, "merge_loras": True}
+        return Engine(self.load(), batch=self.batch, **options)
+
+    def swap(self, tuned: Any, *, hotswap: bool = True) -> None:
         """Another LoRA for the tuned pipeline."""
         lora = next(self.wheel)
         names = {"weight_name": lora.name, "adapter_name": "job", "hotswap": hotswap}
-        self.tuned.load_lora_weights(lora.parent, **names)
+        tuned.load_lora_weights(lora.parent, **names)
 
     def jobs(self, count: int) -> list[GenerationJob]:
         """Fresh jobs."""
         return [order(next(self.seeds), self.steps) for _ in range(count)]
 
-    def p0(self, as_written: bool = False) -> None:
+    def p0(self, load: Callable[[], Any]) -> None:
         """Load everything, draw one picture, throw everything away."""
-        lora = next(self.wheel)
-        if as_written:
-            half = {"torch_dtype": torch.float16}
-            pipeline = StableDiffusionPipeline.from_pretrained(self.model, **half).to(self.device)
-            pipeline.set_progress_bar_config(disable=True)
-        else:
-            pipeline = load_pipeline(self.model, device=self.device)
+        lora, pipeline = next(self.wheel), load()
         pipeline.load_lora_weights(lora.parent, weight_name=lora.name)
         pipeline(**arguments(pipeline, self.jobs(1)))
 
@@ -131,7 +151,7 @@ class Peers:
 
     def p2(self) -> None:
         """A compiled stock pipeline whose LoRA is swapped in place."""
-        self.swap()
+        self.swap(self.tuned)
         self.tuned(**arguments(self.tuned, self.jobs(1)))
 
     def p3(self) -> None:
@@ -150,13 +170,57 @@ class Peers:
         engine = self.merged if merged else self.engine
         first = next(self.wheel)
         loras = [first if same_lora else next(self.wheel) for _ in range(count)]
-        with ThreadPoolExecutor(count) as pool:
-            list(pool.map(engine.draw, self.jobs(count), loras))
+        draw_together(engine, self.jobs(count), loras)
 
     def close(self) -> None:
         """End the engines' threads."""
-        self.engine.close()
-        self.merged.close()
+        for name in ("engine", "merged"):
+            if name in vars(self):
+                getattr(self, name).close()
+
+
+def load_as_written(model: str, device: str) -> Any:
+    """The guide's pipeline: in float16, wherever it is."""
+    half = {"torch_dtype": torch.float16}
+    pipeline = StableDiffusionPipeline.from_pretrained(model, **half).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def draw_together(
+    engine: Engine,
+    jobs: Sequence[GenerationJob],
+    loras: Sequence[Path],
+    on_begin: Callable[[], None] = lambda: None,
+    on_latents: Sequence[Callable[..., None]] = (),
+) -> list[Any]:
+    """Draw jobs in one batch: the first takes its first step alone, then all others join.
+
+    Args:
+        engine: With a batch of at least as many.
+        jobs: Of one format.
+        loras: A file for each.
+        on_begin: Called before the first step, on the thread that takes it.
+        on_latents: For each of the jobs, see `Engine.draw`; or for none.
+
+    Returns:
+        Their pictures.
+    """
+    everyone, listeners = threading.Event(), on_latents or [None] * len(jobs)
+
+    def wait(step: int) -> None:
+        if step == 0:
+            on_begin()
+            everyone.wait()
+
+    pictures = []
+    try:
+        for job, lora, listener in zip(jobs, loras, listeners, strict=True):
+            on_step = None if pictures else wait
+            pictures.append(engine.submit(job, lora, on_step=on_step, on_latents=listener))
+    finally:
+        everyone.set()
+    return [picture.result() for picture in pictures]
 
 
 @contextmanager
@@ -194,12 +258,12 @@ def time_latency(peers: Peers, count: int) -> dict[str, list[float]]:
     return seconds
 
 
-def time_jobs(peers: Peers, repeats: int) -> dict[str, list[float]]:
+def time_jobs(peers: Peers, repeats: int, as_written: Callable[[], Any]) -> dict[str, list[float]]:
     """Seconds a job of each peer, interleaved; the first round warms up and is not counted."""
     size = peers.batch
     rows: dict[str, tuple[Callable[[], object], int]] = {
-        "P0 guide, as written": (partial(peers.p0, as_written=True), 1),
-        "P0 guide, float32": (peers.p0, 1),
+        "P0 guide, as written": (partial(peers.p0, as_written), 1),
+        "P0 guide, float32": (partial(peers.p0, peers.load), 1),
         "P1 stock, resident": (peers.p1, 1),
         f"P3 peft mixed, batch {size}": (peers.p3, size),
         f"P4 one LoRA, batch {size}": (partial(peers.ours, size, same_lora=True), size),
@@ -207,7 +271,7 @@ def time_jobs(peers: Peers, repeats: int) -> dict[str, list[float]]:
         f"ours, batch {size}": (partial(peers.ours, size), size),
         f"ours, merged, batch {size}": (partial(peers.ours, size, merged=True), size),
     }
-    if peers.tuned:
+    if peers.backend:
         rows["P2 stock, compiled"] = (peers.p2, 1)
     seconds: dict[str, list[float]] = {name: [] for name in rows}
     for repeat in range(repeats + 1):
@@ -229,7 +293,7 @@ def time_changes(peers: Peers, repeats: int) -> dict[str, list[float]]:
     rows = LoraRows(peers.mixed.unet, "unet")
 
     def reload(lora: Path) -> None:
-        fresh = load_pipeline(peers.model, device=peers.device)
+        fresh = peers.load()
         fresh.load_lora_weights(lora.parent, weight_name=lora.name)
 
     def stock(lora: Path) -> None:
@@ -312,16 +376,19 @@ def _method(function: Callable[..., Any]) -> Callable[..., Any]:
     return method
 
 
-def cold_start(model: str, device: str) -> tuple[float, float]:
+def cold_start(
+    model: str, device: str, steps: int = 50, backend: str | None = None
+) -> tuple[float, float]:
     """Seconds from a new process to its first picture, and its peak memory in GB."""
     code = (
         "import resource, sys, tempfile; from pathlib import Path\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r}); import engine as bench\n"
         "from stylegen.engine import Engine; from stylegen.pipeline import load_pipeline\n"
-        f"engine = Engine(load_pipeline({model!r}, device={device!r}), batch=1)\n"
+        f"engine = Engine(load_pipeline({model!r}, device={device!r}), batch=1,\n"
+        f"                compile_backend={backend!r}, merge_loras={backend is not None})\n"
         "lora = Path(tempfile.mkdtemp()) / 'lora.safetensors'\n"
         "bench.write_diffusers(lora, engine.pipeline, 16, seed=0)\n"
-        "engine.draw(bench.order(0, 50), lora)\n"
+        f"engine.draw(bench.order(0, {steps}), lora)\n"
         "cuda = bench.torch.cuda.max_memory_allocated() / 2**30\n"
         "print(cuda or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
     )
@@ -385,8 +452,17 @@ def main(model: str, device: str, batch: int, steps: int, repeats: int, compiled
         if model == "random-sd15":
             model = str(build_sd15(Path(folder) / model))
         cold, memory = cold_start(model, device)
-        peers = Peers(model, device, batch, steps, Path(folder), compiled)
-        jobs = {name: summary(v) for name, v in time_jobs(peers, repeats).items()}
+        load = partial(load_pipeline, model, device=device)
+        base = load()
+        loras = [
+            write_diffusers(Path(folder, f"{n}.safetensors"), base, 16, seed=n)
+            for n in range(2 * batch)
+        ]
+        peers = Peers(load, batch, steps, loras, "inductor" if compiled else None)
+        for engine in (peers.engine, peers.merged) if compiled else ():
+            engine.warm_up()
+        timed_jobs = time_jobs(peers, repeats, partial(load_as_written, model, device))
+        jobs = {name: summary(v) for name, v in timed_jobs.items()}
         latency = {name: summary(v) for name, v in time_latency(peers, 4 * repeats).items()}
         changes = {name: summary(v) for name, v in time_changes(peers, 4 * repeats).items()}
         overhead = summary(time_overhead(peers, 2 * repeats))

@@ -19,6 +19,34 @@ def processor() -> str:
     return names[0] if names else platform.processor()
 
 
+def commit() -> str:
+    """The checkout's commit; ``BENCH_COMMIT`` names it where the tree has come without git."""
+    if given := os.environ.get("BENCH_COMMIT"):
+        return given
+    asked = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+
+
+def where(*libraries: str) -> dict[str, Any]:
+    """The machine, the versions of some distributions, and the commit."""
+    return {
+        "machine": platform.machine(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {library: version(library) for library in libraries},
+        "commit": commit(),
+    }
+
+
+def write(path: Path, result: dict[str, Any]) -> Path:
+    """Write figures as JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return part.replace(path)
+
+
 def store(name: str, result: dict[str, Any], *libraries: str) -> Path:
     """Write a result down, with where and by what it was measured.
 
@@ -30,16 +58,4 @@ def store(name: str, result: dict[str, Any], *libraries: str) -> Path:
     Returns:
         The file.
     """
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    where = {
-        "machine": platform.machine(),
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": {library: version(library) for library in libraries},
-        "commit": commit.stdout.strip(),
-    }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(where | result, indent=1) + "\n", encoding="utf-8")
-    return path
+    return write(RESULTS / f"{name}.json", where(*libraries) | result)

@@ -216,6 +216,7 @@ d = {
             "stylegen.engine.Engine._submit": ("engine.html#engine._submit", "stylegen/engine.py"),
             "stylegen.engine.Engine.close": ("engine.html#engine.close", "stylegen/engine.py"),
             "stylegen.engine.Engine.draw": ("engine.html#engine.draw", "stylegen/engine.py"),
+            "stylegen.engine.Engine.submit": ("engine.html#engine.submit", "stylegen/engine.py"),
             "stylegen.engine.Engine.warm_up": ("engine.html#engine.warm_up", "stylegen/engine.py"),
             "stylegen.engine._Batch": ("engine.html#_batch", "stylegen/engine.py"),
             "stylegen.engine._Batch.__init__": (
@@ -282,7 +283,6 @@ d = {
             "stylegen.engine._living": ("engine.html#_living", "stylegen/engine.py"),
             "stylegen.engine._nothing": ("engine.html#_nothing", "stylegen/engine.py"),
             "stylegen.engine._patiently": ("engine.html#_patiently", "stylegen/engine.py"),
-            "stylegen.engine._picture": ("engine.html#_picture", "stylegen/engine.py"),
             "stylegen.engine._row": ("engine.html#_row", "stylegen/engine.py"),
             "stylegen.engine._seat": ("engine.html#_seat", "stylegen/engine.py"),
             "stylegen.engine._set_timesteps": ("engine.html#_set_timesteps", "stylegen/engine.py"),
@@ -643,6 +643,10 @@ d = {
             "stylegen.lora.read_header": ("lora.html#read_header", "stylegen/lora.py"),
         },
         "stylegen.pipeline": {
+            "stylegen.pipeline._decode_in_tiles": (
+                "pipeline.html#_decode_in_tiles",
+                "stylegen/pipeline.py",
+            ),
             "stylegen.pipeline._default_engine": (
                 "pipeline.html#_default_engine",
                 "stylegen/pipeline.py",

@@ -109,7 +109,7 @@ class _Task:
     adapter: Adapter | None
     on_step: OnStep
     on_latents: OnLatents
-    result: "Future[torch.Tensor]" = field(default_factory=Future)
+    result: "Future[Image]" = field(default_factory=Future)
     overtaken: int = 0
     step: int = 0
     words: Any = None
@@ -325,8 +325,10 @@ class _Ends:
         noise = torch.randn(shape, generator=source, dtype=task.words.dtype).to(self._device)
         task.latents = noise * task.scheduler.init_noise_sigma
 
-    def finish(self, task: _Task, *, tiled: bool = False) -> "torch.Tensor":
-        """Decode, at once or in tiles: bytes ``[height, width, 3]``, in host memory."""
+    def finish(self, task: _Task, *, tiled: bool = False) -> "Image":
+        """Decode, at once or in tiles."""
+        from PIL import Image
+
         vae, latents = self._pipeline.vae, task.latents
         if not latents.isfinite().all():
             raise StylegenError("the picture's numbers overflowed")
@@ -336,7 +338,7 @@ class _Ends:
         if any(flags or ()):
             raise NsfwContent("the safety checker flagged the picture")
         shades = (image[0].float() / 2).add_(0.5).clamp_(0, 1).mul_(255).round_().byte()
-        return shades.permute(1, 2, 0).contiguous().cpu()
+        return Image.fromarray(shades.permute(1, 2, 0).contiguous().cpu().numpy())
 
     @contextmanager
     def _tiles(self, latents: "torch.Tensor") -> Iterator[None]:
@@ -603,16 +605,46 @@ class Engine:
             StylegenError: The picture's numbers overflowed, or the engine is closed.
             ValueError: `extra_loras` are not as many as the job's.
         """
+        callbacks: dict[str, Any] = {"on_step": on_step, "on_latents": on_latents}
+        picture = self.submit(job, lora_path, extra_loras=extra_loras, **callbacks)
+        try:
+            return picture.result()
+        except KeyboardInterrupt:
+            picture.cancel()
+            raise
+
+    def submit(
+        self,
+        job: GenerationJob,
+        lora_path: str | Path,
+        *,
+        extra_loras: Sequence[str | Path] = (),
+        on_step: OnStep | None = None,
+        on_latents: OnLatents | None = None,
+    ) -> "Future[Image]":
+        """Line a job up, and do not wait for its picture; the LoRA is read here.
+
+        Args:
+            job: As for `draw`, and so are all others.
+            lora_path: The artist's LoRA.
+            extra_loras: Files of the job's `extra_loras`.
+            on_step: Called on the engine's thread, which waits for it.
+            on_latents: Called there as well.
+
+        Returns:
+            The picture to come, or what `draw` raises; `cancel` gives the job up.
+
+        Raises:
+            LoraInvalid: A LoRA is damaged or does not fit.
+            StylegenError: The engine is closed.
+            ValueError: `extra_loras` are not as many as the job's.
+        """
         scales = [job.lora_scale, *(extra.scale for extra in job.extra_loras)]
         with _device_errors():  # pinned memory is the device's, too
             adapter = self._adapter([lora_path, *extra_loras], [float(scale) for scale in scales])
         task = _Task(job, adapter, on_step or _nothing, on_latents or _nothing)
         self._submit(task)
-        try:
-            return _picture(task.result.result())
-        except KeyboardInterrupt:
-            task.result.cancel()
-            raise
+        return task.result
 
     def warm_up(self) -> None:
         """Compile for each size and number of pictures, before a customer waits for it.
@@ -675,9 +707,3 @@ _WARM_UP: dict[str, Any] = {
 
 def _nothing(*_: Any) -> None:
     """Nobody listens."""
-
-
-def _picture(image: "torch.Tensor") -> "Image":
-    from PIL import Image
-
-    return Image.fromarray(image.numpy())

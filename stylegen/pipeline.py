@@ -102,8 +102,16 @@ def load_pipeline(
     if attention_slicing:
         pipeline.enable_attention_slicing()
     if vae_tiling:
-        pipeline.vae.enable_tiling()
+        _decode_in_tiles(pipeline.vae, pipeline.vae_scale_factor)
     return _place(pipeline, on_cuda, offload)
+
+
+def _decode_in_tiles(vae: Any, factor: int) -> None:
+    """Let an autoencoder decode in tiles, each as large as the pictures that it was trained on."""
+    vae.enable_tiling()
+    if hasattr(vae, "spatial_scale_factor"):  # `AutoencoderTiny` takes every factor for 8
+        vae.spatial_scale_factor = factor
+        vae.tile_latent_min_size = vae.tile_sample_min_size // factor
 
 
 def model_digest(model: str, *, half: bool) -> str | None:

@@ -26,14 +26,16 @@ SPELLINGS = {
 """What older files write for parts of diffusers' names of today, by dialect."""
 
 
-def updates(model: Any, endings: tuple[str, ...], rank: int, seed: int) -> dict[str, Any]:
+def updates(
+    model: Any, endings: tuple[str, ...], rank: int, seed: int, size: float = 0.15
+) -> dict[str, Any]:
     """Random ``(down, up)`` of each layer of `model` with one of the name endings."""
     random, pairs = torch.Generator().manual_seed(seed), {}
     for name, layer in model.named_modules():
         if name.endswith(endings) and hasattr(layer, "weight"):
             shape = layer.weight.shape
-            down = torch.randn(rank, *shape[1:], generator=random) * 0.15
-            up = torch.randn(shape[0], rank, *(1 for _ in shape[2:]), generator=random) * 0.15
+            down = torch.randn(rank, *shape[1:], generator=random) * size
+            up = torch.randn(shape[0], rank, *(1 for _ in shape[2:]), generator=random) * size
             pairs[name] = (down, up)
     return pairs
 
@@ -46,12 +48,13 @@ def write_diffusers(
     *,
     text: bool = False,
     convolutions: bool = False,
+    size: float = 0.15,
 ) -> Path:
     """peft's names with diffusers' prefixes; on the text encoder and convolutions if asked."""
     endings = UNET + CONVOLUTIONS if convolutions else UNET
-    parts = {"unet": updates(pipeline.unet, endings, rank, seed)}
+    parts = {"unet": updates(pipeline.unet, endings, rank, seed, size)}
     if text:
-        parts["text_encoder"] = updates(pipeline.text_encoder, TEXT, rank, seed)
+        parts["text_encoder"] = updates(pipeline.text_encoder, TEXT, rank, seed, size)
     tensors = {}
     for part, pairs in parts.items():
         for name, (down, up) in pairs.items():

@@ -1,0 +1,81 @@
+"""Everything that only a GPU can tell, in one command that writes each figure as it comes.
+
+Usage: ``make gpu``, or ``python bench/gpu.py [--minutes M] [--only STAGE ...] [--results FOLDER]``.
+The stages of `gpu_stages` run in order of value, each in its time; what the same commit has done
+before on the same card is not done again. ``--dry-run`` runs every line in small on a CPU.
+``--table`` shows what the stored results say of the goals, and measures nothing. ``--train`` trains
+the pocket model for longer than two CPU cores allow.
+"""
+
+import argparse
+import re
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gpu_table import table
+from stages import Stage, run
+from stored import RESULTS
+
+ROOT = Path(__file__).parent.parent
+
+
+def file_of(facts: dict[str, Any], folder: Path) -> Path:
+    """A card's results."""
+    name = re.sub(r"[^a-z0-9]+", "-", facts["device"].lower()).strip("-")
+    return folder / f"gpu-{name}.json"
+
+
+def measure(stages: tuple[Stage, ...], dry_run: bool, minutes: float, folder: Path) -> bool:
+    """Run stages and show the table; tells whether all are done."""
+    from gpu_stages import FULL, SMALL, GpuBench
+
+    device, sizes = ("cpu", SMALL) if dry_run else ("cuda", FULL)
+    file = partial(file_of, folder=folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = partial(GpuBench, device, sizes, Path(scratch))
+        results = run(stages, bench, file, minutes)
+    print(f"\n{table(folder)}\n\n{results.path}")
+    return all(results.has(stage.name) for stage in stages)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command.
+
+    Returns:
+        0 if all was done, 1 if not, 2 for wrong arguments or a machine without CUDA.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=8, help="for everything; default 8")
+    parser.add_argument("--only", nargs="+", metavar="STAGE", help="these alone")
+    parser.add_argument("--results", type=Path, help="folder of the results")
+    parser.add_argument("--dry-run", action="store_true", help="every line, in small, on a CPU")
+    parser.add_argument("--table", action="store_true", help="show the goals; measure nothing")
+    parser.add_argument("--train", action="store_true", help="train the pocket model for longer")
+    given = parser.parse_args(arguments)
+    folder = given.results or (ROOT / "out/gpu" if given.dry_run else RESULTS)
+    if given.table:
+        print(table(folder))
+        return 0
+    import torch
+
+    if not given.dry_run and not torch.cuda.is_available():
+        print("no CUDA device here; --dry-run tries everything on the CPU", file=sys.stderr)
+        return 2
+    if given.train:
+        from gpu_train import train
+
+        return train(given.minutes, given.dry_run, folder)
+    from gpu_stages import STAGES
+
+    names = {stage.name for stage in STAGES}
+    if unknown := set(given.only or ()) - names:
+        parser.error(f"no such stage: {', '.join(unknown)}; there are {', '.join(sorted(names))}")
+    chosen = tuple(stage for stage in STAGES if not given.only or stage.name in given.only)
+    return 0 if measure(chosen, given.dry_run, given.minutes, folder) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
