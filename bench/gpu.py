@@ -11,15 +11,17 @@ import argparse
 import re
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gpu_table import table
-from stages import Stage, run
+from stages import Results, Stage, run
 from stored import RESULTS
 
 ROOT = Path(__file__).parent.parent
+FileOf = Callable[[dict[str, Any]], Path]
 
 
 def file_of(facts: dict[str, Any], folder: Path) -> Path:
@@ -28,17 +30,31 @@ def file_of(facts: dict[str, Any], folder: Path) -> Path:
     return folder / f"gpu-{name}.json"
 
 
-def measure(stages: tuple[Stage, ...], dry_run: bool, minutes: float, folder: Path) -> bool:
-    """Run stages and show the table; tells whether all are done."""
+def work(stages: Sequence[Stage], dry_run: bool, minutes: float, file: FileOf) -> Results:
+    """Run stages on the card; in small, on the CPU, for a dry run."""
     from gpu_stages import FULL, SMALL, GpuBench
 
     device, sizes = ("cpu", SMALL) if dry_run else ("cuda", FULL)
-    file = partial(file_of, folder=folder)
     with tempfile.TemporaryDirectory() as scratch:
-        bench = partial(GpuBench, device, sizes, Path(scratch))
-        results = run(stages, bench, file, minutes)
+        return run(stages, partial(GpuBench, device, sizes, Path(scratch)), file, minutes)
+
+
+def measure(stages: Sequence[Stage], dry_run: bool, minutes: float, folder: Path) -> bool:
+    """Run stages and show the table; tells whether all are done."""
+    results = work(stages, dry_run, minutes, partial(file_of, folder=folder))
     print(f"\n{table(folder)}\n\n{results.path}")
     return all(results.has(stage.name) for stage in stages)
+
+
+def train(stages: Sequence[Stage], dry_run: bool, minutes: float, folder: Path) -> bool:
+    """Train, judge, pack; tells whether training came to its end."""
+    from gpu_train import archive
+
+    results = work(stages, dry_run, minutes, lambda _: folder / "pocket-gpu.json")
+    if not results.has("train"):
+        return False
+    print(f"\n{archive(folder)}\n{results.path}")
+    return True
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,9 +81,9 @@ def main(arguments: list[str] | None = None) -> int:
         print("no CUDA device here; --dry-run tries everything on the CPU", file=sys.stderr)
         return 2
     if given.train:
-        from gpu_train import train
+        import gpu_train
 
-        return train(given.minutes, given.dry_run, folder)
+        return 0 if train(gpu_train.STAGES, given.dry_run, given.minutes, folder) else 1
     from gpu_stages import STAGES
 
     names = {stage.name for stage in STAGES}

@@ -50,6 +50,7 @@ class Sizes:
     """How much of everything.
 
     Attributes:
+        name: What figures of this size are called.
         shape: Of the model.
         batches: Jobs in a batch, where steps are timed.
         batch: Jobs in a batch, where pictures are.
@@ -63,6 +64,7 @@ class Sizes:
         backend: Compiles.
     """
 
+    name: str = "full"
     shape: Shape = SD15
     batches: tuple[int, ...] = (1, 2, 4, 8, 16)
     batch: int = 8
@@ -78,10 +80,11 @@ class Sizes:
 
 FULL = Sizes()
 SMALL = Sizes(
+    name="dry run",
     shape=TINY,
     batches=(1, 2),
     batch=2,
-    ranks=(16, 32),
+    ranks=(32,),
     steps=2,
     timed_steps=2,
     repeats=1,
@@ -117,13 +120,10 @@ class GpuBench:
 
     def facts(self) -> dict[str, Any]:
         """Where and by what: the device, its driver and clocks, versions, the commit."""
-        facts = {"device": processor()} | where(*LIBRARIES)
+        facts = {"device": processor(), "sizes": self.sizes.name} | where(*LIBRARIES)
         if self.is_cuda:
-            asked = ["nvidia-smi", f"--query-gpu={CLOCKS}", "--format=csv,noheader"]
-            said = subprocess.run(asked, capture_output=True, text=True, timeout=20).stdout
-            values = [value.strip() for value in said.partition("\n")[0].split(",")]
             facts |= {"cuda": torch.version.cuda, "device": torch.cuda.get_device_name()}
-            facts |= dict(zip(CLOCKS.split(","), values, strict=False))
+            facts |= _clocks()
         return facts
 
     def forget(self) -> None:
@@ -196,6 +196,17 @@ class GpuBench:
     def _peers(self, backend: str | None) -> Peers:
         batch, steps = self.sizes.batch, self.sizes.steps
         return Peers(self.pipeline, batch, steps, self.loras(2 * batch), backend)
+
+
+def _clocks() -> dict[str, str]:
+    """Driver, clocks, power and temperature at this moment, where the driver's tool is at hand."""
+    asked = ["nvidia-smi", f"--query-gpu={CLOCKS}", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(asked, capture_output=True, text=True, timeout=20).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    values = [value.strip() for value in said.partition("\n")[0].split(",")]
+    return dict(zip(CLOCKS.split(","), values, strict=False))
 
 
 def figure(seconds: Sequence[float], *, scale: float = 1000, digits: int = 3) -> dict[str, float]:
@@ -297,6 +308,7 @@ def compiled(bench: GpuBench, record: Record) -> None:
 
 def cuda_graphs(bench: GpuBench, record: Record) -> None:
     """The same, each graph recorded once and replayed; what four other batches record anew."""
+    from torch._inductor import config
     from torch._inductor import cudagraph_trees as trees
 
     recorded, original = [0], trees.CUDAGraphTreeManager.record_function
@@ -305,29 +317,31 @@ def cuda_graphs(bench: GpuBench, record: Record) -> None:
         recorded[0] += 1
         return original(*given, **options)
 
-    count = bench.sizes.batch
+    count, before = bench.sizes.batch, graph_count()
+    torch._dynamo.reset()  # nothing that was compiled without CUDA graphs is to be used
     engine = Engine(
         bench.pipeline(), batch=count, compile_backend=bench.sizes.backend, merge_loras=True
     )
     wheel = bench.loras(count + 4)
     trees.CUDAGraphTreeManager.record_function = counted  # type: ignore[method-assign]
     try:
-        step_seconds(bench, engine, wheel[:count], on_begin=partial(record_graphs, True))
+        step_seconds(bench, engine, wheel[:count], on_begin=use_cuda_graphs)
+        record("graphs", graph_count() - before)
         for number in range(5):
             before = recorded[0]
-            loras = wheel[number : number + count]
-            times = figure(step_seconds(bench, engine, loras))
-            record(f"batch {count}, LoRAs {number}, ms a step", times)
-            record(f"batch {count}, LoRAs {number}, recordings", recorded[0] - before)
+            times = figure(step_seconds(bench, engine, wheel[number : number + count]))
+            more = {"recordings": recorded[0] - before}
+            record(f"batch {count}, LoRAs {number}, ms a step", times | more)
         record("skipped", int(counters["inductor"]["cudagraph_skips"]))
+        record("peak GB", bench.peak_gb())
     finally:
+        config.triton.cudagraphs = False
         trees.CUDAGraphTreeManager.record_function = original  # type: ignore[method-assign]
-        step_seconds(bench, engine, wheel[:1], on_begin=partial(record_graphs, False))
         engine.close()
 
 
-def record_graphs(wanted: bool) -> None:
-    """Let inductor use CUDA graphs, or not, on the thread that calls this."""
+def use_cuda_graphs() -> None:
+    """Let inductor record graphs, on the thread that calls this."""
     from torch._inductor import config
     from torch._inductor import cudagraph_trees as trees
 
@@ -335,7 +349,7 @@ def record_graphs(wanted: bool) -> None:
         # Before torch 2.12 a thread of one's own has none, and meets an assertion.
         trees.local.tree_manager_containers = {}
         trees.local.tree_manager_locks = trees.defaultdict(trees.threading.Lock)
-    config.triton.cudagraphs = wanted
+    config.triton.cudagraphs = True
 
 
 # Pictures
@@ -618,8 +632,8 @@ STAGES = (
     Stage("precision", 40, precision),
     Stage("ends", 40, ends),
     Stage("cold", 60, cold),
-    Stage("cuda graphs", 90, cuda_graphs),
     Stage("locon", 20, locon),
     Stage("end to end, compiled", 120, partial(end_to_end, is_compiled=True)),
+    Stage("cuda graphs", 90, cuda_graphs),
 )
 """In order of value."""

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -183,21 +184,20 @@ def _heading(stored: Stored) -> list[str]:
     """Which card, which code, and how the stages ended; or that there was no card."""
     if not stored.stages:
         return ["No card has been measured yet: `make gpu` measures yours."]
-    stages = stored.stages.values()
-    device, facts = next(iter(stages))["device"], next(iter(stages))
-    commits = sorted({stage["commit"] for stage in stages})
-    said = [f"**{device}**, torch {facts['versions']['torch']}, commit {', '.join(commits)}."]
+    stages = list(stored.stages.values())
+    facts, commits = stages[0], sorted({stage["commit"] for stage in stages})
+    where = f"**{facts['device']}**" + (" (dry run)" if facts["sizes"] != "full" else "")
+    said = [f"{where}, torch {facts['versions']['torch']}, commit {', '.join(commits)}."]
     undone = [f"{n}: {s['status']}" for n, s in stored.stages.items() if s["status"] != "done"]
     tests = stored.stages.get("correctness", {}).get("figures", {})
     if tests:
         good = sum(word == "passed" for word in tests.values())
         said.append(f"{good} of {len(tests)} tests on the card passed.")
-    try:
+    with suppress(KeyError):
         done = stored("end to end", "guided steps a second") * 2 * TFLOP
         share = done / stored("peaks", "matmul_tflops")
-        said.append(f"Whole jobs took {share:.0%} of the card's own matmul peak.")
-    except KeyError:
-        pass
+        if facts["sizes"] == "full":
+            said.append(f"Whole jobs took {share:.0%} of the card's own matmul peak.")
     if undone:
         said.append(f"Not done: {'; '.join(undone)}.")
     return [" ".join(said)]

@@ -48,7 +48,7 @@ class Bench(Protocol):
     """What the stages of a process share."""
 
     def facts(self) -> dict[str, Any]:
-        """Device and versions; ``device`` and ``commit`` must be among them."""
+        """Device and versions; ``device``, ``sizes`` and ``commit`` must be among them."""
 
     def forget(self) -> None:
         """Give back what a stage has left; raises if the device is lost."""
@@ -198,7 +198,7 @@ def run(
     while todo and (results is None or end - time.monotonic() > LEAST_SECONDS):
         with start(open_bench, stages) as worker:
             if results is None:
-                key = {name: worker.facts[name] for name in ("device", "commit")}
+                key = {name: worker.facts[name] for name in ("device", "sizes", "commit")}
                 results = Results(path_of(worker.facts), key)
             while todo and worker.process.is_alive() and end - time.monotonic() > LEAST_SECONDS:
                 _next(todo.pop(0), worker, results, end, say)

@@ -81,17 +81,17 @@ def order(task: Task, scene: Scene, seed: int) -> GenerationJob:
 
 
 @lru_cache(maxsize=1)
-def engine_of(model: str) -> Engine:
+def engine_of(model: str, device: str = "cpu") -> Engine:
     """The resident engine of a worker process."""
     import torch
 
     torch.set_num_threads(1)
-    return Engine(load_pipeline(model, device="cpu"), batch=BATCH)
+    return Engine(load_pipeline(model, device=device), batch=BATCH)
 
 
-def judge_task(task: Task) -> list[tuple[bool, bool, bool]]:
+def judge_task(task: Task, device: str = "cpu") -> list[tuple[bool, bool, bool]]:
     """Draw a task's pictures: are colour and ground right, the shape, the style?"""
-    engine = engine_of(task.model)
+    engine = engine_of(task.model, device)
 
     def one(number: int, scene: Scene) -> tuple[bool, bool, bool]:
         seen = judge(engine.draw(order(task, scene, seed=1_000_000 + number), task.lora))

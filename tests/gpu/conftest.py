@@ -5,7 +5,6 @@ a GPU can do (run out of memory, be lost) is acted there.
 """
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,12 +20,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
-def device(request: pytest.FixtureRequest) -> Iterator[str]:
+def device(request: pytest.FixtureRequest) -> str:
     """The device; without CUDA its tests fail, and are not skipped."""
     import torch
 
     chosen = str(request.config.getoption("--device"))
     assert chosen == "cpu" or torch.cuda.is_available(), "no CUDA device here"
+    torch.backends.cudnn.allow_tf32 = False  # single precision is to be exact
     if chosen == "cpu":
         torch.set_num_threads(1)
-    yield chosen
+    return chosen
