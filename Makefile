@@ -6,10 +6,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 NBVAL := IN_TEST=1 HF_HUB_OFFLINE=1 pytest -q -p no:cacheprovider --nbval --nbval-current-env
 
-.PHONY: help install demo test check notebooks unit prep outputs pocket pocket-report bench faults scale lab clean
+.PHONY: help install demo test check notebooks unit prep outputs pocket pocket-report bench gpu gpu-pack faults scale lab clean
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 install: $(VENV)/.installed  ## make .venv and install the project into it
 
@@ -61,6 +61,12 @@ bench: install programs  ## the engine beside its peers, speed profiles, the wor
 	HF_HUB_OFFLINE=1 $(BIN)/python bench/profiles.py
 	$(BIN)/python bench/overhead.py
 	HF_HUB_OFFLINE=1 $(BIN)/python bench/playground.py
+
+gpu: install  ## everything that only a GPU can tell, in eight minutes; ARGS are bench/gpu.py's
+	HF_HUB_OFFLINE=1 $(BIN)/python bench/gpu.py $(ARGS)
+
+gpu-pack: install  ## pack what a machine with a GPU lacks, and say the line to run there
+	$(BIN)/python tools/pack_gpu.py
 
 faults: install programs  ## break every part while jobs run, count what became of them
 	$(BIN)/python tests/faults/run.py

@@ -11,7 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from waiting import wait_until
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "tools")]
@@ -97,8 +99,15 @@ def test_time_is_kept(tmp_path: Path) -> None:
     stages = go(tmp_path, Stage("slow", 1, slow), Stage("good", 30, good))
     assert stages["slow"]["status"] == "out of time" and stages["good"]["status"] == "done"
     assert stages["slow"]["seconds"] < 5 and time.monotonic() - began < 30
-    with pytest.raises(ProcessLookupError):
-        os.kill(stages["slow"]["figures"]["process"], 0)
+    wait_until(lambda: not is_running(stages["slow"]["figures"]["process"]))
+
+
+def is_running(number: int) -> bool:
+    """Whether there is such a process, and somebody has not only forgotten to bury it."""
+    try:
+        return psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_the_whole_has_its_time(tmp_path: Path) -> None:
@@ -220,8 +229,8 @@ def test_the_machine_lacks_what_is_packed(machine: tuple[Path, Path]) -> None:
     code = "import socket; socket.create_connection(('192.0.2.1', 80), 1)"
     said, _ = on_machine(machine, "python3", "-c", code).communicate()
     assert "no network here" in said
-    names = {re.split(r"[-=]", pin)[0] for pin in pack_gpu.lacking("3.12")}
-    assert {"diffusers", "pika", "pytest"} <= names and not names & {"torch", "numpy", "boto3"}
+    packed = {pin.partition("==")[0] for pin in pack_gpu.lacking("3.12")}
+    assert {"diffusers", "pika", "pytest"} <= packed and not packed & {"torch", "numpy", "boto3"}
 
 
 HALVES = (
@@ -237,7 +246,7 @@ HALVES = (
 def test_every_line_runs_before_there_is_a_card(machine: tuple[Path, Path]) -> None:
     """The packed folder's line, in small on the CPU: every stage, and all of them done."""
     began, tree = time.monotonic(), machine[1]
-    line = ["sh", ".gpu/run.sh", "--dry-run", "--minutes", "5"]
+    line = ["sh", ".gpu/run.sh", "--dry-run", "--minutes", "15"]
     processes = [
         on_machine(machine, *line, "--results", f"out/{number}", "--only", *half)
         for number, half in enumerate(HALVES)

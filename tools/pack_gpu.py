@@ -1,6 +1,6 @@
 """Pack what a machine with a GPU lacks, so that `bench/gpu.py` runs there without a network.
 
-Usage: ``make gpu-pack``, or ``python tools/pack_gpu.py [--python 3.12] [--folder .gpu]``.
+Usage: ``make gpu-pack``, or ``python tools/pack_gpu.py [--python 3.12]``, which fills ``.gpu``.
 The machine is to have Python, pip, torch, transformers and peft. The folder gets a wheel of
 everything else, each once, and a script. It travels with the checkout, together at most 60 MiB; the
 line to run there is printed.
@@ -38,8 +38,8 @@ site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
 python3 -m pip install --quiet --no-index --no-deps --no-compile --target "$site" "$here"/*.whl
 export BENCH_COMMIT={commit} HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
-export PYTHONPATH="$site:{root}"
-cd "{root}"
+cd "$here/.."
+export PYTHONPATH="$site:$PWD"
 python3 bench/gpu.py "$@"
 """
 
@@ -108,6 +108,10 @@ def tree_files() -> list[Path]:
 def pack(folder: Path, python: str) -> int:
     """Fill the folder anew.
 
+    Args:
+        folder: At the top of a checkout, which the script works on.
+        python: The machine's version.
+
     Returns:
         Bytes that travel, the checkout's included.
 
@@ -118,8 +122,7 @@ def pack(folder: Path, python: str) -> int:
     for old in folder.glob("*.whl"):
         old.unlink()
     download(lacking(python), python, folder)
-    root = "$here/.." if folder.parent == ROOT else str(ROOT)
-    text = SCRIPT.replace("{commit}", commit()).replace("{root}", root)
+    text = SCRIPT.replace("{commit}", commit())
     (folder / "run.sh").write_text(text, encoding="utf-8")
     wheels = sum(path.stat().st_size for path in folder.iterdir())
     whole = wheels + sum(path.stat().st_size for path in tree_files())
@@ -133,7 +136,5 @@ def pack(folder: Path, python: str) -> int:
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--python", default="3.12", help="the machine's; default 3.12")
-    arguments.add_argument("--folder", type=Path, default=ROOT / ".gpu")
-    chosen = arguments.parse_args()
-    pack(chosen.folder.resolve(), chosen.python)
+    pack(ROOT / ".gpu", arguments.parse_args().python)
     print("on the machine, in the checkout: sh .gpu/run.sh --minutes 8")
