@@ -289,6 +289,41 @@ def test_a_job_joins_a_running_batch(
     assert np.abs(np.int16(joined) - alone).max() <= 1
 
 
+def test_submitted_jobs_are_pictures_to_come(
+    engine: Engine, jobs: list[GenerationJob], loras: list[Path]
+) -> None:
+    """Nobody waits for a submitted job; it can be given up, and a wrong LoRA is refused at once."""
+    everyone = threading.Event()
+
+    def hold(step: int) -> None:
+        if step == 0:
+            assert everyone.wait(60)
+
+    first = engine.submit(jobs[0], loras[0], on_step=hold)
+    second, third = (engine.submit(job, lora) for job, lora in zip(jobs[1:3], loras[1:3]))
+    assert not first.done() and third.cancel()
+    with pytest.raises(LoraInvalid):
+        engine.submit(jobs[3], __file__)
+    everyone.set()
+    alone = engine.draw(jobs[1], loras[1])
+    assert np.abs(np.int16(second.result()) - np.int16(alone)).max() <= 1
+    assert first.result().size == (512, 512)
+    with pytest.raises(CancelledError):
+        third.result()
+
+
+def test_a_picture_in_tiles(pocket: Path, jobs: list[GenerationJob], loras: list[Path]) -> None:
+    """The setting for small memories draws the same picture; its tiles meet within some levels."""
+    job = jobs[0].model_copy(update={"aspect_ratio": "2:2", "num_inference_steps": 8})
+    model, pictures = str(pocket / "pocket"), []
+    for tiled in (False, True):
+        engine = Engine(load_pipeline(model, device="cpu", vae_tiling=tiled), batch=1)
+        pictures.append(np.int16(engine.draw(job, loras[0])))
+        engine.close()
+    apart = np.abs(pictures[0] - pictures[1])
+    assert 0 < apart.mean() < 4
+
+
 def test_scales_and_several_loras(
     engine: Engine, jobs: list[GenerationJob], loras: list[Path]
 ) -> None:

@@ -160,8 +160,8 @@ def test_a_table_of_a_card(tmp_path: Path) -> None:
     (tmp_path / "gpu-card-1.json").write_text(json.dumps(stages), encoding="utf-8")
     lines = gpu_table.table(tmp_path).splitlines()
     assert lines[0] == (
-        "**Card 1**, torch 2.11, commit abc. 1 of 2 tests on the card passed. Whole jobs took 46% of"
-        " the card's own matmul peak. Not done: tuned: out of time."
+        "**Card 1**, torch 2.11, commit abc. 1 of 2 tests on the card passed. Whole jobs took 46%"
+        " of the card's own matmul peak. Not done: tuned: out of time."
     )
     shown = dict(re.findall(r"^\| (.+?) \| .+? \| (.+?) \|$", "\n".join(lines), re.MULTILINE))
     assert shown["throughput at batch 8 against P1, stock diffusers"] == "12×"
