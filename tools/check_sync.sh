@@ -1,11 +1,16 @@
 #!/bin/sh
-# Fails when the prep sequence would change a notebook, a module or the README.
+# Fails when the prep sequence would change a notebook, a module or the README; tried on a copy, so
+# that others may read the checkout meanwhile.
 set -eu
-digest() { find nbs stylegen README.md -type f \( -name '*.ipynb' -o -name '*.py' -o -name '*.md' \) \
-    -not -path '*/.ipynb_checkpoints/*' -print0 | sort -z | xargs -0 sha256sum; }
-before=$(digest)
-sh tools/prep.sh
-if [ "$before" != "$(digest)" ]; then
-    echo "notebooks, stylegen/ and README.md did not agree; 'make prep' has mended it: commit that" >&2
-    exit 1
-fi
+copy=$(mktemp -d)
+trap 'rm -rf "$copy"' EXIT
+git ls-files -z --cached --others --exclude-standard -- \
+    nbs stylegen tools settings.ini setup.py pyproject.toml README.md |
+    tar --null --files-from - --ignore-failed-read --create | tar --extract --directory "$copy"
+(cd "$copy" && sh tools/prep.sh)
+for name in nbs stylegen README.md; do
+    diff --brief --recursive --exclude __pycache__ --exclude .ipynb_checkpoints "$name" "$copy/$name" || {
+        echo "notebooks, stylegen/ and README.md do not agree: run 'make prep' and commit" >&2
+        exit 1
+    }
+done
