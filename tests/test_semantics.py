@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from stylegen.engine import Engine
-from stylegen.job import GenerationJob
+from stylegen.job import GenerationJob, check_job
 from stylegen.pipeline import load_pipeline
 from stylegen.pocket import SHAPES, STYLES, judge, packaged
+from stylegen.provenance import read_provenance
 from stylegen.worker import Parts, handle_generation_task
 
 Draw = Callable[..., Image.Image]
@@ -102,13 +103,21 @@ def test_seeds_differ_and_repeat(draw: Draw) -> None:
 
 
 def test_what_a_customer_receives(parts: Parts, order: dict[str, Any]) -> None:
-    """The stored JPEG, signed and labelled, shows what was ordered."""
+    """The stored JPEG shows what was ordered, is signed in one corner, and says what it is."""
     hatching = order["lora_model_url"].replace("style_10", "hatching")
-    changes = {"num_inference_steps": 30, "lora_model_url": hatching}
-    outcome = handle_generation_task(order | changes, parts)
+    order |= {"num_inference_steps": 30, "lora_model_url": hatching}
+    outcome = handle_generation_task(order, parts)
     assert outcome.error_code is None
     path: Path = parts.store.root / "generations/gen_500.jpg"  # type: ignore[attr-defined]
     with Image.open(path) as picture:
-        seen = judge(picture)
+        seen, stored = judge(picture), np.asarray(picture).astype(int)
     assert (seen.colour, seen.shape, seen.background) == ("red", "heart", "white")
     assert seen.style == "hatching"
+    unsigned = np.asarray(parts.draw(check_job(order), LORAS / "hatching.safetensors"))
+    difference = np.abs(stored - unsigned).max(axis=-1)
+    assert (difference[464:, 384:] > 60).mean() > 0.1
+    difference[464:, 384:] = 0
+    assert difference.mean() < 3 and (difference > 40).mean() < 0.001
+    found = read_provenance(path)
+    assert found["artist"] == found["creator"] == "김하늘"
+    assert found["digital_source_type"].endswith("/trainedAlgorithmicMedia")
