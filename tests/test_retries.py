@@ -14,9 +14,11 @@ from typing import Any
 import pika
 import pytest
 from conftest import TOKEN
+from pika.exceptions import NackError
 from PIL import Image
 from rabbit import RabbitNode
 from s3_server import S3Server
+from tenacity import wait_none
 from waiting import wait_until
 
 from stylegen import queue as stylegen_queue
@@ -33,7 +35,7 @@ from stylegen.queue import (
 from stylegen.settings import Settings
 from stylegen.storage import FolderStore, make_s3_store
 from stylegen.webhook import ReceivedWebhook, WebhookReceiver, deliver_event
-from stylegen.worker import Parts, do_control, do_delivery, main
+from stylegen.worker import Parts, do_control, do_delivery, handle_generation_task, main
 
 Order = dict[str, Any]
 
@@ -209,6 +211,154 @@ def test_forged_counts_are_clamped() -> None:
     """Whoever may publish may write headers; none of them makes an attempt of its own kind."""
     for value, count in ((-5, 0), (10**12, 1000), ("7", 0), (None, 0), ([1], 0)):
         assert Delivery(0, 1, b"", {ATTEMPT: value}).attempt == count
+
+
+def ours(headers: dict[str, Any]) -> dict[str, Any]:
+    """The headers that a message got from workers; producers may have set others."""
+    return {name: value for name, value in headers.items() if name.startswith("x-stylegen-")}
+
+
+def take(rabbit: RabbitNode, queue_name: str) -> tuple[pika.BasicProperties, bytes]:
+    """Take a message that must be there: its properties and its bytes."""
+    connection = pika.BlockingConnection(pika.URLParameters(rabbit.url))
+    method, properties, body = connection.channel().basic_get(queue_name, auto_ack=True)
+    connection.close()
+    assert method, f"{queue_name} is empty"
+    return properties, body
+
+
+COUNTS = {"x-stylegen-attempt": 2, "x-stylegen-redeliveries": 1, "x-stylegen-redrives": 3}
+"""What a message of the next tests was through, by the headers' names as they are documented."""
+
+
+def test_the_documented_names_of_headers() -> None:
+    """Operators filter dead letters by them."""
+    assert Delivery(0, 1, b"", COUNTS).counts == COUNTS
+
+
+def _refused_stranger(order: Order, parts: Parts) -> bytes:
+    assert parts
+    return json.dumps(order | {"webhook_url": "https://evil.example"}).encode()
+
+
+def _taken_id(order: Order, parts: Parts) -> bytes:
+    handle_generation_task(order | {"seed": 7}, parts)
+    return json.dumps(order).encode()
+
+
+def _broken_bucket(order: Order, parts: Parts) -> bytes:
+    parts.store.root.joinpath("generations").write_text("a file", "ascii")  # type: ignore
+    return json.dumps(order).encode()
+
+
+DEAD: dict[str, tuple[Callable[[Order, Parts], bytes], int, str, str]] = {
+    "no JSON": (lambda *_: b"\xff", 200, "INVALID_MESSAGE", "not JSON"),
+    "a stranger's": (_refused_stranger, 200, "INVALID_MESSAGE", "origin is not allowed"),
+    "a taken id": (_taken_id, 200, "CONFLICT", "generation 500 is the id of another job"),
+    "a broken bucket": (_broken_bucket, 200, "RETRIES_EXHAUSTED", "tried 3 times, at last: the "),
+    "no receiver": (lambda order, _: json.dumps(order).encode(), 503, "WEBHOOK_FAILED", "(503)"),
+    "refused": (lambda order, _: json.dumps(order).encode(), 410, "WEBHOOK_REFUSED", "(410)"),
+}
+
+
+@pytest.mark.parametrize("case", DEAD)
+def test_dead_letters_say_why(
+    flat: Parts,
+    retries: Retries,
+    order: Order,
+    rabbit: RabbitNode,
+    tmp_path: Path,
+    monkeypatch: Any,
+    case: str,
+) -> None:
+    """Whatever ends among the dead letters has its reason, in a word and in words, and its past."""
+    monkeypatch.setattr("stylegen.webhook.WAIT", wait_none())
+    make, status, code, text = DEAD[case]
+    with WebhookReceiver(lambda _: status) as receiver:
+        parts = replace(_on_bucket(flat, tmp_path), allowed_origins=(receiver.url,))
+        body = make(order | {"webhook_url": receiver.url}, parts)
+        do_delivery(Delivery(0, 1, body, COUNTS), parts, retries)
+    properties, dead = take(rabbit, f"{retries.queue_name}.dead")
+    assert dead == body
+    assert ours(properties.headers) == COUNTS | {
+        "x-stylegen-error-code": code,
+        "x-stylegen-error": properties.headers["x-stylegen-error"],
+    }
+    assert text in properties.headers["x-stylegen-error"]
+    assert (properties.delivery_mode, properties.content_type) == (2, "application/json")
+
+
+def test_dead_letters_of_deadly_jobs_say_why(
+    flat: Parts, retries: Retries, order: Order, rabbit: RabbitNode
+) -> None:
+    """So do those with which workers died too often."""
+    counts = COUNTS | {"x-stylegen-redeliveries": 2}
+    _bring(flat, retries, order, headers=counts, redelivered=True)
+    properties, _ = take(rabbit, f"{retries.queue_name}.dead")
+    assert ours(properties.headers) == counts | {
+        "x-stylegen-error-code": "RETRIES_EXHAUSTED",
+        "x-stylegen-error": "the job was in hand each time that a worker died",
+    }
+
+
+@pytest.mark.parametrize(("attempt", "seconds"), [(0, 600), (1, 700)])
+def test_a_retry_keeps_its_past(
+    flat: Parts, rabbit: RabbitNode, order: Order, attempt: int, seconds: int
+) -> None:
+    """One more attempt, nothing else counted; in the queue that sends it back in time."""
+    patient = Retries(rabbit.url, f"test-{uuid.uuid4().hex}", (600, 700))
+    _bring(flat, patient, order, headers=COUNTS | {"x-stylegen-attempt": attempt})
+    name = f"{patient.queue_name}.retry.{seconds}s"
+    connection = pika.BlockingConnection(pika.URLParameters(rabbit.url))
+    back = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": patient.queue_name}
+    back |= {"x-message-ttl": seconds * 1000}  # other arguments than the queue's would be refused
+    connection.channel().queue_declare(name, durable=True, arguments=back)
+    connection.close()
+    properties, body = take(rabbit, name)
+    assert body == json.dumps(order).encode()
+    assert ours(properties.headers) == COUNTS | {"x-stylegen-attempt": attempt + 1}
+    assert (properties.delivery_mode, properties.content_type) == (2, "application/json")
+
+
+def test_a_redelivery_keeps_its_past(
+    flat: Parts, retries: Retries, order: Order, rabbit: RabbitNode
+) -> None:
+    """What comes back after a worker's death is counted so, and not as an attempt."""
+    _bring(flat, retries, order, headers=COUNTS, redelivered=True)
+    properties, body = take(rabbit, retries.queue_name)
+    assert body == json.dumps(order).encode()
+    assert ours(properties.headers) == COUNTS | {"x-stylegen-redeliveries": 2}
+    assert (properties.delivery_mode, properties.content_type) == (2, "application/json")
+
+
+def test_a_redrive_counts_from_zero(retries: Retries, rabbit: RabbitNode) -> None:
+    """Attempts, deaths and the reason are forgotten; one more redrive is not."""
+    reason = {"x-stylegen-error-code": "RETRIES_EXHAUSTED", "x-stylegen-error": "at last"}
+    dead = f"{retries.queue_name}.dead"
+    publish_job(b"{}", url=retries.url, queue_name=dead, headers=COUNTS | reason)
+    assert redrive(retries.url, retries.queue_name) == 1
+    properties, body = take(rabbit, retries.queue_name)
+    assert body == b"{}" and rabbit.queue_state(dead) == (0, 0)
+    again = Delivery(0, 1, body, properties.headers)
+    assert (again.attempt, again.redeliveries, again.redrives) == (0, 0, 4)
+    assert "x-stylegen-error" not in "".join(properties.headers)
+    assert (properties.delivery_mode, properties.content_type) == (2, "application/json")
+
+
+def test_a_redrive_that_is_refused_loses_nothing(retries: Retries, rabbit: RabbitNode) -> None:
+    """The work queue is full and refuses: the letter is still among the dead ones, as it was."""
+    connection = pika.BlockingConnection(pika.URLParameters(rabbit.url))
+    full = {"x-max-length": 1, "x-overflow": "reject-publish"}
+    connection.channel().queue_declare(retries.queue_name, durable=True, arguments=full)
+    connection.close()
+    dead = f"{retries.queue_name}.dead"
+    publish_job(b"first", url=retries.url, queue_name=retries.queue_name)
+    publish_job(b"dead", url=retries.url, queue_name=dead, headers=COUNTS)
+    with pytest.raises(NackError):
+        redrive(retries.url, retries.queue_name)
+    wait_until(lambda: rabbit.queue_state(dead) == (1, 0))
+    assert ours(take(rabbit, dead)[0].headers) == COUNTS
+    assert take(rabbit, retries.queue_name)[1] == b"first"
 
 
 def test_redrive_one(rabbit: RabbitNode, monkeypatch: Any, capsys: Any) -> None:
