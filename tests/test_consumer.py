@@ -286,6 +286,9 @@ def test_an_operator_sees_it_work(
     ):
         assert line in metrics
     lines = [json.loads(line) for line in log.read_text().splitlines()]
+    loud = {(line["name"].split(".")[0], line["levelname"]) for line in lines}
+    assert ("stylegen", "DEBUG") in loud and "pika" not in dict(loud)
+    assert {name for name, level in loud if level == "DEBUG"} <= {"stylegen", "PIL", "fontTools"}
     assert 32 in {line["generation_id"] for line in lines}
     assert TOKEN not in log.read_text() and SESSION not in log.read_text()
 
