@@ -82,7 +82,7 @@ def infotext(label: Label) -> str:
         return ""
     lora, (width, height) = Path(job.lora_model_url).stem, job.resolution
     parameters = {
-        "Steps": job.num_inference_steps,
+        "Steps": job.total_steps,
         "Sampler": _SAMPLERS[job.scheduler],
         "CFG scale": job.guidance_scale,
         "Seed": job.seed,

@@ -359,7 +359,7 @@ def _seconds(asked: str) -> float:
         return float(asked)
     try:
         return (parsedate_to_datetime(asked) - datetime.now(timezone.utc)).total_seconds()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return 0.0
 
 

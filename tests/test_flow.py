@@ -1,30 +1,34 @@
 """One job's flow on the installed package: the same picture each time, and no trace of another."""
 
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import pytest
 from accelerate import cpu_offload_with_hook
 import torch
 from conftest import TOKEN
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from PIL import Image
+from s3_server import S3Server
 from safetensors.torch import load_file, save_file
 from standardwebhooks import Webhook
 
-from stylegen.job import InvalidMessage, WebhookError, check_job
+from stylegen.job import GenerationJob, InvalidMessage, WebhookError, check_job, job_digest
 from stylegen.engine import Engine
 from stylegen.pipeline import load_pipeline
 from stylegen.provenance import read_provenance
-from stylegen.settings import Settings
+from stylegen.storage import FolderStore, S3Store, Store, store_result
 from stylegen.webhook import WebhookReceiver
-from stylegen.worker import Parts, handle_generation_task, main, make_parts
+from stylegen.worker import Labelling, Parts, handle_generation_task, main
 
 Order = dict[str, Any]
 
@@ -41,9 +45,36 @@ def result_file(parts: Parts, order: Order) -> Path:
     return parts.store.root / f"generations/gen_{order['generation_id']}.jpg"  # type: ignore
 
 
+def pixels(jpeg: bytes) -> np.ndarray:
+    """A picture without its label, signature's corner left out: ``[height, width - 128, 3]``."""
+    with Image.open(BytesIO(jpeg)) as image:
+        return np.asarray(image).astype(int)[:, :-128]
+
+
 def test_same_message_same_bytes(parts: Parts, order: Order) -> None:
-    """A redelivered job makes the identical object."""
-    assert picture(parts, order) == picture(parts, order)
+    """A redelivered job is drawn once more, to the identical object: what diffusers draws."""
+    drawn: list[Path] = []
+
+    def draw(job: GenerationJob, lora: Path, **options: Any) -> Image.Image:
+        drawn.append(lora)
+        return parts.draw(job, lora, **options)
+
+    counting = replace(parts, draw=draw)
+    first = picture(counting, order)
+    assert picture(counting, order) == first and len(drawn) == 2
+    root: Path = parts.store.root  # type: ignore[attr-defined]
+    stock = StableDiffusionPipeline.from_pretrained(root / "pocket", torch_dtype=torch.float32)
+    stock.scheduler = DPMSolverMultistepScheduler.from_config(stock.scheduler.config)
+    stock.load_lora_weights(root / "models", weight_name="style_10.safetensors")
+    expected = stock(
+        " ".join(order["prompt_tags"]),
+        num_inference_steps=4,
+        guidance_scale=7.5,
+        generator=torch.Generator().manual_seed(42),
+    ).images[0]
+    difference = np.abs(pixels(first) - np.asarray(expected).astype(int)[:, :-128])
+    assert difference.mean() < 2  # JPEG's own
+    assert np.asarray(expected).std() > 10
 
 
 def test_seed_zero_is_a_seed(parts: Parts, order: Order) -> None:
@@ -51,7 +82,7 @@ def test_seed_zero_is_a_seed(parts: Parts, order: Order) -> None:
     zero, default, explicit = (
         picture(parts, order, **seed) for seed in ({"seed": 0}, {}, {"seed": 42})
     )
-    assert zero != default
+    assert np.abs(pixels(zero) - pixels(default)).mean() > 3
     assert default == explicit
 
 
@@ -60,7 +91,7 @@ def test_no_artist_leaks_into_the_next_job(parts: Parts, order: Order) -> None:
     other = {"style_id": 11, "lora_model_url": "s3://models/style_11.safetensors"}
     alone = picture(parts, order)
     first = picture(parts, order, **other)
-    assert first != alone
+    assert np.abs(pixels(first) - pixels(alone)).mean() > 3  # their labels differ anyway
     assert picture(parts, order) == alone
 
 
@@ -97,6 +128,82 @@ def test_aspect_ratios(
     (complete,) = backend.wait_for(1, "complete")
     metadata = complete.body["metadata"]
     assert (metadata["width"], metadata["height"]) == size
+
+
+@pytest.mark.parametrize(("profile", "steps"), [(None, 6), ("ays", 10), ("guidance_interval", 6)])
+def test_steps_are_those_that_were_taken(
+    parts: Parts, order: Order, backend: WebhookReceiver, profile: str | None, steps: int
+) -> None:
+    """Of every profile: in the metadata, in the progress, and in a full label."""
+    taken: list[int] = []
+    full = replace(parts, labelling=Labelling("pocket", level="full"))
+    fields = order | {"num_inference_steps": 6, "speed_profile": profile}
+    handle_generation_task(fields, full, on_step=taken.append)
+    assert taken == list(range(steps + 1))
+    (complete,) = backend.wait_for(1, "complete")
+    assert complete.body["metadata"]["steps"] == steps
+    progress = [hook.body["progress"] for hook in backend.wait_for(5, "progress")]
+    reached = [next(n for n in taken if 100 * n >= part * steps) for part in (0, 25, 50, 75, 90)]
+    assert [(p["current_step"], p["total_steps"]) for p in progress] == [
+        (step, steps) for step in reached
+    ]
+    assert f"Steps: {steps}," in read_provenance(result_file(parts, order))["infotext"]
+
+
+def test_the_metadata_are_the_jobs(parts: Parts, order: Order, backend: WebhookReceiver) -> None:
+    """Each of them, where none is a default."""
+    changes = {"seed": 7, "guidance_scale": 3, "scheduler": "euler", "aspect_ratio": "2:2"}
+    picture(parts, order, **changes)
+    (complete,) = backend.wait_for(1, "complete")
+    assert complete.body == {
+        "generation_id": 500,
+        "result_url": result_file(parts, order).as_uri(),
+        "metadata": {
+            "seed": 7,
+            "steps": 4,
+            "guidance_scale": 3,
+            "scheduler": "euler",
+            "width": 768,
+            "height": 768,
+        },
+    }
+
+
+@pytest.mark.parametrize("kind", ["folder", "bucket"])
+def test_the_digest_is_that_of_the_stored_picture(
+    pocket: Path, order: Order, backend: WebhookReceiver, s3: S3Server, tmp_path: Path, kind: str
+) -> None:
+    """In the manifest and in the bucket's metadata; also where an earlier worker had stored it."""
+    store: Store = FolderStore(tmp_path)
+    if kind == "bucket":
+        for bucket in ("digests", "models"):
+            s3.client().create_bucket(Bucket=bucket)
+        lora = str(pocket / "models/style_10.safetensors")
+        s3.client().upload_file(lora, "models", "style_10.safetensors")
+        store = S3Store("digests", s3.client())
+    else:
+        shutil.copytree(pocket / "models", tmp_path / "models")
+    shades = iter(("red", "blue", "green"))
+
+    def draw(job: GenerationJob, *_: Any, **__: Any) -> Image.Image:
+        return Image.new("RGB", job.resolution, next(shades))  # as on another device
+
+    parts = Parts(draw, store, (backend.url,), TOKEN, once=True)
+    stored_first = store_result(store, 500, b"of an earlier worker", job_digest(check_job(order)))
+    for number in (500, 501):
+        outcome = handle_generation_task(order | {"generation_id": number}, parts)
+        assert outcome.error_code is None
+        data = store.read(f"generations/gen_{number}.jpg") or b""
+        digest = hashlib.sha256(data).hexdigest()
+        manifest = json.loads(store.read(f"manifests/gen_{number}.json") or b"")
+        if kind == "bucket" or number == 501:  # a folder's file is replaced by the same job
+            assert (data[:2] == b"\xff\xd8") is (number == 501)
+        assert manifest["picture"] == digest
+        if kind == "bucket":
+            key = f"generations/gen_{number}.jpg"
+            head = s3.client().head_object(Bucket="digests", Key=key)
+            assert head["Metadata"]["sha256"] == digest
+    assert stored_first[1] == hashlib.sha256(b"of an earlier worker").hexdigest()
 
 
 def test_the_picture_says_what_it_is(parts: Parts, order: Order) -> None:
@@ -240,16 +347,6 @@ def test_no_depth_of_nesting_gets_through(parts: Parts, order: Order) -> None:
         body = text.replace('"pad": 0', f'"pad": {"[" * depth}{"]" * depth}').encode()
         with suppress(InvalidMessage):
             assert handle_generation_task(body, parts).error_code == "INVALID_MESSAGE"
-
-
-def test_merged_rows_are_a_setting(pocket: Path) -> None:
-    """``STYLEGEN_MERGE_LORAS`` reaches the engine."""
-    own: dict[str, Any] = {"internal_api_token": "t", "webhook_allowed_origins": "https://a"}
-    own |= {"stylegen_model": str(pocket / "pocket"), "stylegen_device": "cpu"}
-    settings = Settings(**own, stylegen_storage_folder=pocket, stylegen_merge_loras=True)
-    with patch("stylegen.worker.Engine") as engine:
-        make_parts(settings)
-    assert engine.call_args.kwargs["merge_loras"] is True
 
 
 def test_missing_settings_exit_2() -> None:

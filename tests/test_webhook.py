@@ -9,16 +9,18 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import requests
 import tenacity
 
 from stylegen import webhook
 from stylegen.job import InvalidMessage, WebhookError
 from stylegen.webhook import (
-    MILESTONES,
     ProgressReporter,
     WebhookReceiver,
     allowed_url,
@@ -29,6 +31,7 @@ from stylegen.webhook import (
 )
 
 TOKEN = "internal-t0ken"
+MILESTONES = (0, 25, 50, 75, 90)  # by the contract
 ALLOWED = (
     "https://api.example.com",
     "http://127.0.0.1:8000",
@@ -193,7 +196,7 @@ def test_giving_up(caplog: pytest.LogCaptureFixture) -> None:
         with WebhookReceiver(lambda _: 503) as backend:
             with pytest.raises(WebhookError, match="503") as caught:
                 send_failed_webhook(backend.url + "/?x=secret", 500, "no", token=TOKEN)
-        assert len(backend.received) == webhook.ATTEMPTS
+        assert len(backend.received) == 4
         with pytest.raises(WebhookError) as dead:
             send_failed_webhook(backend.url + "/?x=secret", 500, "no", token=TOKEN)
     for text in (str(caught.value), str(dead.value), caplog.text):
@@ -211,14 +214,45 @@ def test_progress_is_best_effort(status: int, caplog: pytest.LogCaptureFixture) 
     assert "secret" not in caplog.text and TOKEN not in caplog.text
 
 
-def test_a_silent_receiver_times_out() -> None:
+@pytest.mark.parametrize("timeout", [0.2, 0.6])
+def test_a_silent_receiver_times_out(timeout: float) -> None:
+    """After the time that was set, and neither before nor long after."""
     release = threading.Event()
     with WebhookReceiver(lambda _: 200 if release.wait(60) else 500) as backend:
         began = time.monotonic()
-        send_progress(backend.url, 500, 1, 2, timeout=0.2)
+        taken = send_progress(backend.url, 500, 1, 2, timeout=timeout)
         took = time.monotonic() - began
+        with pytest.raises(WebhookError, match="Timeout"):
+            send_failed_webhook(backend.url, 500, "no", timeout=timeout)
+        all_took = time.monotonic() - began - took
         release.set()
-    assert took < 30
+    assert not taken and timeout <= took < timeout + 2
+    assert 4 * timeout <= all_took < 4 * timeout + 4
+
+
+def test_ten_seconds_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The contract's time for an answer, at each sender; a receiver that drips has no more."""
+    asked: list[float] = []
+
+    def refuse(*_: Any, timeout: float, **__: Any) -> None:
+        asked.append(timeout)
+        raise requests.ConnectionError
+
+    within = webhook._within
+
+    def waits(seconds: float, *rest: Any) -> None:
+        asked.append(seconds)
+        within(seconds, *rest)
+
+    for name in ("patch", "post"):
+        monkeypatch.setattr(requests, name, refuse)
+    monkeypatch.setattr(webhook, "_within", waits)
+    with pytest.raises(WebhookError):
+        send_failed_webhook("http://127.0.0.1:1", 500, "no")
+    with pytest.raises(WebhookError):
+        send_complete_webhook("http://127.0.0.1:1", 500, "https://cdn/1.jpg", 0)
+    assert not send_progress("http://127.0.0.1:1", 500, 1, 2)
+    assert asked == [10.0, 10.0] * (4 + 4 + 1)
 
 
 def test_hanging_calls_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,12 +285,85 @@ def test_hanging_calls_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [each.name for each in mine].count("webhook") == 2
 
 
-def test_retry_after_is_a_number_or_a_date() -> None:
-    """Both forms of RFC 9110; anything else asks for nothing."""
-    soon = datetime.now(timezone.utc) + timedelta(seconds=20)
-    assert 15 < webhook._seconds(format_datetime(soon, usegmt=True)) <= 20
-    assert webhook._seconds("7") == 7
-    assert [webhook._seconds(odd) for odd in ("", "-3", "soon", "1.5")] == [0.0] * 4
+class _Busy(BaseHTTPRequestHandler):
+    """Answers 503 with the server's ``Retry-After``, and then 200."""
+
+    server: Any
+
+    def do_POST(self) -> None:  # pylint: disable=invalid-name
+        """Take a webhook, or ask for another time."""
+        self.server.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+        first = len(self.server.bodies) == 1
+        self.send_response(503 if first else 200)
+        if first:
+            self.send_header("Retry-After", self.server.asked)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """Stay silent."""
+
+
+@contextlib.contextmanager
+def busy_receiver(retry_after: str) -> Iterator[Any]:
+    """A receiver that wants to be asked again, once; its `bodies` are what it got."""
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), _Busy)
+    server.bodies, server.asked = [], retry_after
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def in_seconds(seconds: float) -> str:
+    """A date from now, as HTTP writes it."""
+    return format_datetime(datetime.now(timezone.utc) + timedelta(seconds=seconds), usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "least", "most"),
+    [
+        ("7", 7, 7),
+        ("30", 30, 30),
+        ("31", 30, 30),
+        ("86400", 30, 30),
+        ("9" * 400, 30, 30),
+        ("DATE 20", 15, 20),
+        ("DATE 3600", 30, 30),
+        ("DATE -3600", 2, 2),
+        ("Mon, 01 Jan 99999999999999999999 00:00:00 GMT", 2, 2),
+        ("0", 2, 2),
+        ("1", 2, 2),
+        ("", 2, 2),
+        ("-3", 2, 2),
+        ("1.5", 2, 2),
+        ("soon", 2, 2),
+    ],
+)
+def test_retry_after_is_honoured_and_bounded(
+    monkeypatch: pytest.MonkeyPatch, asked: str, least: float, most: float
+) -> None:
+    """Seconds or a date, at most 30 s from now, no sooner than our own pause; else nothing."""
+    pauses: list[float] = []
+    monkeypatch.setattr(webhook, "WAIT", tenacity.wait_fixed(2))
+    monkeypatch.setattr(webhook, "Retrying", partial(tenacity.Retrying, sleep=pauses.append))
+    if asked.startswith("DATE"):
+        asked = in_seconds(float(asked[5:]))
+    with busy_receiver(asked) as receiver:
+        send_complete_webhook(receiver.url, 500, "https://cdn/500.jpg", 1, token=TOKEN)
+    assert len(receiver.bodies) == 2 and receiver.bodies[0] == receiver.bodies[1]
+    (pause,) = pauses
+    assert least <= pause <= most
+
+
+def test_a_long_pause_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has less patience than is asked for gives up at once: the job waits elsewhere."""
+    pauses: list[float] = []
+    monkeypatch.setattr(webhook, "Retrying", partial(tenacity.Retrying, sleep=pauses.append))
+    with busy_receiver("20") as receiver, pytest.raises(WebhookError):
+        webhook.deliver_event(receiver.url, {}, "complete_1", patience=10)
+    assert len(receiver.bodies) == 1 and not pauses
 
 
 @pytest.mark.parametrize(
@@ -349,19 +456,22 @@ def test_milestones(total: int) -> None:
     assert sent == list(zip(first, MILESTONES))
 
 
-def test_estimates_are_measured() -> None:
-    seconds: list[int] = []
+def test_estimates_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that are left, at the speed of those that were taken; time in line is none of it."""
+    now, seconds, sent = [0.0], [], threading.Semaphore(0)
+    monkeypatch.setattr(webhook, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
-    def send(*_: Any, estimated_seconds: int, **__: Any) -> None:
-        seconds.append(estimated_seconds)
+    def send(step: int, total: int, *, estimated_seconds: int, **__: Any) -> None:
+        seconds.append((step, total, estimated_seconds))
+        sent.release()
 
-    reporter = ProgressReporter(send, 100)
-    reporter(0)
-    time.sleep(0.5)
-    reporter(25)
-    reporter.close()
-    assert [type(each) for each in seconds] == [int, int]
-    assert seconds[0] == 0 and 1 <= seconds[1] <= 3
+    with ProgressReporter(send, 100) as reporter:
+        for clock, step in ((60, 0), (70, 25), (90, 50), (96, 75), (150, 90)):
+            now[0] = float(clock)
+            reporter(step)
+            assert sent.acquire(timeout=30)
+    assert seconds == [(0, 100, 0), (25, 100, 30), (50, 100, 30), (75, 100, 12), (90, 100, 10)]
+    assert {type(estimate) for _, _, estimate in seconds} == {int}
 
 
 def test_progress_arrives_in_order(backend: WebhookReceiver) -> None:
