@@ -23,7 +23,7 @@ from rabbit import RabbitNode, free_ports
 from s3_server import S3Server
 from waiting import wait_until
 
-from stylegen.queue import Delivery, Retries
+from stylegen.queue import Delivery, Retries, publish_job
 from stylegen.webhook import ReceivedWebhook, WebhookReceiver
 
 ROOT = Path(__file__).parent.parent
@@ -244,6 +244,46 @@ def test_stop_finishes_the_job_in_hand(
     connection = pika.BlockingConnection(pika.URLParameters(rabbit.url))
     connection.channel().queue_purge(QUEUE)
     connection.close()
+
+
+_PAINTER = """
+import sys
+from painter import Painter
+from stylegen import worker
+painter = worker.Engine = Painter()
+painter.gate.clear()
+worker.load_pipeline = lambda *_, **__: None
+sys.exit(worker.main([]))
+"""
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_at_once(
+    environment: dict[str, str],
+    rabbit: RabbitNode,
+    backend: WebhookReceiver,
+    tmp_path: Path,
+    second: signal.Signals,
+) -> None:
+    """The first waits for the job in hand; the second does not, and the job is another worker's."""
+    queue, log = f"second-{second.name}", tmp_path / "worker.log"
+    own = {"STYLEGEN_QUEUE": queue, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    publish_job(job(backend, 9), url=rabbit.url, queue_name=queue)
+    command = [sys.executable, "-c", _PAINTER]
+    with log.open("wb") as output, subprocess.Popen(
+        command, env=environment | own, stdout=output, stderr=output
+    ) as process:
+        try:
+            assert backend.wait_for(1, "progress", timeout=60), log.read_text()
+            process.send_signal(signal.SIGTERM)
+            wait_until(lambda: "finishing the jobs in hand" in log.read_text())
+            assert process.poll() is None and rabbit.queue_state(queue) == (0, 1)
+            process.send_signal(second)
+            assert process.wait(10) == 4
+        finally:
+            process.kill()
+    wait_until(lambda: rabbit.queue_state(queue) == (1, 0))
+    assert [hook.event for hook in backend.received] == ["progress"]
 
 
 def page(port: int, name: str) -> tuple[int, str]:

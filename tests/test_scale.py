@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -11,11 +12,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
 import pika
 import pytest
+import requests
 from conftest import TOKEN
 from PIL import Image
 from rabbit import RabbitNode, free_ports
@@ -26,6 +29,7 @@ from stylegen.cache import LoraFiles
 from stylegen.loadgen import Ledger, Load, _parser, ensure_bucket, send
 from stylegen.queue import Delivery, publish_control, start_rabbitmq_consumer
 from stylegen.storage import FolderStore, S3Store
+from stylegen.supervisor import KeptWorker, keep_running, worker_environments
 from stylegen.webhook import WebhookReceiver
 from stylegen.worker import Parts, handle_generation_task
 
@@ -217,8 +221,24 @@ def wait_for_consumers(rabbit: RabbitNode, queue: str, count: int) -> None:
         time.sleep(0.2)
 
 
+def neighbouring_ports() -> int:
+    """The first of two free ports that follow each other."""
+    while True:
+        (port,) = free_ports(1)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port + 1)):
+            return port
+
+
+def probe(port: int) -> int:
+    """What a worker's liveness probe is told; 0 while nobody listens."""
+    with suppress(requests.ConnectionError):
+        return requests.get(f"http://127.0.0.1:{port}/livez", timeout=10).status_code
+    return 0
+
+
 def test_supervisor_replaces_and_ends_workers(rabbit: RabbitNode, pocket: Path) -> None:
-    """Two real workers; one is killed and comes back; SIGTERM ends all of them, with code 0."""
+    """Two real workers, each with its probe; one is killed and comes back; SIGTERM ends both."""
+    port = neighbouring_ports()
     environment = os.environ | {
         "INTERNAL_API_TOKEN": TOKEN,
         "WEBHOOK_ALLOWED_ORIGINS": "http://127.0.0.1:8099",
@@ -227,6 +247,7 @@ def test_supervisor_replaces_and_ends_workers(rabbit: RabbitNode, pocket: Path) 
         "STYLEGEN_MODEL": str(pocket / "pocket"),
         "STYLEGEN_DEVICE": "cpu",
         "STYLEGEN_QUEUE": "supervised",
+        "STYLEGEN_HEALTH_PORT": str(port),
     }
     command = [sys.executable, "-m", "stylegen.supervisor", "--workers", "2"]
     with subprocess.Popen(
@@ -235,14 +256,71 @@ def test_supervisor_replaces_and_ends_workers(rabbit: RabbitNode, pocket: Path) 
         try:
             numbers = [int(supervisor.stderr.readline().rsplit(" ", 1)[1]) for _ in range(2)]
             wait_for_consumers(rabbit, "supervised", 2)
+            assert [probe(port), probe(port + 1)] == [200, 200]
             os.kill(numbers[0], signal.SIGKILL)
             wait_for_consumers(rabbit, "supervised", 1)
             wait_for_consumers(rabbit, "supervised", 2)
+            assert [probe(port), probe(port + 1)] == [200, 200]
             supervisor.send_signal(signal.SIGTERM)
             assert supervisor.wait(60) == 0
             wait_for_consumers(rabbit, "supervised", 0)
         finally:
             supervisor.kill()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "workers", "expected"),
+    [
+        (["0", "GPU-b"], None, [("9100", "0"), ("9101", "GPU-b")]),
+        (["0", "1"], 3, [("9100", "0"), ("9101", "1"), ("9102", "0")]),
+        ([], 2, [("9100", None), ("9101", None)]),
+        ([], None, [("9100", None)]),
+    ],
+)
+def test_each_worker_has_its_own_port_and_card(
+    gpus: list[str], workers: int | None, expected: list[tuple[str, str | None]]
+) -> None:
+    """Ports are counted up, cards taken in turn, everything else is shared."""
+    common = {"STYLEGEN_HEALTH_PORT": "9100", "INTERNAL_API_TOKEN": "t"}
+    made = worker_environments(common, gpus, workers)
+    names = ("STYLEGEN_HEALTH_PORT", "CUDA_VISIBLE_DEVICES")
+    assert [tuple(each.get(name) for name in names) for each in made] == expected
+    assert {each["INTERNAL_API_TOKEN"] for each in made} == {"t"}
+    for port in ("", "0"):  # none, or any that is free
+        made = worker_environments({"STYLEGEN_HEALTH_PORT": port}, gpus, workers)
+        assert {each["STYLEGEN_HEALTH_PORT"] for each in made} == {port}
+
+
+class Pauses(threading.Event):
+    """An event that writes down how long somebody would wait for it, and is set in the end."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.pauses: list[float | None] = []
+        self._most = most
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Do not wait."""
+        self.pauses.append(timeout)
+        if len(self.pauses) == self._most:
+            self.set()
+        return self.is_set()
+
+
+def test_a_worker_that_dies_at_once_is_started_ever_later() -> None:
+    """Twice as long each time, from a second to a minute; real processes, pauses only noted."""
+    stop = Pauses(8)
+    kept = KeptWorker(["false"], {}, stop)
+    keep_running(kept, stop)
+    assert stop.pauses == [1, 2, 4, 8, 16, 32, 60, 60] and kept.exit_code == 1
+
+
+def test_a_worker_that_lived_for_a_while_is_started_soon() -> None:
+    """After over a minute it counts as good, and the next death as the first."""
+    lives, stop = [0.1, 59.0, 61.0, 0.1, 0.1], Pauses(5)
+    kept = SimpleNamespace(exit_code=3, run_once=lambda: lives.pop(0))
+    keep_running(kept, stop)  # type: ignore[arg-type]
+    assert stop.pauses == [1, 2, 1, 2, 4]
 
 
 def test_supervisor_ends_with_wrong_settings() -> None:
