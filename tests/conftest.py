@@ -3,6 +3,7 @@
 None of them is skipped when it can't be had: a test that does not run proves nothing.
 """
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,21 @@ from stylegen.webhook import WebhookReceiver
 from stylegen.worker import Parts
 
 TOKEN = "t0ken-of-the-tests"
+
+
+@pytest.fixture(autouse=True)
+def _answers_may_fail(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a receiver's answer raises, on a thread of the server's, fails the test."""
+    errors: list[BaseException | None] = []
+
+    def handle_error(*_: Any) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):  # a client that hangs up is none of the answer's
+            errors.append(error)
+
+    monkeypatch.setattr(WebhookReceiver, "handle_error", handle_error)
+    yield
+    assert not errors, errors
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,6 @@ from sd_parsers import ParserManager
 
 from stylegen.job import GenerationJob, InvalidMessage, check_job
 from stylegen.provenance import (
-    GENERATED,
     ContentCredentials,
     Label,
     encode_labelled,
@@ -25,6 +24,7 @@ from stylegen.provenance import (
 )
 from stylegen.worker import Labelling, Parts, handle_generation_task
 
+GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 PICTURE = Image.effect_noise((64, 96), 80).convert("RGB")
 JOB: dict[str, Any] = {
     "generation_id": 7,

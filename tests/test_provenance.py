@@ -1,16 +1,19 @@
 """The label's promises: written, read back, escaped, and nothing else gets out."""
 
+from importlib.metadata import version
 from io import BytesIO
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, JpegImagePlugin
 
-from stylegen.provenance import GENERATED, SOFTWARE, Label, encode_labelled, label_xmp
-from stylegen.provenance import read_provenance
+from stylegen.provenance import Label, encode_labelled, label_xmp, read_provenance
 
+GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+SOFTWARE = f"stylegen {version('stylegen')}"
 LABEL = Label(
     "gen_7", "김하늘", "stable-diffusion-v1-5", "0f" * 32, copyright_notice="© 2026 김하늘"
 )
@@ -77,6 +80,8 @@ def test_jpeg_is_baseline_of_full_colour():
         assert (image.format, image.mode, image.size) == ("JPEG", "RGB", PICTURE.size)
         assert JpegImagePlugin.get_sampling(image) == 0
         assert image.quantization == expected.quantization
+        difference = np.abs(np.asarray(image, float) - np.asarray(PICTURE))
+    assert difference.max() <= 3
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])

@@ -78,11 +78,13 @@ def _consumer(flat: Parts, retries: Retries) -> Iterator[threading.Thread]:
             "url": retries.url,
             "stop": stop,
         },
+        daemon=True,
     )
     thread.start()
     yield thread
     stop.set()
     thread.join(30)
+    assert not thread.is_alive(), "the consumer did not end"
 
 
 def dead_letter(retries: Retries, count: int = 1) -> list[tuple[dict[str, Any], bytes]]:

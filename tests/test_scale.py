@@ -156,12 +156,16 @@ def _studio(tmp_path: Path) -> Iterator[tuple[RabbitNode, int]]:
     with RabbitNode() as node:
         work = {"callback": partial(handle_generation_task, parts=parts), "stop": stop}
         worker = threading.Thread(
-            target=start_rabbitmq_consumer, args=("cut",), kwargs=work | {"url": node.url}
+            target=start_rabbitmq_consumer,
+            args=("cut",),
+            kwargs=work | {"url": node.url},
+            daemon=True,
         )
         worker.start()
         yield node, port
         stop.set()
         worker.join(60)
+        assert not worker.is_alive(), "the worker did not end"
 
 
 def test_a_broker_that_restarts_leaves_the_ledger(studio: tuple[RabbitNode, int]) -> None:
@@ -309,8 +313,18 @@ class Pauses(threading.Event):
 
 def test_a_worker_that_dies_at_once_is_started_ever_later() -> None:
     """Twice as long each time, from a second to a minute; real processes, pauses only noted."""
-    stop = Pauses(8)
-    kept = KeptWorker(["false"], {}, stop)
+    stop, starts = Pauses(8), []
+
+    class Counted(KeptWorker):
+        """A worker that may not be started without end."""
+
+        def run_once(self) -> float:
+            """Start it, if the test goes on."""
+            starts.append(super().run_once())
+            assert len(starts) <= 8, "it is started without a pause"
+            return starts[-1]
+
+    kept = Counted(["false"], {}, stop)
     keep_running(kept, stop)
     assert stop.pauses == [1, 2, 4, 8, 16, 32, 60, 60] and kept.exit_code == 1
 

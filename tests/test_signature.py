@@ -18,7 +18,6 @@ from stylegen.signature import (
     covered_scripts,
     create_text_overlay,
     get_position,
-    margin_of,
     packaged_font,
 )
 
@@ -31,6 +30,11 @@ LETTERS = "김하늘이박최정 ZoëÅsaJean-Luc 'yjgpQ|_·春ハル"
 positions = st.sampled_from(POSITIONS)
 names = st.text(LETTERS, min_size=1, max_size=60).filter(lambda name: name.strip())
 sides = st.integers(96, 700)
+
+
+def margin_of(size: tuple[int, int]) -> int:
+    """3 % of the short side, as the documents have it."""
+    return max(2, round(0.03 * min(size)))
 
 
 def plain(size: tuple[int, int], colour: str = "teal") -> Image.Image:

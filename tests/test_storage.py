@@ -327,8 +327,11 @@ def test_folder_round_trip(tmp_path: Path, lora_folder: Path) -> None:
 
 
 def test_jpeg() -> None:
-    with Image.open(BytesIO(encode_jpeg(PICTURE))) as image:
+    ninety_five = BytesIO()
+    PICTURE.save(ninety_five, "JPEG", quality=95)
+    with Image.open(BytesIO(encode_jpeg(PICTURE))) as image, Image.open(ninety_five) as expected:
         assert image.layer[0][1:3] == (1, 1)  # no chroma subsampling
+        assert (image.size, image.quantization) == (PICTURE.size, expected.quantization)
     for mode in ("RGBA", "L", "P"):
         assert encode_jpeg(PICTURE.convert(mode))[:2] == b"\xff\xd8"
 
