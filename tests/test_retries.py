@@ -333,6 +333,31 @@ def test_a_redelivery_keeps_its_past(
     assert (properties.delivery_mode, properties.content_type) == (2, "application/json")
 
 
+def test_outcomes_are_counted(flat: Parts, retries: Retries, order: Order, tmp_path: Path) -> None:
+    """Each delivery once, by what became of it; and how old it was, where its producer says so."""
+
+    def count(outcome: str) -> float | None:
+        return flat.metrics.registry.get_sample_value("stylegen_jobs_total", {"outcome": outcome})
+
+    _bring(flat, retries, order, age=7.0)
+    _bring(flat, retries, order, redelivered=True, age=-1.0)
+    _bring(flat, retries, order, headers={"x-stylegen-attempt": 2})
+    do_delivery(Delivery(0, 1, b"no message"), flat, retries)
+    (tmp_path / "generations").unlink()
+    _bring(flat, retries, order)
+    _bring(flat, retries, order | {"lora_model_url": "s3://models/none.safetensors"})
+    ends = ("RETRIES_EXHAUSTED", "INVALID_MESSAGE", "complete", "LORA_NOT_FOUND")
+    assert {name: count(name) for name in ("retried", "redelivered", *ends)} == dict.fromkeys(
+        ("retried", "redelivered", *ends), 1.0
+    )
+    ages = [
+        flat.metrics.registry.get_sample_value(f"stylegen_queue_wait_seconds_{part}")
+        for part in ("count", "sum")
+    ]
+    assert ages == [2.0, 7.0]
+    assert flat.metrics.registry.get_sample_value("stylegen_jobs_in_progress") == 0.0
+
+
 def test_a_redrive_counts_from_zero(retries: Retries, rabbit: RabbitNode) -> None:
     """Attempts, deaths and the reason are forgotten; one more redrive is not."""
     reason = {"x-stylegen-error-code": "RETRIES_EXHAUSTED", "x-stylegen-error": "at last"}
