@@ -64,6 +64,9 @@ class World:
         self.painter = Painter()
         self.bucket = folder / "bucket"
         FolderStore(self.bucket).put("models/style_10.safetensors", LORA, "")
+        self.model = folder / "model"  # a folder's, lest somebody asks the model hub
+        self.model.mkdir()
+        (self.model / "model_index.json").write_text("{}", "ascii")
         self.monkeypatch.setattr("stylegen.worker.load_pipeline", lambda *_, **__: None)
         self.monkeypatch.setattr("stylegen.worker.Engine", self.painter)
         self.monkeypatch.setattr("stylegen.worker.guard", lambda _: None)  # it would end the tests
@@ -94,6 +97,7 @@ class World:
             "stylegen_storage_folder": self.bucket,
             "stylegen_cache_folder": self.folder / "cache",
             "stylegen_device": "cpu",
+            "stylegen_model": self.model,
         }
         with self.monkeypatch.context() as context:
             for name in Settings.model_fields:
@@ -510,7 +514,10 @@ def _stylegen_model(world: World) -> None:
     assert found["model"] == "a-model-of-ours"
     assert found["model_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert check_machine(settings)["model"] == "a-model-of-ours"
-    assert world.settings().stylegen_model == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    assert (
+        world.settings(stylegen_model="").stylegen_model
+        == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    )
 
 
 def _stylegen_device(world: World) -> None:
