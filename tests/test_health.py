@@ -250,7 +250,8 @@ def test_waiting_for_ones_own_id_is_free() -> None:
     thread = threading.Thread(target=second)
     with watch.job(7):
         thread.start()
-        wait_until(lambda: watch._changed._waiters)  # type: ignore[attr-defined]
+        waits = watch._changed  # pylint: disable=protected-access
+        wait_until(lambda: getattr(waits, "_waiters"))
         ended = time.monotonic()
     thread.join(30)
     assert len(began) == 1 and began[0] >= ended
