@@ -230,8 +230,11 @@ def test_a_silent_receiver_times_out(timeout: float) -> None:
     assert 4 * timeout <= all_took < 4 * timeout + 4
 
 
-def test_ten_seconds_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The contract's time for an answer, at each sender; a receiver that drips has no more."""
+@pytest.mark.parametrize(("options", "seconds"), [({}, 10.0), ({"timeout": 3.0}, 3.0)])
+def test_ten_seconds_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, float], seconds: float
+) -> None:
+    """The contract's time for an answer, at each sender: of each read, and of the whole call."""
     asked: list[float] = []
 
     def refuse(*_: Any, timeout: float, **__: Any) -> None:
@@ -240,19 +243,19 @@ def test_ten_seconds_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> N
 
     within = webhook._within
 
-    def waits(seconds: float, *rest: Any) -> None:
-        asked.append(seconds)
-        within(seconds, *rest)
+    def waits(whole: float, *rest: Any) -> None:
+        asked.append(whole)
+        within(whole, *rest)
 
     for name in ("patch", "post"):
         monkeypatch.setattr(requests, name, refuse)
     monkeypatch.setattr(webhook, "_within", waits)
     with pytest.raises(WebhookError):
-        send_failed_webhook("http://127.0.0.1:1", 500, "no")
+        send_failed_webhook("http://127.0.0.1:1", 500, "no", **options)
     with pytest.raises(WebhookError):
-        send_complete_webhook("http://127.0.0.1:1", 500, "https://cdn/1.jpg", 0)
-    assert not send_progress("http://127.0.0.1:1", 500, 1, 2)
-    assert asked == [10.0, 10.0] * (4 + 4 + 1)
+        send_complete_webhook("http://127.0.0.1:1", 500, "https://cdn/1.jpg", 0, **options)
+    assert not send_progress("http://127.0.0.1:1", 500, 1, 2, **options)
+    assert asked == [seconds, seconds] * (4 + 4 + 1)
 
 
 def test_hanging_calls_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
