@@ -447,12 +447,12 @@ def _cell_name(job: GenerationJob, loras: Sequence[LoraFile]) -> str:
 
 def _digest(path: Path) -> str:
     state = path.stat()
-    return _content(path, state.st_mtime_ns, state.st_size)
+    return _content(path, state.st_mtime_ns, state.st_ctime_ns, state.st_size)
 
 
 @lru_cache(maxsize=1024)
-def _content(path: Path, _mtime: int, _size: int) -> str:
-    """A file's digest; read again only when its time or size changes."""
+def _content(path: Path, _mtime: int, _ctime: int, _size: int) -> str:
+    """A file's digest; read again only when its times or size change."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 

@@ -202,6 +202,19 @@ def _adapter_metadata(path: Path) -> dict[str, Any]:
 
 
 # %% ../nbs/06_lora.ipynb #ecfc3112
+_LAYER = re.compile(r"\^?[\w.-]+")
+
+
+def _alpha(name: str, rank: int, config: Mapping[str, Any]) -> Any:
+    """A layer's alpha by peft's settings: by the first pattern that is its name or its end."""
+    for pattern, value in (config.get("alpha_pattern") or {}).items():
+        if not _LAYER.fullmatch(pattern):
+            raise LoraInvalid("the file's alpha pattern is not a layer's name")
+        if pattern in (name, f"^{name}") or name.endswith(f".{pattern}"):
+            return value
+    return config.get("lora_alpha", rank)
+
+
 def _scaling(
     layer: str, rank: int, alphas: Mapping[str, float], metadata: Mapping[str, Any]
 ) -> float:
@@ -211,11 +224,8 @@ def _scaling(
     }
     if config.get("use_dora"):
         raise LoraInvalid("the file is a DoRA, which is not supported")
-    alpha = alphas.get(layer, config.get("lora_alpha", rank))
     try:
-        for pattern, value in (config.get("alpha_pattern") or {}).items():
-            if name == pattern or name.endswith(f".{pattern}"):
-                alpha = value
+        alpha = alphas[layer] if layer in alphas else _alpha(name, rank, config)
         return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
     except (AttributeError, TypeError, ValueError):
         raise LoraInvalid("the file's alpha is not a number") from None
@@ -320,6 +330,9 @@ def read_adapter(path: str | Path, pipeline: Any) -> Adapter:
     """
     path = Path(path)
     count = len(check_lora_file(path))
+    digest = _sha256(
+        path
+    )  # before the tensors: overwritten meanwhile, the file is known as another
     tensors, alphas, metadata = _dotted(path, pipeline)
     updates = {}
     for name, down in tensors.items():
@@ -333,8 +346,15 @@ def read_adapter(path: str | Path, pipeline: Any) -> Adapter:
             updates[own] = _scaled(*halves, _scaling(layer, down.shape[0], alphas, metadata))
     if len(updates) != count:
         raise LoraInvalid(f"{len(updates)} of the file's {count} layers are understood")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return _packed(digest, updates, next(pipeline.unet.parameters()))
+
+
+def _sha256(path: str | Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _scaled(down: Any, up: Any, scaling: float) -> tuple[Any, Any]:
@@ -616,7 +636,7 @@ class AdapterCache:
 
     def __init__(self, read: Any, max_bytes: int = 2 * 2**30) -> None:
         self._read, self._max_bytes = read, max_bytes
-        self._adapters: OrderedDict[tuple[Any, ...], Adapter] = OrderedDict()
+        self._adapters: OrderedDict[tuple[Any, ...], tuple[int, Adapter]] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, path: str | Path) -> Adapter:
@@ -628,15 +648,16 @@ class AdapterCache:
         facts = Path(path).stat()
         key = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
         with self._lock:
-            if key in self._adapters:
-                self._adapters.move_to_end(key)
-                return self._adapters[key]
-        adapter = self._read(path)
+            changed, adapter = self._adapters.get(key, (0, None))
+        if adapter and changed != facts.st_ctime_ns and _sha256(path) != adapter.sha256:
+            adapter = None  # overwritten in place
+        adapter = adapter or self._read(path)
         with self._lock:
-            self._adapters[key] = adapter
+            self._adapters[key] = facts.st_ctime_ns, adapter
+            self._adapters.move_to_end(key)
             while len(self._adapters) > 1 and self._size() > self._max_bytes:
                 self._adapters.popitem(last=False)
         return adapter
 
     def _size(self) -> int:
-        return sum(adapter.nbytes for adapter in self._adapters.values())
+        return sum(adapter.nbytes for _, adapter in self._adapters.values())

@@ -145,12 +145,12 @@ class FolderStore:
         return _file_path(url) if url.startswith("file:") else self._inside(*parse_s3_url(url))
 
     def version(self, url: str) -> str:
-        """Size, time and inode of the file that `url` names."""
+        """Size, times and inode of the file that `url` names."""
         try:
             facts = self._source(url).stat()
         except OSError as error:
             raise LoraNotFound(f"the LoRA's file can't be read ({error.strerror})") from None
-        return f"{facts.st_size}-{facts.st_mtime_ns}-{facts.st_ino}"
+        return f"{facts.st_size}-{facts.st_mtime_ns}-{facts.st_ino}-{facts.st_ctime_ns}"
 
     def fetch(self, url: str, target: Path) -> None:
         """Copy a ``file:`` URL, or ``s3://bucket/key`` from ``root/bucket/key``."""

@@ -1,0 +1,293 @@
+"""LoRA files: how strongly they speak, and whether what is kept of a file is still that file's."""
+
+import hashlib
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lora_files import updates, write_diffusers, write_kohya
+from safetensors.torch import load_file, save_file
+
+from stylegen.cache import LoraFiles
+from stylegen.engine import Engine
+from stylegen.grid import LoraFile, Picture, folder_loras, keep, kept, named
+from stylegen.job import LoraInvalid
+from stylegen.lora import Adapter, AdapterCache, read_adapter
+from stylegen.pipeline import load_pipeline
+from stylegen.pocket import packaged
+from stylegen.storage import FolderStore
+
+LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+# How strongly a layer speaks
+
+
+@pytest.fixture(name="stock", scope="module")
+def _stock(pocket: Path) -> Any:
+    """The pocket model, for diffusers' own loader."""
+    return load_pipeline(str(pocket / "pocket"), device="cpu")
+
+
+def stock_updates(stock: Any, path: Path) -> dict[str, torch.Tensor]:
+    """What diffusers adds to each layer's weights, as peft computes it."""
+    stock.load_lora_weights(path.parent, weight_name=path.name, adapter_name="a")
+    try:
+        return {
+            f"{part}.{name}": layer.get_delta_weight("a").detach().flatten(1)
+            for part in ("unet", "text_encoder")
+            for name, layer in getattr(stock, part).named_modules()
+            if "a" in getattr(layer, "lora_A", {})
+        }
+    finally:
+        stock.unload_lora_weights()
+
+
+def own_updates(stock: Any, path: Path) -> dict[str, torch.Tensor]:
+    """What we add."""
+    pairs = read_adapter(path, stock).updates
+    return {layer: up @ down.flatten(1) for layer, (down, up) in pairs.items()}
+
+
+def assert_stock(stock: Any, path: Path) -> None:
+    """The same layers get the same update."""
+    expected, own = stock_updates(stock, path), own_updates(stock, path)
+    assert own.keys() == expected.keys() and len(own) > 4
+    for layer, update in expected.items():
+        assert torch.allclose(own[layer], update, atol=1e-5), layer
+
+
+def with_settings(path: Path, stock: Any, settings: dict[str, Any]) -> Path:
+    """A file of rank 4 with peft's settings in its metadata, as diffusers writes them."""
+    tensors = {}
+    for name, (down, up) in updates(stock.unet, ("to_q", "to_v"), 4, seed=1).items():
+        tensors[f"unet.{name}.lora_A.weight"] = down
+        tensors[f"unet.{name}.lora_B.weight"] = up
+    names = [name.removesuffix(".lora_A.weight") for name in tensors if "lora_A" in name]
+    settings = {"r": 4, "target_modules": [n.removeprefix("unet.") for n in names]} | settings
+    text = json.dumps({f"unet.{name}": value for name, value in settings.items()})
+    save_file(tensors, path, {"lora_adapter_metadata": text, "format": "pt"})
+    return path
+
+
+@pytest.mark.parametrize("alpha", [-4.0, -0.5, 0.0, 16.0])
+def test_any_alpha_is_stock_diffusers(stock: Any, tmp_path: Path, alpha: float) -> None:
+    """A negative one turns the style around, none is lost in the root of a factor."""
+    path = write_kohya(tmp_path / "kohya.safetensors", stock, 8, 1, alpha, text=True)
+    assert_stock(stock, path)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        {},
+        {"to_q": 2.0},
+        {"attn1.to_q": 2.0},
+        {"q": 2.0},
+        {LAYER: 2.0},
+        {f"^{LAYER}": 2.0},
+        {"^attn1.to_q": 2.0},
+        {"to_q": 2.0, "attn1.to_q": 3.0},
+        {"attn1.to_q": 3.0, "to_q": 2.0},
+        {"to_q": -2.0, "to_v": 0},
+    ],
+    ids=str,
+)
+def test_alphas_by_pattern_are_stock_diffusers(
+    stock: Any, tmp_path: Path, pattern: dict[str, float]
+) -> None:
+    """By a layer's ending, or by its whole name after ``^``; of two that fit, the first counts."""
+    settings = {"lora_alpha": 6.0, "alpha_pattern": pattern}
+    assert_stock(stock, with_settings(tmp_path / "peft.safetensors", stock, settings))
+
+
+def test_a_negative_alpha_of_the_metadata(stock: Any, tmp_path: Path) -> None:
+    """With and without rank-stabilised scaling."""
+    for number, settings in enumerate(({}, {"use_rslora": True})):
+        path = tmp_path / f"peft{number}.safetensors"
+        assert_stock(stock, with_settings(path, stock, {"lora_alpha": -6.0} | settings))
+
+
+@pytest.mark.parametrize("pattern", [".*attn1.*", "(a+)+b", "to_q|to_v", "", "to_[qv]"])
+def test_a_pattern_that_is_no_name_is_refused(stock: Any, tmp_path: Path, pattern: str) -> None:
+    """A stranger's regular expression is not run, and no file is drawn without what it means."""
+    settings = {"lora_alpha": 6.0, "alpha_pattern": {pattern: 2.0}}
+    path = with_settings(tmp_path / "peft.safetensors", stock, settings)
+    with pytest.raises(LoraInvalid, match="pattern"):
+        read_adapter(path, stock)
+
+
+def test_an_alpha_beside_the_weights_wins(stock: Any, tmp_path: Path) -> None:
+    """Over kohya's notes on the training, as in diffusers; and over peft's settings."""
+    plain = write_kohya(tmp_path / "plain.safetensors", stock, 8, 1, 4.0)
+    expected, tensors = own_updates(stock, plain), load_file(plain)
+    notes = {"ss_network_alpha": "16", "ss_network_dim": "8"}
+    save_file(tensors, tmp_path / "notes.safetensors", notes)
+    assert_stock(stock, tmp_path / "notes.safetensors")
+    settings = {"unet.lora_alpha": 16.0, "unet.alpha_pattern": {"to_q": 2.0}}
+    both = {"lora_adapter_metadata": json.dumps(settings)}
+    save_file(tensors, tmp_path / "both.safetensors", both)
+    with pytest.raises(ValueError, match="cannot be specified"):  # diffusers takes neither
+        stock_updates(stock, tmp_path / "both.safetensors")
+    for name in ("notes", "both"):
+        own = own_updates(stock, tmp_path / f"{name}.safetensors")
+        assert own.keys() == expected.keys()
+        assert all(torch.equal(own[layer], expected[layer]) for layer in own)
+
+
+# What is kept of a file
+
+
+def copy_over(other: Path, path: Path) -> None:
+    """``cp -p``: another file's bytes in the same inode, with its size and its time."""
+    before = path.stat()
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    while path.stat().st_ctime_ns == before.st_ctime_ns:  # a tick is some milliseconds
+        subprocess.run(["cp", "-p", other, path], check=True)
+    after = path.stat()
+    assert (after.st_ino, after.st_size) == (before.st_ino, before.st_size)
+    assert after.st_mtime_ns == before.st_mtime_ns and path.read_bytes() == other.read_bytes()
+
+
+@pytest.fixture(name="styles")
+def _styles(engine: Engine, tmp_path: Path) -> list[Path]:
+    """Three files of one size, in a folder that plays a bucket."""
+    (tmp_path / "store/artists").mkdir(parents=True)
+    paths = [tmp_path / f"store/artists/{name}.safetensors" for name in "abc"]
+    for seed, path in enumerate(paths):
+        write_diffusers(path, engine.pipeline, 4, seed=seed)
+    assert len({path.stat().st_size for path in paths}) == 1
+    return paths
+
+
+class Reads:
+    """Reads adapters and counts them, by content."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self.pipeline, self.digests = pipeline, list[str]()
+
+    def __call__(self, path: Path) -> Adapter:
+        adapter = read_adapter(path, self.pipeline)
+        self.digests.append(adapter.sha256)
+        return adapter
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def url(path: Path) -> str:
+    """Where a worker finds one of the `styles`."""
+    return f"s3://artists/{path.name}"
+
+
+def test_an_adapter_is_its_files(engine: Engine, styles: list[Path]) -> None:
+    """Overwritten so that only the time of change tells, the next picture has the new style."""
+    path, other, _ = styles
+    old = engine.adapters.get(path)
+    assert engine.adapters.get(path) is old
+    copy_over(other, path)
+    new, expected = engine.adapters.get(path), read_adapter(other, engine.pipeline)
+    assert new.sha256 == expected.sha256 != old.sha256
+    assert torch.equal(new.flat, expected.flat) and not torch.equal(new.flat, old.flat)
+    assert engine.adapters.get(path) is new
+
+
+def test_the_disk_cache_is_its_sources(engine: Engine, styles: list[Path], tmp_path: Path) -> None:
+    """The same through the whole of a worker: folder, cache on disk, adapters in memory."""
+    path, other, _ = styles
+    files = LoraFiles(FolderStore(tmp_path / "store"), tmp_path / "cache")
+    for _ in range(2):
+        with files.get(url(path)) as link:
+            assert engine.adapters.get(link).sha256 == digest(path)
+        copy_over(other, path)
+    with files.get(path.as_uri()) as link:
+        assert link.read_bytes() == other.read_bytes()
+
+
+def test_a_kept_cell_is_its_loras(styles: list[Path], tmp_path: Path) -> None:
+    """A grid does not resume with cells of the style that was overwritten."""
+    from PIL import Image
+
+    path, other, third = styles
+    first, second, _ = folder_loras(path.parent)
+    fields = {"prompt_tags": ["star"], "artist_name": "A", "webhook_url": "http://localhost"}
+    job = named(fields | {"style_id": "a", "lora_model_url": first.url})
+    loras: list[LoraFile] = [first, second]
+    keep(Picture(job, Image.new("RGB", (8, 8))), loras, tmp_path / "cells")
+    assert kept(job, loras, tmp_path / "cells")
+    for overwritten in (other, path):
+        copy_over(third, overwritten)
+        assert kept(job, loras, tmp_path / "cells") is None
+
+
+def test_the_same_content_is_read_once(engine: Engine, styles: list[Path], tmp_path: Path) -> None:
+    """Each job's link changes the file's time of change; its adapter stays in memory."""
+    read = Reads(engine.pipeline)
+    files = LoraFiles(FolderStore(tmp_path / "store"), tmp_path / "cache")
+    cache, changed = AdapterCache(read), set()
+    for _ in range(3):
+        with files.get(url(styles[0])) as link:
+            cache.get(link)
+            changed.add(link.stat().st_ctime_ns)
+    styles[0].chmod(0o600)
+    assert cache.get(styles[0]) is cache.get(styles[0])
+    assert read.digests == [digest(styles[0])] * 2 and len(changed) > 1
+
+
+@pytest.mark.parametrize("used", [[0, 1, 0], [0, 1, 1, 0, 0], [1, 0]])
+def test_memory_drops_the_least_recently_used(
+    engine: Engine, styles: list[Path], used: list[int]
+) -> None:
+    """Room for two, and a third comes: the second goes, by the order of use and not of reading."""
+    read, (first, second, third) = Reads(engine.pipeline), map(digest, styles)
+    cache = AdapterCache(read, max_bytes=2 * read(styles[0]).nbytes)
+    for number in [*used, 2]:
+        cache.get(styles[number])
+    assert sorted(read.digests[1:]) == sorted([first, second, third])
+    del read.digests[:]
+    for number in (0, 2):
+        cache.get(styles[number])
+    assert not read.digests
+    cache.get(styles[1])
+    cache.get(styles[2])
+    assert read.digests == [second]
+    cache.get(styles[0])
+    assert read.digests == [second, first]
+
+
+@pytest.mark.parametrize("used", [[0, 1, 0], [0, 1, 1, 0, 0], [1, 0]])
+def test_the_disk_drops_the_least_recently_used(
+    styles: list[Path], tmp_path: Path, used: list[int]
+) -> None:
+    """The same of the cache that workers share."""
+    hits: list[bool] = []
+    room = 2 * styles[0].stat().st_size
+    store = FolderStore(tmp_path / "store")
+    files = LoraFiles(store, tmp_path / "cache", room, hits.append)
+
+    def get(number: int) -> bool:
+        with files.get(url(styles[number])) as link:
+            assert link.stat().st_size == room // 2  # to read it would be a use of its own
+        return hits[-1]
+
+    for number in [*used, 2]:
+        get(number)
+    assert [get(0), get(2), get(1), get(2), get(0)] == [True, True, False, True, False]
+    assert sum(blob.stat().st_size for blob in (tmp_path / "cache/blobs").iterdir()) == room
+
+
+def test_a_third_style_of_the_packaged_ones_fits(engine: Engine) -> None:
+    """A budget of exactly what is held drops nothing."""
+    paths = sorted((packaged() / "pocket-loras").glob("*.safetensors"))
+    read = Reads(engine.pipeline)
+    sizes = [read(path).nbytes for path in paths]
+    cache = AdapterCache(read, max_bytes=sum(sizes))
+    for path in [*paths, *paths]:
+        cache.get(path)
+    assert len(read.digests) == 2 * len(paths)
