@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 
 from stylegen.controls import Controls, Library
 from stylegen.engine import Engine
-from stylegen.grid import GAP, PAPER, Grid, LoraFile, Picture, bucket_loras, folder_loras, named
+from stylegen.grid import Grid, LoraFile, Picture, bucket_loras, folder_loras, named
 from stylegen.job import GenerationJob, LoraInvalid, OutOfMemory, parse_job
 from stylegen.keeping import as_json
 from stylegen.keeping import dead_letters as look_into
@@ -407,6 +407,60 @@ def test_grid_costs_draws_resumes_exports(panel: Playground, painter: Painter) -
     assert {row["state"] for row in rows} == {"drawn"} and len(rows) == 6
 
 
+def test_the_first_axis_runs_across(panel: Playground, painter: Painter) -> None:
+    """X, Y and Z are columns, rows and blocks, in whatever order they were chosen."""
+    compare = panel.compare
+    for axis, name, values in (
+        (compare.z, "guidance", "1, 3"),
+        (compare.x, "seed", "7, 0"),
+        (compare.y, "scale", "0, 1, 2"),
+    ):
+        axis.name.value, axis.values.value = name, values
+    compare.draw.click()
+    assert panel.wait(60) and compare.sheet.grid
+    drawn = compare.sheet.grid
+    assert list(drawn.axes.items()) == [
+        ("seed", (7, 0)),
+        ("scale", (0.0, 1.0, 2.0)),
+        ("guidance", (1.0, 3.0)),
+    ]
+    for (seed, scale, guidance), cell in drawn.cells.items():
+        job = cell.job
+        assert (job.seed, job.lora_scale, job.guidance_scale) == (seed, scale, guidance)
+        assert cell.image.getpixel((0, 0))[0] == seed
+    assert len(painter.jobs) == 12
+
+
+def test_an_estimate_is_what_such_pictures_took(
+    panel: Playground, painter: Painter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of four steps took three seconds together; what was stopped or failed teaches nothing."""
+    compare, now = panel.compare, [50.0]
+    monkeypatch.setattr(panel.progress, "_clock", lambda: now[0])
+    panel.controls.sampling.count.value = 2
+    compare.x.name.value, compare.x.values.value = "steps", "4, 8, 20"
+
+    def takes(seconds: float) -> None:
+        painter.gate.clear()
+        panel.head.generate.click()
+        for _ in range(2):
+            assert painter.reached.acquire(timeout=30)
+        now[0] += seconds
+        painter.gate.set()
+        assert panel.wait(60)
+        compare.update()
+
+    takes(3.0)
+    assert panel.status.text == "Done: 2 pictures in 3.0 s."
+    assert "3 pictures, about 12 s (4.0 s each)" in compare.estimate.value
+    painter.error = RuntimeError("no paint")
+    takes(100.0)
+    painter.error = None
+    assert "about 12 s" in compare.estimate.value
+    takes(1.0)  # counts twice as much as the request before it
+    assert "about 7 s (2.2 s each)" in compare.estimate.value
+
+
 def test_grid_over_three_axes(panel: Playground, painter: Painter) -> None:
     compare = panel.compare
     for axis, name in ((compare.x, "scheduler"), (compare.y, "guidance"), (compare.z, "aspect")):
@@ -502,8 +556,8 @@ def test_captions_stay_in_their_cells(name: str) -> None:
     job = named(BARE | {"style_id": "a", "lora_model_url": "s3://b/a"})
     sheet = Grid(job, {"lora": list(loras)}, loras).sheet(64)
     head = sheet.crop((0, 0, sheet.width, 30))
-    for left in (0, GAP + 64, GAP + 2 * (64 + GAP) - GAP):
-        assert head.crop((left, 0, left + GAP, 30)).getcolors() == [(GAP * 30, PAPER)]
+    for left in (0, 6 + 64, 6 + 64 + 6 + 64):
+        assert head.crop((left, 0, left + 6, 30)).getcolors() == [(6 * 30, (255, 255, 255))]
 
 
 def test_another_grid_is_another_export(panel: Playground) -> None:
@@ -592,6 +646,69 @@ def test_every_control_is_recalled(panel: Playground) -> None:
     assert generate(panel).job == job
     other = Controls(panel.studio.library, ["x"])
     assert other.recall(job.model_dump(mode="json")) == [] and other.job() == job
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"seed": 0},
+        {"style_id": 0},
+        {"guidance_scale": 0.0},
+        {"lora_scale": 0.0},
+        {"lora_scale": -0.5},
+        {"negative_prompt": "0"},
+        {"prompt_tags": ("0",)},
+        {"extra_loras": [{"scale": 0.0}]},
+        {"signature": {"opacity": 0}},
+        {"seed": 0, "style_id": 0, "guidance_scale": 0.0, "lora_scale": 0.0},
+    ],
+    ids=str,
+)
+def test_a_zero_is_recalled(panel: Playground, fields: dict[str, Any]) -> None:
+    """By the controls, by a picture's tile, and by a preset, over controls that say otherwise."""
+    url = panel.studio.library.loras["neon"].url
+    if "extra_loras" in fields:
+        fields = {"extra_loras": [{"url": url, **extra} for extra in fields["extra_loras"]]}
+    job = named(panel.job().model_dump() | fields)
+    assert panel.controls.recall(job.model_dump(mode="json")) == [] and panel.job() == job
+    generate(panel)
+    panel.history.files.name.value = "zero"
+    panel.history.files.save.click()
+    for button in (panel.history.gallery.tiles[0].button, panel.history.files.load):
+        fill_in(panel)
+        panel.controls.seed.number.value = "5"
+        assert panel.job() != job
+        button.click()
+        assert panel.job() == job
+
+
+def test_each_tile_is_its_own_picture(panel: Playground, painter: Painter) -> None:
+    """Of three pictures of which the first is ready last: on the strip and in the history."""
+    panel.controls.sampling.count.value, panel.controls.seed.number.value = 3, "0"
+    two, shelf = threading.Event(), panel.desk.shelf
+    shelf.watchers.append(lambda: two.set() if len(shelf.pictures) == 2 else None)
+    painter.gate.clear()
+    painter.held = range(0, 1)
+    panel.head.generate.click()
+    assert two.wait(30)  # seeds 1 and 2 are done
+    painter.gate.set()
+    assert panel.wait(60)
+    strip = [box.children[1] for box in panel.draw.easel.strip.children]
+    assert [button.tooltip.split(", seed ")[1][0] for button in strip] == ["0", "1", "2"]
+    for seed, button in enumerate(strip):
+        button.click()
+        assert panel.draw.easel.shown and panel.draw.easel.shown.job.seed == seed
+    tiles = panel.history.gallery.tiles
+    assert tiles[0].picture.job.seed == 0 and {tile.picture.job.seed for tile in tiles} == {0, 1, 2}
+    for tile in tiles:
+        tile.button.click()
+        shown = panel.history.chosen.easel.shown
+        assert shown and f"seed {shown.job.seed}," in tile.button.tooltip
+        assert (
+            shown.image.getpixel((0, 0))[0]
+            == shown.job.seed
+            == int(panel.controls.seed.number.value)
+        )
 
 
 def test_a_hand_signs_for_its_own_artist_only(panel: Playground) -> None:
