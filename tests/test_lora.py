@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 from lora_files import updates, write_diffusers, write_kohya
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from stylegen.cache import LoraFiles
 from stylegen.engine import Engine
 from stylegen.grid import LoraFile, Picture, folder_loras, keep, kept, named
 from stylegen.job import LoraInvalid
-from stylegen.lora import Adapter, AdapterCache, read_adapter
+from stylegen.lora import Adapter, AdapterCache, check_lora_file, read_adapter
 from stylegen.pipeline import load_pipeline
 from stylegen.pocket import packaged
 from stylegen.storage import FolderStore
@@ -139,6 +140,52 @@ def test_an_alpha_beside_the_weights_wins(stock: Any, tmp_path: Path) -> None:
         assert all(torch.equal(own[layer], expected[layer]) for layer in own)
 
 
+# What a file may hold
+
+
+def pairs(count: int, rank: int = 1) -> dict[str, torch.Tensor]:
+    """Layers of one channel in, one out."""
+    return {
+        f"{number}.{half}.weight": torch.zeros(shape)
+        for number in range(count)
+        for half, shape in (("lora_A", (rank, 1)), ("lora_B", (1, rank)))
+    }
+
+
+@pytest.mark.parametrize(
+    "tensors, metadata, refusal",
+    [
+        (pairs(1, 512), {}, None),
+        (pairs(1, 513), {}, "rank"),
+        (pairs(1, 0), {}, "rank"),
+        (pairs(5000), {}, None),
+        (pairs(5000) | {"0.alpha": torch.tensor(1.0)}, {}, "more than 10000 tensors"),
+        (pairs(1), {"a": "b" * (4 * 2**20 - 1000)}, None),
+        (pairs(1), {"a": "b" * (4 * 2**20)}, "reasonable size"),
+        ({k: v.half() for k, v in pairs(1).items()}, {}, None),
+        ({k: v.bfloat16() for k, v in pairs(1).items()}, {}, None),
+        ({k: v.double() for k, v in pairs(1).items()}, {}, "type F64"),
+        ({k: v.to(torch.int8) for k, v in pairs(1).items()}, {}, "type I8"),
+        ({k: v + 65504 for k, v in pairs(1).items()}, {}, None),
+        ({k: v - 65536 for k, v in pairs(1).items()}, {}, "not finite"),
+    ],
+    ids=lambda value: (
+        str(value)[:32] if isinstance(value, (str, type(None))) else type(value).__name__
+    ),
+)
+def test_the_limits_of_a_file(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str], refusal: str | None
+) -> None:
+    """Just within and just beyond each."""
+    path = tmp_path / "lora.safetensors"
+    save_file(tensors, path, metadata)
+    if refusal is None:
+        assert len(check_lora_file(path)) == len([name for name in tensors if "lora_A" in name])
+    else:
+        with pytest.raises(LoraInvalid, match=refusal):
+            check_lora_file(path)
+
+
 # What is kept of a file
 
 
@@ -212,8 +259,6 @@ def test_the_disk_cache_is_its_sources(engine: Engine, styles: list[Path], tmp_p
 
 def test_a_kept_cell_is_its_loras(styles: list[Path], tmp_path: Path) -> None:
     """A grid does not resume with cells of the style that was overwritten."""
-    from PIL import Image
-
     path, other, third = styles
     first, second, _ = folder_loras(path.parent)
     fields = {"prompt_tags": ["star"], "artist_name": "A", "webhook_url": "http://localhost"}

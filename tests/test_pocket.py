@@ -50,7 +50,7 @@ def _generate(
     return np.asarray(made.images[0])
 
 
-@pytest.mark.parametrize("size", RESOLUTIONS.values())
+@pytest.mark.parametrize("size", [(512, 512), (768, 768), (512, 1024)])
 @pytest.mark.parametrize("scheduler", ["DPMSolverMultistepScheduler", "EulerDiscreteScheduler"])
 def test_stock_pipeline_draws_every_format(
     base: Path, size: tuple[int, int], scheduler: str
