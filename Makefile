@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
-NBVAL := IN_TEST=1 HF_HUB_OFFLINE=1 pytest -q -p no:cacheprovider --nbval --nbval-current-env
+NBVAL := IN_TEST=1 HF_HUB_OFFLINE=1 pytest -q -p no:cacheprovider --nbval --nbval-current-env \
+	--nbval-cell-timeout 300
 
 .PHONY: help install demo test check notebooks unit prep outputs pocket pocket-report bench gpu gpu-pack faults scale lab clean
 
@@ -31,7 +32,7 @@ check: install  ## format, lint, and whether notebooks, modules and README agree
 	pylint --score=n stylegen worker.py tools
 
 notebooks: install programs  ## the notebooks as tests: nbdev_test and strict nbval
-	HF_HUB_OFFLINE=1 nbdev_test --n_workers 2
+	HF_HUB_OFFLINE=1 $(BIN)/python tools/nbdev_tests.py --n_workers 2
 	$(NBVAL) nbs
 
 unit: install programs  ## the tests of the installed package, on real parts

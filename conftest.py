@@ -1,23 +1,85 @@
-"""Make nbval honour nbdev's directives and its cleaned execution counts."""
+"""Make nbval honour nbdev's directives and its cleaned execution counts, and look at pictures."""
 
 import re
+from base64 import b64decode
+from collections.abc import Sequence
+from functools import partial
+from io import BytesIO
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 _NOT_RUN = re.compile(r"^#\s?\|\s*(eval:\s*false|slow|gpu)\b", re.MULTILINE)
+_THREAD = "Exception in thread"
+"""How Python begins to tell of an exception that ended a thread."""
+KINDS = ("image/png", "image/jpeg")
+MAX_MEAN = 1.0
+"""Levels, of 255, that two pictures' channels may differ by on average."""
+FAR, MAX_FAR = 32, 0.002
+"""Levels that are more than rounding, and the share of pixels that may differ by more."""
 
 
 def pytest_itemcollected(item: Any) -> None:
-    """Skip cells that nbdev would not run, and give cleaned cells a count that nbval accepts.
+    """Skip cells that nbdev would not run; compare the others, and their pictures as well.
 
-    ``nbdev_clean`` nulls execution counts; nbval fails every such cell that has stored output.
+    ``nbdev_clean`` nulls execution counts; nbval fails every such cell that has stored output, and
+    looks at no other.
     """
     cell = getattr(item, "cell", None)
     if cell is None:
         return
     if _NOT_RUN.search(cell.source):
         item.options["skip"] = True
-    if cell.get("outputs") and cell.get("execution_count") is None:
+    if cell.get("execution_count") is None:
         cell.execution_count = 0
-        for output in cell.outputs:
+        for output in cell.get("outputs", ()):
             if "execution_count" in output:
                 output.execution_count = 0
+    item.compare_outputs = partial(_compare_outputs, item, item.compare_outputs)
+
+
+def _compare_outputs(
+    item: Any, compare: Any, fresh: Sequence[Any], stored: Sequence[Any], *options: Any
+) -> bool:
+    """nbval's comparison, which skips pictures, and then the pictures.
+
+    Of a cell without stored output only a thread's failure counts: libraries may warn.
+    """
+    if any(_THREAD in output.get("text", "") for output in fresh):
+        item.comparison_traceback = ["".join(output.get("text", "") for output in fresh)]
+        return False
+    if not stored:
+        return True
+    if not compare(fresh, stored, *options):
+        return False
+    for kind in KINDS:
+        complaint = _pictures_differ(_pictures(kind, stored), _pictures(kind, fresh))
+        if complaint:
+            item.comparison_traceback.append(f"{kind}: {complaint}")
+            return False
+    return True
+
+
+def _pictures(kind: str, outputs: Sequence[Any]) -> list[np.ndarray]:
+    """The pictures of one kind among a cell's outputs, ``[height, width, 4]``."""
+    texts = [output["data"][kind] for output in outputs if kind in output.get("data", {})]
+    images = [Image.open(BytesIO(b64decode(text))) for text in texts]
+    return [np.asarray(image.convert("RGBA"), np.int16) for image in images]
+
+
+def _pictures_differ(stored: Sequence[np.ndarray], fresh: Sequence[np.ndarray]) -> str:
+    """What differs between the pictures of a notebook and those that its cell draws now."""
+    if len(stored) != len(fresh):
+        return f"{len(stored)} pictures are stored, {len(fresh)} are drawn"
+    for number, (one, other) in enumerate(zip(stored, fresh, strict=True)):
+        if one.shape != other.shape:
+            return f"picture {number} is stored as {one.shape}, drawn as {other.shape}"
+        apart = np.abs(one - other)
+        mean, far = apart.mean(), (apart.max(axis=2) > FAR).mean()
+        if mean > MAX_MEAN or far > MAX_FAR:
+            return (
+                f"picture {number} differs by {mean:.1f} of 255 on average, "
+                f"{far:.1%} of its pixels by more than {FAR}"
+            )
+    return ""

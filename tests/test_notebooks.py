@@ -1,15 +1,156 @@
-"""What notebooks owe each other: nbdev_test runs several of them in one process."""
+"""What notebooks owe each other, and what runs them as tests notices."""
 
 import json
+import re
+import shutil
+import subprocess
+import sys
+from base64 import b64encode
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
+import nbformat
 import pytest
+from nbformat import v4
+from PIL import Image
 
-NOTEBOOKS = sorted(Path(__file__).parents[1].glob("nbs/**/*.ipynb"))
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted(ROOT.glob("nbs/**/*.ipynb"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_no_notebook_silences_the_next(path: Path) -> None:
-    """`logging.disable` outlives a notebook, and hides the warnings that another one asserts."""
+    """nbdev runs several in one process; `logging.disable` hides warnings that another asserts."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     assert not [cell for cell in cells if "logging.disable(" in "".join(cell["source"])]
+
+
+def shown(image: Image.Image, *kinds: str) -> Any:
+    """An output with a picture, as Pillow gives it to a notebook."""
+    data = {"text/plain": f"<PIL.Image.Image image mode=RGB size={image.width}x{image.height}>"}
+    for kind in kinds:
+        buffer = BytesIO()
+        image.save(buffer, kind)
+        data[f"image/{kind}"] = b64encode(buffer.getvalue()).decode()
+    return v4.new_output("execute_result", data, execution_count=None)
+
+
+def write(path: Path, *cells: tuple[str, Any]) -> Path:
+    """A notebook of cells, each with its output or None; without counts, as nbdev cleans them."""
+    nodes = [
+        v4.new_code_cell(source, outputs=[] if output is None else [output])
+        for source, output in cells
+    ]
+    nbformat.write(v4.new_notebook(cells=nodes), str(path))
+    return path
+
+
+def validated(folder: Path, path: Path, *options: str) -> list[str]:
+    """Each cell's outcome under nbval, with the root's `conftest.py`."""
+    shutil.copy(ROOT / "conftest.py", folder)
+    command = [sys.executable, "-m", "pytest", "-v", "--nbval", "--nbval-current-env", *options]
+    done = subprocess.run(
+        [*command, "-p", "no:cacheprovider", path], cwd=folder, capture_output=True, check=False
+    )
+    report = done.stdout.decode()
+    return re.findall(r"::Cell \d+ (PASSED|FAILED|XFAIL|SKIPPED|ERROR)", report)
+
+
+def square(side: int = 64, shade: int = 100, spot: int = 0) -> Image.Image:
+    """A picture; with a spot, of another colour in its corner."""
+    image = Image.new("RGB", (side, side), (shade, 50, 200))
+    image.paste((250, 250, 250), (0, 0, spot, spot))
+    return image
+
+
+def test_a_falsified_picture_is_noticed(tmp_path: Path) -> None:
+    """A stored one that is not what the cell draws; rounding is no difference."""
+    again = "square()"
+    path = write(
+        tmp_path / "pictures.ipynb",
+        (
+            "from PIL import Image\n\n\n"
+            "def square(**own):\n"
+            '    return Image.new("RGB", (64, 64), (100, 50, 200))',
+            None,
+        ),
+        (again, shown(square(), "png", "jpeg")),
+        (again, shown(square(shade=102), "png", "jpeg")),
+        (again, shown(square(spot=2), "png", "jpeg")),
+        (again, shown(square(shade=105), "png", "jpeg")),
+        (again, shown(square(spot=3), "png", "jpeg")),
+        (again, shown(square(shade=180), "png", "jpeg")),
+        (f"{again}  # no JPEG is stored", shown(square(), "png")),
+        (again, shown(square(spot=8), "png", "jpeg")),
+        (f"# NBVAL_IGNORE_OUTPUT\n{again}", shown(square(spot=64), "png", "jpeg")),
+        ("square().resize((32, 64))", shown(square(), "png", "jpeg")),
+        (f"# | eval: false\n{again}", shown(square(spot=64), "png", "jpeg")),
+    )
+    assert validated(tmp_path, path) == [
+        *["PASSED"] * 3,
+        *["PASSED", "FAILED", "FAILED", "FAILED", "FAILED", "FAILED"],
+        *["PASSED", "FAILED", "SKIPPED"],
+    ]
+
+
+def test_no_cell_hangs_for_ever(tmp_path: Path) -> None:
+    """Under nbval; the limit that `make` gives is minutes."""
+    hangs = ("import threading\n\nthreading.Event().wait()", None)
+    path = write(tmp_path / "hangs.ipynb", ("1 + 1", None), hangs, ("1 + 1", None))
+    assert validated(tmp_path, path, "--nbval-cell-timeout", "1")[:2] == ["PASSED", "FAILED"]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (seconds,) = re.findall(r"--nbval-cell-timeout (\d+)", makefile)
+    assert int(seconds) <= 600 and "tools/nbdev_tests.py" in makefile
+
+
+FAILS = """
+import threading
+
+
+def wrong():
+    assert False, "in a thread"
+
+
+thread = threading.Thread(target=wrong)
+thread.start()
+thread.join()
+"""
+
+
+def test_a_threads_assertion_fails_the_notebook(tmp_path: Path) -> None:
+    """Under nbval, by the words on stderr; as nbdev runs it, and there no cell hangs either."""
+    good = write(tmp_path / "good.ipynb", ("assert 1 + 1 == 2", None))
+    fails = write(tmp_path / "fails.ipynb", (FAILS, None))
+    hangs = "import threading\ntry:\n    threading.Event().wait()\nexcept Exception:\n    pass"
+    stays = write(tmp_path / "hangs.ipynb", (hangs, None), ("1 / 0", None))
+    assert validated(tmp_path, fails) == ["FAILED"]
+    code = (
+        "import sys; from pathlib import Path; import nbdev_tests; nbdev_tests.CELL_SECONDS = 1; "
+        "print([nbdev_tests.test_nb(Path(name))[0] for name in sys.argv[1:]])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, good, fails, stays, good],
+        cwd=ROOT / "tools",
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout.strip() == "[True, False, False, True]", done.stderr
+    assert "in a thread" in done.stderr and "longer than 1 seconds" in done.stderr
+
+
+def test_a_threads_assertion_fails_the_test(tmp_path: Path) -> None:
+    """By the project's own configuration of pytest."""
+    body = FAILS.strip().replace("\n", "\n    ")
+    (tmp_path / "test_threads.py").write_text(f"def test_it():\n    {body}\n", encoding="utf-8")
+    options = ["-c", ROOT / "pyproject.toml", "--rootdir", tmp_path, "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *options, tmp_path],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1 and "in a thread" in done.stdout
