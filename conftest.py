@@ -12,7 +12,7 @@ from PIL import Image
 
 _NOT_RUN = re.compile(r"^#\s?\|\s*(eval:\s*false|slow|gpu)\b", re.MULTILINE)
 _THREAD = "Exception in thread"
-"""How Python begins to tell of an exception that ended a thread."""
+"""How Python begins its report of an exception that ended a thread."""
 KINDS = ("image/png", "image/jpeg")
 MAX_MEAN = 1.0
 """Levels, of 255, that two pictures' channels may differ by on average."""

@@ -39,11 +39,11 @@ def ordered(**fields: Any) -> GenerationJob:
 @pytest.fixture(name="rows")
 def _rows(engine: Engine) -> Iterator[list[int]]:
     """How many rows each pass through the UNet had."""
-    seen: list[int] = []
+    counts: list[int] = []
     hook = engine.pipeline.unet.register_forward_pre_hook(
-        lambda _, inputs: seen.append(len(inputs[0]))
+        lambda _, inputs: counts.append(len(inputs[0]))
     )
-    yield seen
+    yield counts
     hook.remove()
 
 
@@ -121,8 +121,8 @@ def test_the_interval_is_the_papers(
     engine: Engine, bare: Any, rows: list[int], scheduler: str
 ) -> None:
     """The first two of eight steps are unguided; the picture is that of stock parts."""
-    own = {"speed_profile": "guidance_interval", "num_inference_steps": 8}
-    job = ordered(scheduler=scheduler, **own)
+    fields = {"speed_profile": "guidance_interval", "num_inference_steps": 8}
+    job = ordered(scheduler=scheduler, **fields)
     drawn = engine.draw(job, LORA)
     assert rows == [1] * 2 + [2] * 6
     assert apart(drawn, by_hand(bare, job)) <= 1
@@ -133,8 +133,8 @@ def test_both_ends_of_the_interval(
     engine: Engine, bare: Any, rows: list[int], scheduler: str
 ) -> None:
     """Of twenty steps five are too noisy and one is too clean; the sixth, at 5.40, is guided."""
-    own = {"speed_profile": "guidance_interval", "num_inference_steps": 20}
-    engine.draw(ordered(scheduler=scheduler, **own), LORA)
+    fields = {"speed_profile": "guidance_interval", "num_inference_steps": 20}
+    engine.draw(ordered(scheduler=scheduler, **fields), LORA)
     assert rows == [1] * 5 + [2] * 14 + [1]
     own_scheduler = make_scheduler(scheduler, bare.scheduler.config)
     own_scheduler.set_timesteps(20)

@@ -38,7 +38,7 @@ def ordered(**fields: Any) -> GenerationJob:
 
 
 def colour(job: GenerationJob) -> tuple[int, int, int]:
-    """A colour that tells which cell it is."""
+    """A colour of its own for each cell."""
     lora = [lora.url for lora in LORAS.values()].index(job.lora_model_url)
     return (40 + 80 * lora, 20 + 30 * job.seed, round(20 * job.guidance_scale))
 
@@ -140,18 +140,18 @@ def test_a_missing_cell_is_grey_in_its_place() -> None:
 
 
 def test_whoever_is_ready_first_keeps_its_place() -> None:
-    """Pictures that come in the order 2, 1, 0 are returned, kept and told as 0, 1, 2."""
+    """Pictures that come in the order 2, 1, 0 are returned, kept and reported as 0, 1, 2."""
     painter = Backwards([0, 1, 2])
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
 
     def on_done(index: int, result: Any) -> None:
-        told.append((index, result.job.seed))
+        reported.append((index, result.job.seed))
         painter.heard(index, result)
 
     tasks = [(ordered(seed=seed), LORAS["neon"]) for seed in range(3)]
     results = draw_all(tasks, painter, batch=3, watch=Watch(on_done=on_done))
     assert [result.job.seed for result in results] == [0, 1, 2]
-    assert told == [(2, 2), (1, 1), (0, 0)]
+    assert reported == [(2, 2), (1, 1), (0, 0)]
     painter = Backwards([0, 1, 2])
     watch = Watch(on_done=painter.heard)
     drawn = grid(ordered(), {"seed": [0, 1, 2]}, generate=painter, loras=LORAS, watch=watch)
@@ -242,7 +242,7 @@ def as_cell(job: GenerationJob, folder: Path) -> Any:
     lora = LoraFile("neon", job.lora_model_url, folder / "neon")
     lora.path.write_bytes(b"neon")
     path = keep(Picture(job, Image.new("RGB", (8, 8))), [lora], folder)
-    assert (found := kept(job, [lora], folder)) and found.job == job
+    assert (picture := kept(job, [lora], folder)) and picture.job == job
     return open_job(path)
 
 
@@ -279,7 +279,7 @@ def test_the_code_says_all_that_decides_the_picture(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fields: dict[str, Any]
 ) -> None:
     """The script is run, with an engine that only looks at the job it is given."""
-    seen: list[tuple[GenerationJob, str, list[str]]] = []
+    drawings: list[tuple[GenerationJob, str, list[str]]] = []
 
     class Recorder:
         """In place of an `Engine`."""
@@ -289,7 +289,7 @@ def test_the_code_says_all_that_decides_the_picture(
 
         def draw(self, job: GenerationJob, lora: Any, *, extra_loras: Any = (), **_: Any) -> None:
             """Note what would be drawn."""
-            seen.append((job, str(lora), list(extra_loras)))
+            drawings.append((job, str(lora), list(extra_loras)))
 
     monkeypatch.setattr(stylegen.engine, "Engine", Recorder)
     monkeypatch.setattr(stylegen.pipeline, "load_pipeline", lambda model: model)
@@ -298,7 +298,7 @@ def test_the_code_says_all_that_decides_the_picture(
     exec(
         as_python(job, tmp_path / "a.safetensors", "the model", extras), {}
     )  # pylint: disable=W0122
-    ((drawn, lora, files),) = seen
+    ((drawn, lora, files),) = drawings
     assert lora == str(tmp_path / "a.safetensors") and files == [str(path) for path in extras]
     decides = set(EVERYTHING) | {"style_id", "prompt_tags", "extra_loras"}
     assert decides | {"generation_id", "lora_model_url", "artist_name", "webhook_url"} | {

@@ -56,10 +56,10 @@ def own_updates(stock: Any, path: Path) -> dict[str, torch.Tensor]:
 
 def assert_stock(stock: Any, path: Path) -> None:
     """The same layers get the same update."""
-    expected, own = stock_updates(stock, path), own_updates(stock, path)
-    assert own.keys() == expected.keys() and len(own) > 4
+    expected, ours = stock_updates(stock, path), own_updates(stock, path)
+    assert ours.keys() == expected.keys() and len(ours) > 4
     for layer, update in expected.items():
-        assert torch.allclose(own[layer], update, atol=1e-5), layer
+        assert torch.allclose(ours[layer], update, atol=1e-5), layer
 
 
 def with_settings(path: Path, stock: Any, settings: dict[str, Any]) -> Path:
@@ -135,9 +135,9 @@ def test_an_alpha_beside_the_weights_wins(stock: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be specified"):  # diffusers takes neither
         stock_updates(stock, tmp_path / "both.safetensors")
     for name in ("notes", "both"):
-        own = own_updates(stock, tmp_path / f"{name}.safetensors")
-        assert own.keys() == expected.keys()
-        assert all(torch.equal(own[layer], expected[layer]) for layer in own)
+        ours = own_updates(stock, tmp_path / f"{name}.safetensors")
+        assert ours.keys() == expected.keys()
+        assert all(torch.equal(ours[layer], expected[layer]) for layer in ours)
 
 
 # What a file may hold
@@ -234,7 +234,7 @@ def url(path: Path) -> str:
 
 
 def test_an_adapter_is_its_files(engine: Engine, styles: list[Path]) -> None:
-    """Overwritten so that only the time of change tells, the next picture has the new style."""
+    """Overwritten so that only the time of change moves, the next picture has the new style."""
     path, other, _ = styles
     old = engine.adapters.get(path)
     assert engine.adapters.get(path) is old

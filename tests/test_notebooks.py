@@ -71,7 +71,7 @@ def test_a_falsified_picture_is_noticed(tmp_path: Path) -> None:
         tmp_path / "pictures.ipynb",
         (
             "from PIL import Image\n\n\n"
-            "def square(**own):\n"
+            "def square(**_):\n"
             '    return Image.new("RGB", (64, 64), (100, 50, 200))',
             None,
         ),

@@ -46,7 +46,7 @@ class LimitedShell(CaptureShell):
 
 
 def test_nb(*given: Any, **options: Any) -> tuple[bool, float]:
-    """Run one notebook; tells whether it passed, and how many seconds it took."""
+    """Run one notebook; returns whether it passed, and how many seconds it took."""
     failures: list[Any] = []
     before, threading.excepthook = threading.excepthook, failures.append
     nbdev.test.CaptureShell = LimitedShell
@@ -61,6 +61,6 @@ def test_nb(*given: Any, **options: Any) -> tuple[bool, float]:
 
 
 if __name__ == "__main__":
-    own = importlib.import_module(Path(__file__).stem)  # `__main__` is a notebook in its worker
-    nbdev.test.test_nb = own.test_nb
+    module = importlib.import_module(Path(__file__).stem)  # `__main__` is a notebook in its worker
+    nbdev.test.test_nb = module.test_nb
     nbdev.test.nbdev_test()
