@@ -393,7 +393,8 @@ def cold_start(
         "print(cuda or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
     )
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return time.perf_counter() - started, float(done.stdout.split()[-1])
 
 

@@ -18,12 +18,31 @@ from pathlib import Path
 from typing import Any
 
 from gpu_table import table
-from stages import Results, Stage, run
+from stages import Results, Stage, call, run
 from stored import RESULTS
 
 ROOT = Path(__file__).parent.parent
 DRY_SECONDS = 300.0
 """A stage's time in a dry run, whatever a card gets."""
+STAGES = (
+    Stage("peaks", 20, "gpu_stages:peaks"),
+    Stage("peers", 80, "gpu_stages:peers"),
+    Stage("eager", 70, "gpu_stages:eager"),
+    Stage("end to end", 45, "gpu_stages:end_to_end"),
+    Stage("change", 30, "gpu_stages:change"),
+    Stage("precision", 30, "gpu_stages:precision"),
+    Stage("ends", 30, "gpu_stages:ends"),
+    Stage("correctness", 90, "gpu_stages:correctness"),
+    Stage("compiled", 180, "gpu_stages:compiled"),
+    Stage("tuned", 150, "gpu_stages:tuned"),
+    Stage("cold", 70, "gpu_stages:cold"),
+    Stage("notebooks", 40, "gpu_stages:notebooks"),
+    Stage("locon", 20, "gpu_stages:locon"),
+    Stage("cuda graphs", 120, "gpu_stages:cuda_graphs"),
+    Stage("end to end, compiled", 240, "gpu_stages:end_to_end_compiled"),
+)
+"""In order of value for their time: what must compile comes late, since it may take it all."""
+TRAINING = (Stage("train", 6 * 3600, "gpu_train:train"), Stage("judge", 900, "gpu_train:judge"))
 FileOf = Callable[[dict[str, Any]], Path]
 
 
@@ -35,13 +54,11 @@ def file_of(facts: dict[str, Any], folder: Path) -> Path:
 
 def work(stages: Sequence[Stage], dry_run: bool, minutes: float, file: FileOf) -> Results:
     """Run stages on the card; in small, on the CPU, for a dry run."""
-    from gpu_stages import FULL, SMALL, GpuBench
-
-    device, sizes = ("cpu", SMALL) if dry_run else ("cuda", FULL)
     if dry_run:  # a CPU may be busy
         stages = [replace(stage, seconds=DRY_SECONDS) for stage in stages]
     with tempfile.TemporaryDirectory() as scratch:
-        return run(stages, partial(GpuBench, device, sizes, Path(scratch)), file, minutes)
+        bench = partial(call, "gpu_stages:open_bench", dry_run, Path(scratch))
+        return run(stages, bench, file, minutes)
 
 
 def measure(stages: Sequence[Stage], dry_run: bool, minutes: float, folder: Path) -> bool:
@@ -53,12 +70,10 @@ def measure(stages: Sequence[Stage], dry_run: bool, minutes: float, folder: Path
 
 def train(stages: Sequence[Stage], dry_run: bool, minutes: float, folder: Path) -> bool:
     """Train, judge, pack; tells whether training came to its end."""
-    from gpu_train import archive
-
     results = work(stages, dry_run, minutes, lambda _: folder / "pocket-gpu.json")
     if not results.has("train"):
         return False
-    print(f"\n{archive(folder)}\n{results.path}")
+    print(f"\n{call('gpu_train:archive', folder)}\n{results.path}")
     return True
 
 
@@ -66,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command.
 
     Returns:
-        0 if all was done, 1 if not, 2 for wrong arguments or a machine without CUDA.
+        0 if all was done; 1 if not, or without a card; 2 for wrong arguments.
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=8, help="for everything; default 8")
@@ -80,17 +95,8 @@ def main(arguments: list[str] | None = None) -> int:
     if given.table:
         print(table(folder))
         return 0
-    import torch
-
-    if not given.dry_run and not torch.cuda.is_available():
-        print("no CUDA device here; --dry-run tries everything on the CPU", file=sys.stderr)
-        return 2
     if given.train:
-        import gpu_train
-
-        return 0 if train(gpu_train.STAGES, given.dry_run, given.minutes, folder) else 1
-    from gpu_stages import STAGES
-
+        return 0 if train(TRAINING, given.dry_run, given.minutes, folder) else 1
     names = {stage.name for stage in STAGES}
     if unknown := set(given.only or ()) - names:
         parser.error(f"no such stage: {', '.join(unknown)}; there are {', '.join(sorted(names))}")

@@ -5,6 +5,7 @@ is the same, so that no line of it runs for the first time on the card.
 """
 
 import gc
+import os
 import re
 import statistics
 import subprocess
@@ -36,7 +37,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from engine import Peers, cold_start, draw_together, order, timed  # noqa: E402
 from lora_files import write_diffusers  # noqa: E402
 from sd15 import SD15, TINY, Shape, make_pipeline, make_unet  # noqa: E402
-from stages import Record, Stage  # noqa: E402
+from stages import Record  # noqa: E402
 from stored import processor, where  # noqa: E402
 
 LORA_SIZE = 0.03
@@ -71,7 +72,7 @@ class Sizes:
     ranks: tuple[int, ...] = (16, 128)
     steps: int = 50
     timed_steps: int = 16
-    repeats: int = 5
+    repeats: int = 3
     jobs: int = 16
     matmul: int = 8192
     copy_bytes: int = 2**32
@@ -110,6 +111,7 @@ class GpuBench:
     folder: Path
 
     def __post_init__(self) -> None:
+        self._held = 0
         self.is_cuda = self.device == "cuda"
         self.half = torch.float16 if self.is_cuda else torch.bfloat16
         self.dtype = torch.float16 if self.is_cuda else torch.float32
@@ -133,10 +135,15 @@ class GpuBench:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
+            self._held = torch.cuda.memory_allocated()
 
-    def peak_gb(self) -> float | None:
-        """The most memory that tensors have taken since the last `forget`."""
-        return round(torch.cuda.max_memory_allocated() / 2**30, 2) if self.is_cuda else None
+    def peak_gb(self) -> dict[str, float]:
+        """The most memory that tensors have taken since the last `forget`, and what they had then.
+
+        Stages share pipelines, which stay: the difference is a stage's own.
+        """
+        peak = torch.cuda.max_memory_allocated() if self.is_cuda else 0
+        return {"peak": round(peak / 2**30, 2), "before": round(self._held / 2**30, 2)}
 
     def pipeline(self, dtype: torch.dtype | None = None) -> Any:
         """The model, made anew on the device, with the same weights each time."""
@@ -202,11 +209,24 @@ def _clocks() -> dict[str, str]:
     """Driver, clocks, power and temperature at this moment, where the driver's tool is at hand."""
     asked = ["nvidia-smi", f"--query-gpu={CLOCKS}", "--format=csv,noheader"]
     try:
-        said = subprocess.run(asked, capture_output=True, text=True, timeout=20).stdout
+        said = subprocess.run(asked, capture_output=True, text=True, timeout=5).stdout
     except (OSError, subprocess.TimeoutExpired):
         return {}
     values = [value.strip() for value in said.partition("\n")[0].split(",")]
     return dict(zip(CLOCKS.split(","), values, strict=False))
+
+
+def open_bench(dry_run: bool, folder: Path) -> GpuBench:
+    """The card's bench; the CPU's for a dry run.
+
+    Raises:
+        SystemExit: There is no card.
+    """
+    if dry_run:
+        return GpuBench("cpu", SMALL, folder)
+    if not torch.cuda.is_available():
+        raise SystemExit("no CUDA device here; --dry-run tries everything on the CPU")
+    return GpuBench("cuda", FULL, folder)
 
 
 def figure(seconds: Sequence[float], *, scale: float = 1000, digits: int = 3) -> dict[str, float]:
@@ -223,7 +243,8 @@ def peaks(bench: GpuBench, record: Record) -> None:
     """The device's own best: a product of large matrices of random numbers, and a copy."""
     side, size = bench.sizes.matmul, bench.sizes.copy_bytes
     a, b = (torch.randn(side, side, device=bench.device, dtype=bench.dtype) for _ in range(2))
-    product = statistics.median(bench.seconds(lambda: a @ b))
+    times = 50  # a single product would be over before the clocks are up
+    product = statistics.median(bench.seconds(lambda: [a @ b for _ in range(times)])) / times
     record("matmul_tflops", round(2 * side**3 / product / 1e12, 3))
     source = torch.zeros(size, dtype=torch.uint8, device=bench.device)
     target = torch.empty_like(source)
@@ -358,14 +379,15 @@ def use_cuda_graphs() -> None:
 def take_turns(
     bench: GpuBench, record: Record, calls: dict[str, tuple[Callable[[], object], int]]
 ) -> None:
-    """Seconds a picture of each peer, by turns; the first round warms up and is not counted."""
+    """Seconds a picture of each peer, by turns; the first round warms up and counts as none."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(bench.sizes.repeats + 1):
         for name, (call, count) in calls.items():
             value = timed(call) / count
             if number:
                 seconds[name].append(value)
-                record(f"{name}, s a picture", figure(seconds[name], scale=1, digits=4))
+            shown = figure(seconds[name] or [value], scale=1, digits=4)
+            record(f"{name}, s a picture", shown | {"count": number})
 
 
 def peers(bench: GpuBench, record: Record) -> None:
@@ -393,17 +415,26 @@ def tuned(bench: GpuBench, record: Record) -> None:
         bench,
         record,
         {
+            "P2": (all_of.p2, 1),
             "ours, batch 1": (partial(ours, 1), 1),
             f"ours, batch {size}": (partial(ours, size), size),
-            "P2": (all_of.p2, 1),
         },
     )
 
 
-def end_to_end(bench: GpuBench, record: Record, *, is_compiled: bool = False) -> None:
+def end_to_end(bench: GpuBench, record: Record) -> None:
     """Whole jobs, all at once: message, LoRA, picture, signature, label, store, webhooks."""
+    whole_jobs(bench, record, bench.peers.merged)
+
+
+def end_to_end_compiled(bench: GpuBench, record: Record) -> None:
+    """The same, compiled."""
+    whole_jobs(bench, record, bench.compiled.merged)
+
+
+def whole_jobs(bench: GpuBench, record: Record, engine: Engine) -> None:
+    """Pictures a second and latencies of `Sizes.jobs` jobs that come together."""
     size, count, steps = bench.sizes.batch, bench.sizes.jobs, bench.sizes.steps
-    engine = (bench.compiled if is_compiled else bench.peers).merged
     folder, loras = bench.folder / "bucket", bench.loras(2 * size)
     (folder / "models").mkdir(parents=True, exist_ok=True)
     for lora in loras:
@@ -419,9 +450,9 @@ def end_to_end(bench: GpuBench, record: Record, *, is_compiled: bool = False) ->
             return time.perf_counter() - began
 
         with ThreadPoolExecutor(count) as pool:
-            list(pool.map(one, range(size)))  # warms up
+            list(pool.map(one, range(count)))  # warms up: plans are made for each width of a batch
             began = time.perf_counter()
-            latencies = list(pool.map(one, range(size, size + count)))
+            latencies = list(pool.map(one, range(count, 2 * count)))
             seconds = time.perf_counter() - began
     record("pictures a second", round(count / seconds, 3))
     record("latency p50, s", round(float(np.percentile(latencies, 50)), 3))
@@ -434,7 +465,7 @@ def cold(bench: GpuBench, record: Record) -> None:
     """From a new process to its first picture."""
     folder = bench.folder / "model"
     bench.pipeline().save_pretrained(folder)
-    for name, backend in (("", None), (", compiled, warm cache", bench.sizes.backend)):
+    for name, backend in (("", None), (", compiled", bench.sizes.backend)):
         seconds, memory = cold_start(str(folder), bench.device, bench.sizes.steps, backend)
         record(f"first picture{name}, s", round(seconds, 2))
         record(f"peak{name}, GB", round(memory, 2))
@@ -443,6 +474,7 @@ def cold(bench: GpuBench, record: Record) -> None:
 # Parts of a job
 
 
+@torch.no_grad()
 def change(bench: GpuBench, record: Record) -> None:
     """Another artist's LoRA in one row's place, from disk and from memory; by stock diffusers."""
     pipeline, size = bench.pipeline(), bench.sizes.batch
@@ -467,9 +499,6 @@ def change(bench: GpuBench, record: Record) -> None:
     record("P1, ms", figure(bench.seconds(load)))
 
 
-CONVOLUTIONS = ("down_blocks.0.resnets.0.conv1", "up_blocks.1.resnets.0.conv1")
-
-
 def locon(bench: GpuBench, record: Record) -> None:
     """Convolutions with a LoRA each: all rows as groups of one, or job by job."""
     pipeline, size = bench.pipeline(), bench.sizes.batch
@@ -477,7 +506,8 @@ def locon(bench: GpuBench, record: Record) -> None:
     adapters = [read_adapter(path, pipeline) for path in files]
     rows = LoraRows(pipeline.unet, "unet")
     rows.put([a for adapter in adapters for a in (adapter, adapter)])
-    for name in CONVOLUTIONS:
+    blocks = [name for name, _ in pipeline.unet.named_modules() if name.endswith("resnets.0.conv1")]
+    for name in (blocks[0], blocks[-1]):  # those of the full resolution
         module = pipeline.unet.get_submodule(name)
         side = bench.sizes.shape.side
         shape = (2 * size, module.in_channels, side, side)
@@ -593,7 +623,8 @@ def _errors(rows: torch.Tensor, right: torch.Tensor) -> list[float]:
 
 def correctness(bench: GpuBench, record: Record) -> None:
     """``pytest -m gpu``, each test a figure."""
-    options = ["-p", "no:cacheprovider", "--confcutdir=tests/gpu", "--device", bench.device]
+    options = ["-p", "no:cacheprovider", "-p", "pytest_timeout", "--confcutdir=tests/gpu"]
+    options += ["--device", bench.device]
     command = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", "tests/gpu", *options]
     _each(command, r"^\S+::(\S+) (PASSED|FAILED|ERROR|SKIPPED)", "PASSED", record)
 
@@ -607,7 +638,8 @@ def notebooks(_: GpuBench, record: Record) -> None:
 def _each(command: Sequence[str], pattern: str, good: str, record: Record) -> None:
     """Record what a command says of each thing that it tries, as it says it."""
     tried = re.compile(pattern)
-    options: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+    bare = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # whatever the machine has
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True, "cwd": ROOT, "env": bare}
     said = []
     with subprocess.Popen(command, **options) as process:
         for line in process.stdout:
@@ -617,23 +649,3 @@ def _each(command: Sequence[str], pattern: str, good: str, record: Record) -> No
                 said.append(found[2])
     if process.returncode or not said or set(said) != {good}:
         raise AssertionError(f"{sum(word != good for word in said)} of {len(said)} failed")
-
-
-STAGES = (
-    Stage("peaks", 20, peaks),
-    Stage("eager", 60, eager),
-    Stage("peers", 70, peers),
-    Stage("correctness", 90, correctness),
-    Stage("notebooks", 30, notebooks),
-    Stage("compiled", 120, compiled),
-    Stage("tuned", 90, tuned),
-    Stage("end to end", 60, end_to_end),
-    Stage("change", 40, change),
-    Stage("precision", 40, precision),
-    Stage("ends", 40, ends),
-    Stage("cold", 60, cold),
-    Stage("locon", 20, locon),
-    Stage("end to end, compiled", 120, partial(end_to_end, is_compiled=True)),
-    Stage("cuda graphs", 90, cuda_graphs),
-)
-"""In order of value."""

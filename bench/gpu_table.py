@@ -49,13 +49,15 @@ class Stored:
     def __call__(self, stage: str, name: str, part: str = "median") -> float:
         """A figure, or a part of it; those of a stage that was not done to its end count, too."""
         figure = self.stages[stage]["figures"][name]
+        if isinstance(figure, dict) and figure.get("count") == 0:
+            raise KeyError(f"{name} has only warmed up")
         return float(figure[part] if isinstance(figure, dict) else figure)
 
     def all_of(self, *places: tuple[str, str]) -> list[float]:
         """Those of some figures that are there; at least one."""
         found = []
         for stage, name in places:
-            if name in self.stages.get(stage, {}).get("figures", {}):
+            with suppress(KeyError):
                 found.append(self(stage, name))
         if not found:
             raise KeyError(places)
@@ -131,10 +133,10 @@ GOALS = (
         "cold start to the first picture", 10, " s", lambda s: s("cold", "first picture, s"), True
     ),
     Goal(
-        "the same, compiled, with a warm cache",
+        "the same, compiled, with what a run before has compiled",
         25,
         " s",
-        lambda s: s("cold", "first picture, compiled, warm cache, s"),
+        lambda s: s("cold", "first picture, compiled, s"),
         True,
     ),
     Goal(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gpu_cells import NBS, run
 from gpu_stages import GpuBench
-from stages import Record, Stage
+from stages import Record
 
 ROOT = Path(__file__).parent.parent
 GUIDE = NBS / "guides/pocket_model.ipynb"
@@ -56,6 +56,3 @@ def archive(folder: Path) -> Path:
     """Model and LoRAs as one file."""
     folder.mkdir(parents=True, exist_ok=True)
     return Path(shutil.make_archive(str(folder / "pocket-gpu"), "zip", MODELS))
-
-
-STAGES = (Stage("train", 6 * 3600, train), Stage("judge", 900, judge))

@@ -58,7 +58,7 @@ class Shape:
 
 
 SD15 = Shape()
-TINY = Shape(words=32, layers=1, depth=1, side=16, unet=(32, 64), vae=make_tiny_vae)
+TINY = Shape(words=32, layers=1, depth=1, side=16, unet=(32,), vae=make_tiny_vae)
 
 
 def make_unet(shape: Shape = SD15) -> UNet2DConditionModel:

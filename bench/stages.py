@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -36,12 +37,24 @@ class Stage:
     Attributes:
         name: Its key in the results.
         seconds: Time it may take at most.
-        work: Gets the bench that its process has opened, and a `Record`.
+        work: ``module:function``; it gets the bench that its process has opened, and a `Record`.
+            Named and not imported: the process that waits needs none of the libraries.
     """
 
     name: str
     seconds: float
-    work: Callable[[Any, Record], None]
+    work: str
+
+
+def named(name: str) -> Callable[..., Any]:
+    """The function that ``module:function`` means."""
+    module, _, function = name.partition(":")
+    return getattr(import_module(module), function)  # type: ignore[no-any-return]
+
+
+def call(name: str, *given: Any) -> Any:
+    """Call a function by its name, in the process that needs it."""
+    return named(name)(*given)
 
 
 class Bench(Protocol):
@@ -154,7 +167,7 @@ def _serve(line: Connection, open_bench: Callable[[], Bench], stages: Sequence[S
             return
         status = "done"
         try:
-            stage.work(bench, lambda name, figure: line.send(("figure", name, figure)))
+            named(stage.work)(bench, lambda name, figure: line.send(("figure", name, figure)))
         except Exception as error:  # pylint: disable=broad-exception-caught
             status = f"failed: {type(error).__name__}: {str(error)[:400]}"
             traceback.print_exc()

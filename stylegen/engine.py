@@ -508,8 +508,9 @@ def _seat(active: list[_Task], task: _Task) -> None:
 
 
 # %% ../nbs/07_engine.ipynb #5023b824
-_SHORT = ("out of memory", "_ALLOC_FAILED", "can't allocate memory")
-"""What texts say when memory is short and the library knows no `torch.OutOfMemoryError`."""
+_SHORT = ("out of memory", "_ALLOC_FAILED", "can't allocate memory", "unable to find an engine")
+"""What texts say when memory is short and the library knows no `torch.OutOfMemoryError`; the last
+is cuDNN's, when no convolution's workspace fits."""
 _STAYS = ("CUDA error", "cuDNN error", "HIP error")
 """How texts of libraries begin that know no `torch.AcceleratorError`."""
 

@@ -950,7 +950,7 @@ def _consume(settings: Settings) -> int:
             consume(settings, stop)
     except DeviceLost as error:
         _log.critical("%s: the worker ends", error)
-        return EXIT_DEVICE
+        leave(EXIT_DEVICE)  # what would be freed on a lost device could abort the process
     return 0
 
 

@@ -630,6 +630,7 @@ def _refused_by_the_allocator() -> RuntimeError:
         (torch.AcceleratorError("CUDA error: out of memory"), OutOfMemory),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling x"), OutOfMemory),
         (_refused_by_the_allocator(), OutOfMemory),
+        (RuntimeError("GET was unable to find an engine to execute this"), OutOfMemory),
         (RuntimeError("shapes differ"), RuntimeError),
     ],
 )

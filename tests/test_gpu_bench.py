@@ -18,6 +18,7 @@ from waiting import wait_until
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "tools")]
 # pylint: disable=wrong-import-position
+import gpu  # noqa: E402
 import gpu_table  # noqa: E402
 import pack_gpu  # noqa: E402
 from stages import Record, Stage, run  # noqa: E402
@@ -70,6 +71,11 @@ def died(_: Device, record: Record) -> None:
     os._exit(9)
 
 
+def stage(work: str, seconds: float = 30, name: str = "") -> Stage:
+    """A stage that does one of these."""
+    return Stage(name or work, seconds, f"{__name__}:{work}")
+
+
 def go(tmp_path: Path, *stages: Stage, minutes: float = 1, commit: str = "abc") -> dict[str, Any]:
     """Run stages; what the file says of them."""
     path = tmp_path / "results.json"
@@ -79,8 +85,7 @@ def go(tmp_path: Path, *stages: Stage, minutes: float = 1, commit: str = "abc") 
 
 def test_what_fails_stops_no_other(tmp_path: Path) -> None:
     """Figures that were had are kept, whatever ends a stage; the next one is done all the same."""
-    works = {"bad": bad, "lost": lost, "died": died, "good": good}
-    stages = go(tmp_path, *(Stage(name, 30, work) for name, work in works.items()))
+    stages = go(tmp_path, *(stage(name) for name in ("bad", "lost", "died", "good")))
     ends = {name: stage["status"] for name, stage in stages.items()}
     assert ends == {
         "bad": "failed: ValueError: no such layer",
@@ -96,7 +101,7 @@ def test_what_fails_stops_no_other(tmp_path: Path) -> None:
 def test_time_is_kept(tmp_path: Path) -> None:
     """A stage ends with its time and takes all that it started along; then the next one begins."""
     began = time.monotonic()
-    stages = go(tmp_path, Stage("slow", 1, slow), Stage("good", 30, good))
+    stages = go(tmp_path, stage("slow", 1), stage("good"))
     assert stages["slow"]["status"] == "out of time" and stages["good"]["status"] == "done"
     assert stages["slow"]["seconds"] < 5 and time.monotonic() - began < 30
     wait_until(lambda: not is_running(stages["slow"]["figures"]["process"]))
@@ -112,24 +117,24 @@ def is_running(number: int) -> bool:
 
 def test_the_whole_has_its_time(tmp_path: Path) -> None:
     """What could not begin any more is said to be so."""
-    stages = go(tmp_path, Stage("slow", 60, slow), Stage("good", 30, good), minutes=0.06)
+    stages = go(tmp_path, stage("slow", 60), stage("good"), minutes=0.06)
     assert stages["slow"]["status"] == "out of time"
     assert stages["good"]["status"] == "not begun: no time left"
 
 
 def test_a_second_run_goes_on(tmp_path: Path) -> None:
     """What is done is not done again, by the same commit; what is not is tried again."""
-    go(tmp_path, Stage("first", 30, good), Stage("second", 30, bad))
-    stages = go(tmp_path, Stage("first", 30, bad), Stage("second", 30, good))
+    go(tmp_path, stage("good", name="first"), stage("bad", name="second"))
+    stages = go(tmp_path, stage("bad", name="first"), stage("good", name="second"))
     assert [stage["status"] for stage in stages.values()] == ["done", "done"]
-    again = go(tmp_path, Stage("first", 30, bad), commit="def")
+    again = go(tmp_path, stage("bad", name="first"), commit="def")
     assert again["first"]["status"].startswith("failed") and again["first"]["commit"] == "def"
 
 
 def test_a_process_that_cannot_begin(tmp_path: Path) -> None:
     """No stage is blamed for it, and it is not tried for ever."""
     with pytest.raises(SystemExit, match="could not begin|before it could begin"):
-        run([Stage("good", 30, good)], partial(Device, 1, 2), lambda facts: tmp_path, 1)
+        run([stage("good")], partial(Device, 1, 2), lambda facts: tmp_path, 1)
 
 
 # The table
@@ -145,17 +150,17 @@ def test_a_table_of_a_card(tmp_path: Path) -> None:
     """Ratios are taken of the stages' figures; what misses its goal is said to."""
     facts = {"device": "Card 1", "sizes": "full", "commit": "abc", "versions": {"torch": "2.11"}}
 
-    def stage(status: str, **figures: Any) -> dict[str, Any]:
+    def ended(status: str, **figures: Any) -> dict[str, Any]:
         return {"status": status, **facts, "figures": figures}
 
     peers = {"P1, s a picture": {"median": 1.2}, "ours, batch 8, s a picture": {"median": 0.3}}
     peers |= {"P4, batch 8, s a picture": {"median": 0.3}}
     stages = {
-        "peaks": stage("done", matmul_tflops=700.0),
-        "peers": stage("done", **peers),
-        "tuned": stage("out of time", **{"ours, batch 8, s a picture": {"median": 0.1}}),
-        "end to end": stage("done", **{"guided steps a second": 200, "pictures a second": 4.0}),
-        "correctness": stage("done", one="passed", two="failed"),
+        "peaks": ended("done", matmul_tflops=700.0),
+        "peers": ended("done", **peers),
+        "tuned": ended("out of time", **{"ours, batch 8, s a picture": {"median": 0.1}}),
+        "end to end": ended("done", **{"guided steps a second": 200, "pictures a second": 4.0}),
+        "correctness": ended("done", one="passed", two="failed"),
     }
     (tmp_path / "gpu-card-1.json").write_text(json.dumps(stages), encoding="utf-8")
     lines = gpu_table.table(tmp_path).splitlines()
@@ -233,13 +238,8 @@ def test_the_machine_lacks_what_is_packed(machine: tuple[Path, Path]) -> None:
     assert {"diffusers", "pika", "pytest"} <= packed and not packed & {"torch", "numpy", "boto3"}
 
 
-HALVES = (
-    ["correctness", "notebooks"],
-    [
-        *("peaks", "eager", "peers", "compiled", "tuned", "end to end", "change", "precision"),
-        *("ends", "cold", "locon", "end to end, compiled", "cuda graphs"),
-    ],
-)
+TESTS = ["correctness"]
+HALVES = (TESTS, [each.name for each in gpu.STAGES if each.name not in TESTS])
 """Of the stages: two processes take less time than one."""
 
 
@@ -260,9 +260,7 @@ def test_every_line_runs_before_there_is_a_card(machine: tuple[Path, Path]) -> N
         stages |= json.loads(files[0].read_text(encoding="utf-8"))
     undone = {name: stage for name, stage in stages.items() if stage["status"] != "done"}
     assert not undone and [p.returncode for p in processes] == [0, 0], "\n".join(said)[-8000:]
-    from gpu_stages import STAGES
-
-    assert sorted(stages) == sorted(stage.name for stage in STAGES)
+    assert sorted(stages) == sorted(each.name for each in gpu.STAGES)
     assert set(stages["correctness"]["figures"].values()) == {"passed"}
     assert all(stage["commit"] for stage in stages.values()), "it is not told without git"
 

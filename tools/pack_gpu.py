@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
-from stored import commit  # noqa: E402  pylint: disable=wrong-import-position
+from stored import commit  # noqa: E402  pylint: disable=wrong-import-position,import-error
 
 GIVEN = ("torch", "transformers", "peft")
 """What the machine has, with all that they require."""
@@ -31,12 +31,23 @@ GLIBC = (17, 27, 28)
 MOST_BYTES = 60 * 2**20
 SCRIPT = """\
 #!/bin/sh
-# Installs what this machine lacks into a folder of its own, then runs bench/gpu.py.
+# Installs what this machine lacks into a folder of its own (no path may have a blank), then runs
+# bench/gpu.py.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
-python3 -m pip install --quiet --no-index --no-deps --no-compile --target "$site" "$here"/*.whl
+missing=$(python3 - "$here" <<'END'
+import importlib.metadata, pathlib, sys
+for wheel in sorted(pathlib.Path(sys.argv[1]).glob("*.whl")):
+    try:
+        importlib.metadata.version(wheel.name.partition("-")[0])
+    except importlib.metadata.PackageNotFoundError:
+        print(wheel)
+END
+)
+[ -z "$missing" ] ||
+    python3 -m pip install --quiet --no-index --no-deps --target "$site" $missing
 export BENCH_COMMIT={commit} HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
 cd "$here/.."
 export PYTHONPATH="$site:$PWD"

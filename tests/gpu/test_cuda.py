@@ -261,7 +261,7 @@ def test_too_little_memory_halves_the_batch(
 
     draw(1)  # warms up
     one, whole = draw(1)[1], draw(most)
-    with little_memory(engine, device, one + (whole[1] - one) // 2) as on_step:
+    with little_memory(engine, device, one + (whole[1] - one) // 4) as on_step:
         with caplog.at_level("WARNING", "stylegen"):
             halved, _ = draw(most, on_step)
     engine.close()
