@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
-NBVAL := IN_TEST=1 HF_HUB_OFFLINE=1 pytest -q -p no:cacheprovider --nbval --nbval-current-env \
-	--nbval-cell-timeout 300
+# Two processes, each with its own broker, bucket, kernels and ports; a file's tests stay together.
+PYTEST := IN_TEST=1 HF_HUB_OFFLINE=1 pytest -q -p no:cacheprovider --numprocesses 2 --dist loadfile \
+    --no-loadscope-reorder --durations 15
+NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 300
 
 .PHONY: help install demo test check notebooks unit prep outputs pocket pocket-report bench gpu gpu-pack faults scale lab clean
 
@@ -23,7 +25,8 @@ $(VENV)/.installed: settings.ini setup.py constraints.txt
 demo: install  ## draw one picture by a job, on embedded defaults
 	@HF_HUB_OFFLINE=1 $(BIN)/python tools/demo.py
 
-test: install check notebooks unit  ## everything that must hold
+test: install programs  ## everything that must hold, side by side
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line check-and-nbdev pytest
 
 check: install  ## format, lint, and whether notebooks, modules and README agree
 	@sh tools/check_sync.sh
@@ -31,12 +34,20 @@ check: install  ## format, lint, and whether notebooks, modules and README agree
 	flake8 stylegen tests tools bench worker.py setup.py conftest.py
 	pylint --score=n stylegen worker.py tools
 
-notebooks: install programs  ## the notebooks as tests: nbdev_test and strict nbval
-	HF_HUB_OFFLINE=1 $(BIN)/python tools/nbdev_tests.py --n_workers 2
-	$(NBVAL) nbs
+notebooks: install programs nbdev  ## the notebooks as tests: nbdev_test and strict nbval
+	$(PYTEST) $(NBVAL) nbs
 
 unit: install programs  ## the tests of the installed package, on real parts
-	HF_HUB_OFFLINE=1 pytest -q tests
+	$(PYTEST) tests
+
+.PHONY: check-and-nbdev nbdev pytest
+check-and-nbdev: check nbdev
+
+nbdev:
+	HF_HUB_OFFLINE=1 $(BIN)/python tools/nbdev_tests.py --n_workers 1 --timing
+
+pytest:
+	$(PYTEST) $(NBVAL) tests nbs
 
 .PHONY: programs
 programs:

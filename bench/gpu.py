@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command.
 
     Returns:
-        0 if all was done; 1 if not, or without a card; 2 for wrong arguments.
+        0 if all was done; 1 if not, or without a card; 2 for wrong arguments; 130 for Ctrl-C.
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=8, help="for everything; default 8")
@@ -101,7 +101,11 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown := set(given.only or ()) - names:
         parser.error(f"no such stage: {', '.join(unknown)}; there are {', '.join(sorted(names))}")
     chosen = tuple(stage for stage in STAGES if not given.only or stage.name in given.only)
-    return 0 if measure(chosen, given.dry_run, given.minutes, folder) else 1
+    try:
+        return 0 if measure(chosen, given.dry_run, given.minutes, folder) else 1
+    except KeyboardInterrupt:
+        print(f"\nstopped; what was measured is kept\n\n{table(folder)}")
+        return 130
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from stylegen.webhook import WebhookReceiver
 from stylegen.worker import Parts
 
 TOKEN = "t0ken-of-the-tests"
+collect_ignore = ["gpu"]  # has a conftest of its own: see there how it is run
 
 
 @pytest.fixture(autouse=True)

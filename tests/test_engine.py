@@ -659,9 +659,10 @@ def test_errors_of_the_device(
 
 
 def test_the_first_in_line_is_not_starved(
-    engine: Engine, jobs: list[GenerationJob], loras: list[Path]
+    engine: Engine, jobs: list[GenerationJob], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A picture of another size is drawn although small ones keep coming."""
+    monkeypatch.setattr(engine.pipeline, "vae", _Enlarger())
     ended: list[str] = []
     small = [jobs[i % 4].model_copy(update={"num_inference_steps": 2 + i % 3}) for i in range(40)]
     large = jobs[0].model_copy(update={"num_inference_steps": 2, "aspect_ratio": "2:2"})
