@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
-# Two processes, each with its own broker, bucket, kernels and ports; a file's tests stay together.
-PYTEST := IN_TEST=1 HF_HUB_OFFLINE=1 pytest -q -p no:cacheprovider --numprocesses 2 --dist loadfile \
+# Processes with a broker, a bucket, kernels and ports of their own; a file's tests stay together.
+# Three for two cores, since many tests wait.
+PYTEST := IN_TEST=1 HF_HUB_OFFLINE=1 pytest -q -p no:cacheprovider --numprocesses 3 --dist loadfile \
     --no-loadscope-reorder --durations 15
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 300
 
