@@ -330,9 +330,8 @@ def read_adapter(path: str | Path, pipeline: Any) -> Adapter:
     """
     path = Path(path)
     count = len(check_lora_file(path))
-    digest = _sha256(
-        path
-    )  # before the tensors: overwritten meanwhile, the file is known as another
+    # Before the tensors: a file that is overwritten meanwhile is known as another one.
+    digest = _sha256(path)
     tensors, alphas, metadata = _dotted(path, pipeline)
     updates = {}
     for name, down in tensors.items():

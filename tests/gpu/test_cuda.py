@@ -101,7 +101,9 @@ def final_latents(device: str, jobs: Sequence[GenerationJob], merged: bool) -> l
         return lambda _, latents: kept.update({number: latents.double().cpu()})
 
     with engine_on(device, batch=4, merge_loras=merged) as engine:
-        draw_together(engine, jobs, LORAS, on_latents=[keep(n) for n in range(len(jobs))])
+        draw_together(
+            engine, jobs, LORAS[: len(jobs)], on_latents=[keep(n) for n in range(len(jobs))]
+        )
     return [kept[number] for number in range(len(jobs))]
 
 
@@ -111,7 +113,7 @@ def stock_latents(
     """The same by stock diffusers, one after the other."""
     pipeline, latents = load_pipeline(MODEL, device=device).to(dtype), []
     config = pipeline.scheduler.config
-    for one, lora in zip(jobs, LORAS, strict=True):
+    for one, lora in zip(jobs, LORAS, strict=False):
         pipeline.load_lora_weights(lora.parent, weight_name=lora.name)
         pipeline.scheduler = make_scheduler(one.scheduler, config)
         drawn = pipeline(
@@ -129,6 +131,7 @@ def stock_latents(
 
 def test_half_precision_is_no_worse_than_stocks(device: str, jobs: list[GenerationJob]) -> None:
     """Against single precision a mixed batch is at most 1.25 times as wrong as stock diffusers."""
+    jobs = jobs if device == "cuda" else jobs[:2]
     exact = stock_latents(device, jobs, torch.float32)
     stock = stock_latents(device, jobs, torch.float16) if device == "cuda" else exact
 
@@ -310,9 +313,9 @@ def test_threads_share_one_card(device: str, jobs: list[GenerationJob], alone: l
 def test_a_compiled_batch_is_each_alone(
     device: str, jobs: list[GenerationJob], alone: list[Any]
 ) -> None:
-    """By inductor, as the worker compiles; a CPU traces the model and compiles nothing."""
-    backend = "inductor" if device == "cuda" else "eager"
+    """By inductor, as the worker compiles; a CPU traces the model, for one job, and no more."""
+    backend, count = ("inductor", 4) if device == "cuda" else ("eager", 1)
     with engine_on(device, batch=4, merge_loras=True, compile_backend=backend) as engine:
-        together = draw_together(engine, jobs, LORAS)
-    for one, other in zip(together, alone, strict=True):
+        together = draw_together(engine, jobs[:count], LORAS[:count])
+    for one, other in zip(together, alone, strict=False):
         assert psnr(one, other) >= ALIKE
