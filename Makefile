@@ -8,6 +8,8 @@ export OMP_NUM_THREADS ?= 1
 # Three for two cores, since many tests wait.
 PYTEST := IN_TEST=1 HF_HUB_OFFLINE=1 pytest -q -p no:cacheprovider --numprocesses 3 --dist loadfile \
     --no-loadscope-reorder --durations 15
+# Takes both cores by itself, and is timed.
+DRY_RUN := tests/test_gpu_bench.py
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 300
 
 .PHONY: help install demo test check notebooks unit prep outputs pocket pocket-report bench gpu gpu-pack faults scale lab clean
@@ -27,6 +29,7 @@ demo: install  ## draw one picture by a job, on embedded defaults
 	@HF_HUB_OFFLINE=1 $(BIN)/python tools/demo.py
 
 test: install programs  ## everything that must hold, side by side
+	HF_HUB_OFFLINE=1 pytest -q -s -p no:cacheprovider $(DRY_RUN)
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line check-and-nbdev pytest
 
 check: install  ## format, lint, and whether notebooks, modules and README agree
@@ -48,7 +51,7 @@ nbdev:
 	HF_HUB_OFFLINE=1 $(BIN)/python tools/nbdev_tests.py --n_workers 1 --timing
 
 pytest:
-	$(PYTEST) $(NBVAL) tests nbs
+	$(PYTEST) $(NBVAL) --ignore $(DRY_RUN) tests nbs
 
 .PHONY: programs
 programs:
