@@ -179,6 +179,12 @@ class Peers:
                 getattr(self, name).close()
 
 
+def write_loras(pipeline: Any, folder: Path, count: int) -> list[Path]:
+    """So many artists of rank 16 for a pipeline, which is needed for its shapes alone."""
+    names = [folder / f"{number}.safetensors" for number in range(count)]
+    return [write_diffusers(name, pipeline, 16, seed=n) for n, name in enumerate(names)]
+
+
 def load_as_written(model: str, device: str) -> Any:
     """The guide's pipeline: in float16, wherever it is."""
     half = {"torch_dtype": torch.float16}
@@ -454,11 +460,7 @@ def main(model: str, device: str, batch: int, steps: int, repeats: int, compiled
             model = str(build_sd15(Path(folder) / model))
         cold, memory = cold_start(model, device)
         load = partial(load_pipeline, model, device=device)
-        base = load()
-        loras = [
-            write_diffusers(Path(folder, f"{n}.safetensors"), base, 16, seed=n)
-            for n in range(2 * batch)
-        ]
+        loras = write_loras(load(), Path(folder), 2 * batch)
         peers = Peers(load, batch, steps, loras, "inductor" if compiled else None)
         for engine in (peers.engine, peers.merged) if compiled else ():
             engine.warm_up()

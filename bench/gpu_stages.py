@@ -433,7 +433,11 @@ def end_to_end_compiled(bench: GpuBench, record: Record) -> None:
 
 
 def whole_jobs(bench: GpuBench, record: Record, engine: Engine) -> None:
-    """Pictures a second and latencies of `Sizes.jobs` jobs that come together."""
+    """Pictures a second and latencies of `Sizes.jobs` jobs that come together.
+
+    Raises:
+        RuntimeError: A job has failed: it is no picture to count.
+    """
     size, count, steps = bench.sizes.batch, bench.sizes.jobs, bench.sizes.steps
     folder, loras = bench.folder / "bucket", bench.loras(2 * size)
     (folder / "models").mkdir(parents=True, exist_ok=True)
@@ -446,7 +450,9 @@ def whole_jobs(bench: GpuBench, record: Record, engine: Engine) -> None:
             job = order(number, steps).model_dump(mode="json", exclude_none=True)
             began = time.perf_counter()
             url = f"s3://models/{loras[number % len(loras)].name}"
-            handle_generation_task(job | {"lora_model_url": url, "webhook_url": backend.url}, parts)
+            job |= {"lora_model_url": url, "webhook_url": backend.url}
+            if code := handle_generation_task(job, parts).error_code:
+                raise RuntimeError(f"a job has failed: {code}")
             return time.perf_counter() - began
 
         with ThreadPoolExecutor(count) as pool:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -263,6 +264,18 @@ def test_every_line_runs_before_there_is_a_card(machine: tuple[Path, Path]) -> N
     assert sorted(stages) == sorted(each.name for each in gpu.STAGES)
     assert set(stages["correctness"]["figures"].values()) == {"passed"}
     assert all(stage["commit"] for stage in stages.values()), "it is not told without git"
+
+
+def test_a_job_that_fails_is_no_picture(tmp_path: Path) -> None:
+    """Whole jobs are counted only if each of them came to a picture."""
+    from gpu_stages import SMALL, GpuBench, whole_jobs
+
+    from stylegen.job import OutOfMemory
+
+    engine, figures = Mock(draw=Mock(side_effect=OutOfMemory("acted"))), Mock()
+    with pytest.raises(RuntimeError, match="OUT_OF_MEMORY"):
+        whole_jobs(GpuBench("cpu", SMALL, tmp_path), figures, engine)
+    figures.assert_not_called()
 
 
 def test_the_trained_model_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
