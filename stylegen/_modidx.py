@@ -1110,6 +1110,21 @@ d = {
             "stylegen.pocket.packaged": ("pocket.html#packaged", "stylegen/pocket.py"),
             "stylegen.pocket.paint": ("pocket.html#paint", "stylegen/pocket.py"),
         },
+        "stylegen.press": {
+            "stylegen.press.Form": ("press.html#form", "stylegen/press.py"),
+            "stylegen.press.Form.__init__": ("press.html#form.__init__", "stylegen/press.py"),
+            "stylegen.press.Form._answer": ("press.html#form._answer", "stylegen/press.py"),
+            "stylegen.press.Form.cover": ("press.html#form.cover", "stylegen/press.py"),
+            "stylegen.press.Form.set_state": ("press.html#form.set_state", "stylegen/press.py"),
+            "stylegen.press.Form.settle": ("press.html#form.settle", "stylegen/press.py"),
+            "stylegen.press.Press": ("press.html#press", "stylegen/press.py"),
+            "stylegen.press.Press._handle_button_msg": (
+                "press.html#press._handle_button_msg",
+                "stylegen/press.py",
+            ),
+            "stylegen.press.below": ("press.html#below", "stylegen/press.py"),
+            "stylegen.press.told_by": ("press.html#told_by", "stylegen/press.py"),
+        },
         "stylegen.prompt": {
             "stylegen.prompt._Placed": ("prompt.html#_placed", "stylegen/prompt.py"),
             "stylegen.prompt._Placed.__call__": (

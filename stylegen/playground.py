@@ -62,6 +62,7 @@ from .grid import Task, Watch, draw_all, loras_of, parse_values, png, table_html
 from .job import RESOLUTIONS, GenerationJob, InvalidMessage, LoraInvalid, StylegenError
 from .keeping import Outbox, Presets, Shelf, as_command, as_json, as_python, dead_letters
 from .keeping import event_line, labels, open_job, save_picture, signed, summary
+from .press import Form, Press
 from .queue import dead_letters as dead_queue
 from .queue import redrive
 from .runner import Drawer, Progress, Runner, Status, Studio, Work
@@ -104,7 +105,7 @@ class Tile:
         look = f"<style>.sg-panel .{name} {{background-image:url(data:image/png;base64,{data})}}"
         size = {"width": f"{side}px", "height": f"{side}px"}
         tags = ", ".join(picture.job.prompt_tags)
-        self.button = widgets.Button(tooltip=f"{tags}: {summary(picture.job)}", layout=size)
+        self.button = Press(tooltip=f"{tags}: {summary(picture.job)}", layout=size)
         for each in ("tile", name.removeprefix("sg-")):
             marked(each, self.button)
         self.button.on_click(lambda _: on_click(picture))
@@ -125,7 +126,7 @@ class Desk:
     `submit` puts drawings into the background queue and `ask` questions to other machines into one
     of their own; `unkept` says why pictures of the latest request could not be kept, and `unshown`
     what the controls could not take of the latest recalled job. `watchers` are called when the
-    controls are set from a job.
+    controls are set from a job. Presses act on what the `form` says that the page shows.
     """
 
     studio: Studio
@@ -136,6 +137,7 @@ class Desk:
     folder: Path
     submit: Callable[[Work], None]
     ask: Callable[[Work], None]
+    form: Form
     unkept: list[OSError] = field(default_factory=list)
     unshown: list[str] = field(default_factory=list)
     watchers: list[Callable[[], None]] = field(default_factory=list)
@@ -209,7 +211,7 @@ class Easel:
         self.picture = marked("picture", widgets.Image(layout={"display": "none"}))
         self.caption = marked("caption", widgets.HTML(NO_PICTURE))
         look = {"icon": "thumb-tack", "disabled": True, "layout": {"width": "120px"}}
-        self.reuse = marked("reuse", widgets.Button(description="Reuse seed", **look))
+        self.reuse = marked("reuse", Press(description="Reuse seed", **look))
         self.reuse.on_click(lambda _: on_reuse(self.shown.job.seed if self.shown else 0))
         self.strip = wall()
         under = widgets.HBox([self.reuse, self.caption], layout={"align_items": "center"})
@@ -435,7 +437,7 @@ class CompareTab(Axes):
         super().__init__(desk)
         self.sheet, self.difference = Sheet(), DifferenceBox(desk.shelf)
         look = {"button_style": "primary", "icon": "th", "layout": {"width": "120px"}}
-        self.draw = marked("draw-grid", widgets.Button(description="Draw grid", **look))
+        self.draw = marked("draw-grid", Press(description="Draw grid", **look))
         self.draw.on_click(lambda _: self.start())
         self.sheet.export.on_click(lambda _: self.export())
         go = widgets.HBox([self.draw, self.estimate], layout={"align_items": "center"})
@@ -533,8 +535,8 @@ class CodeBox:
 class Gallery:
     """The shelf as `tiles`; a click calls `on_click` with the picture."""
 
-    def __init__(self, shelf: Shelf, on_click: Callable[[Picture], None]) -> None:
-        self._shelf, self._on_click = shelf, on_click
+    def __init__(self, shelf: Shelf, form: Form, on_click: Callable[[Picture], None]) -> None:
+        self._shelf, self._form, self._on_click = shelf, form, on_click
         self.tiles: list[Tile] = []
         self.view = marked("gallery", wall())
         shelf.watchers.append(self.show)
@@ -546,6 +548,7 @@ class Gallery:
         pictures = self._shelf.pictures
         self.tiles = [made.get(id(each)) or Tile(each, self._on_click) for each in pictures]
         self.view.children = [tile.view for tile in self.tiles]
+        self._form.cover(self.view)
 
 
 # %% ../nbs/10_playground.ipynb #c6f7a7e2
@@ -555,7 +558,7 @@ class Chosen:
     def __init__(self, desk: Desk) -> None:
         self.desk, self.easel, self.code = desk, Easel(desk.controls.seed.reuse), CodeBox()
         self.jpeg, self.python, self.json = (
-            widgets.Button(description=name, icon=icon)
+            Press(description=name, icon=icon)
             for name, icon in (("Save JPEG", "save"), ("As Python", "code"), ("As job", "file"))
         )
         buttons = widgets.HBox([self.jpeg, self.python, self.json])
@@ -644,9 +647,9 @@ class Files:
         self.desk, self.presets = desk, Presets(desk.folder / "presets")
         small = {"layout": {"width": "80px"}}
         self.name = widgets.Text(placeholder="name of a new preset")
-        self.save = widgets.Button(description="Save", **small)
+        self.save = Press(description="Save", **small)
         self.preset = widgets.Dropdown(options=self.presets.names())
-        self.load = widgets.Button(description="Load", **small)
+        self.load = Press(description="Load", **small)
         kinds = {"accept": ".jpg,.jpeg,.png,.json", "description": "Picture or job file"}
         self.upload = widgets.FileUpload(**kinds, layout={"width": "200px"})
         self.save.on_click(lambda _: self._save())
@@ -724,7 +727,7 @@ class Production:
         self._bodies: list[bytes] = []
         self.letters = widgets.Dropdown()
         self.send, self.look, self.open, self.redrive = (
-            widgets.Button(description=name, layout={"width": "110px"})
+            Press(description=name, layout={"width": "110px"})
             for name in ("Send job", "Look", "Open", "Redrive")
         )
         actions = {self.send: self._send, self.look: self._look, self.open: self._open}
@@ -797,7 +800,7 @@ class HistoryTab:
     def __init__(self, desk: Desk, mail: Mail) -> None:
         self.desk, self.mail = desk, mail
         self.chosen = ChosenPicture(desk, lambda: self.mail.outbox().webhook_url)
-        self.gallery = Gallery(desk.shelf, self.recall)
+        self.gallery = Gallery(desk.shelf, desk.form, self.recall)
         self.files = Files(desk)
         self.production = Production(desk, self.mail)
         desk.watchers.append(self.chosen.put_away)
@@ -823,9 +826,10 @@ class Head:
     def __init__(self, progress: Progress, status: Status) -> None:
         self.state = marked("state", widgets.HTML())
         small = {"width": "110px"}
+        looks = (("Load", "power-off"), ("Generate", "play"), ("Stop", "stop"))
         self.load, self.generate, self.stop = (
-            marked(name.lower(), widgets.Button(description=name, icon=icon, layout=small))
-            for name, icon in (("Load", "power-off"), ("Generate", "play"), ("Stop", "stop"))
+            marked(name.lower(), button(description=name, icon=icon, layout=small))
+            for button, (name, icon) in zip((widgets.Button, Press, widgets.Button), looks)
         )
         self.generate.button_style, self.stop.disabled = "primary", True
         self.waiting = widgets.Label("")
@@ -870,22 +874,16 @@ class Panel:
         self.head = Head(self.progress, self.status)
         self.runner = Runner(self._changed, self.status.fail)
         self.network = Runner(lambda is_busy, waiting: None, self.status.fail)
-        self.desk = Desk(
-            studio,
-            self.controls,
-            self.progress,
-            self.status,
-            Shelf(folder / "history"),
-            folder,
-            self.runner.submit,
-            self.network.submit,
-        )
+        told, shelf = (self.progress, self.status), Shelf(folder / "history")
+        queues = self.runner.submit, self.network.submit
+        self.desk = Desk(studio, self.controls, *told, shelf, folder, *queues, Form())
         self.draw, self.compare = DrawTab(self.desk), CompareTab(self.desk)
         self.history = HistoryTab(self.desk, mail)
         children = [self.draw.view, self.compare.view, self.history.view]
         self.tabs = marked("tabs", widgets.Tab(children, titles=("Draw", "Compare", "History")))
         style = widgets.HTML(CSS, layout={"display": "none"})
         self.view = marked("panel", widgets.VBox([style, self.head.view, self.tabs]))
+        self.desk.form.cover(self.view)
 
     def _changed(self, is_busy: bool, waiting: int) -> None:
         self.head.busy(is_busy, waiting)

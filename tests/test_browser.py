@@ -78,6 +78,17 @@ _FAINT = """() => {
     })
     .filter(([, ratio]) => ratio < 3);
 }"""
+_RUN = """code => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel
+  .requestExecute({code}).done.then(reply => reply.content.status)"""
+_SLOW = """
+import time
+from stylegen.press import below, told_by
+
+slow = True
+for field in below(playground.view):
+    if told_by(field):
+        field.observe(lambda _: time.sleep(0.1 if slow else 0), told_by(field))
+"""
 _SIZE = "image => image.decode().then(() => [image.naturalWidth, image.naturalHeight])"
 
 
@@ -203,6 +214,26 @@ def test_recall(page: Page) -> None:
     expect(page.locator(".sg-seed input")).to_have_value("11")
     expect(page.locator(".sg-lora select")).to_have_value("hatching")
     expect(page.locator(".sg-aspect button.mod-active")).to_contain_text("2:2")
+
+
+def test_typed_and_pressed_at_once(page: Page) -> None:
+    """What is typed and chosen is what is drawn, 16 of 16, though the kernel is slow to hear it."""
+    show(page, "Draw")
+    page.locator(".sg-steps .widget-readout").fill("1")
+    page.locator(".sg-steps .widget-readout").press("Enter")
+    assert page.evaluate(_RUN, _SLOW) == "ok"
+    wrong = []
+    for turn in range(16):
+        lora, ratio = ("neon", "hatching", "mosaic")[turn % 3], ("1:1", "1:2")[turn % 2]
+        before = page.locator(".sg-caption").first.text_content()
+        choose(page, 1000 + turn, lora, ratio)
+        page.locator(".sg-generate").click()
+        expect(page.locator(".sg-caption").first).not_to_have_text(before or "")
+        size = {"1:1": "512×512", "1:2": "512×1024"}[ratio]
+        caption = page.locator(".sg-caption").first.text_content() or ""
+        wrong += [] if caption.startswith(f"{lora}, seed {1000 + turn}, {size}, 1 ") else [caption]
+    page.evaluate(_RUN, "slow = False")
+    assert wrong == []
 
 
 @pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
