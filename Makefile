@@ -12,7 +12,7 @@ PYTEST := IN_TEST=1 HF_HUB_OFFLINE=1 pytest -q -p no:cacheprovider --numprocesse
 DRY_RUN := tests/test_gpu_bench.py
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 300
 
-.PHONY: help install demo test check notebooks unit prep outputs pocket pocket-report bench gpu gpu-pack faults scale lab clean
+.PHONY: help install demo test check notebooks unit prep outputs pocket pocket-report bench gpu gpu-pack faults mutants scale lab clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -86,6 +86,9 @@ gpu-pack: install  ## pack what a machine with a GPU lacks, and say the line to 
 
 faults: install programs  ## break every part while jobs run, count what became of them
 	$(BIN)/python tests/faults/run.py
+
+mutants: install programs  ## make small mistakes in the code: does a test notice? (an hour)
+	$(BIN)/python tools/mutants.py $(ARGS)
 
 scale: install programs  ## throughput and loss with 1, 2, 4 and 8 workers (half an hour)
 	$(BIN)/python bench/scale.py

@@ -1,0 +1,367 @@
+"""Small mistakes in the code, made one at a time: does a test notice?
+
+mutmut's operators make the mutants of functions; constants and regular expressions of a module get
+a few of our own. Of each module a sample is drawn by the seed. One run of the tests under coverage
+tells which of them pass through a line; those of a mutated line are run on a copy of the tree that
+holds the mutant, the quickest first, until one fails. Survivors are printed with their lines; those
+that no test can tell apart are in ``tools/mutants.toml``, each with the reason.
+
+Texts for people, in errors and in the log, are left alone: their wording is no behaviour.
+"""
+
+import argparse
+import ast
+import difflib
+import itertools
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+from xml.etree import ElementTree
+
+import libcst
+from coverage import CoverageData
+from libcst import matchers
+from mutmut.mutation.file_mutation import create_mutations, deep_replace
+
+ROOT = Path(__file__).parent.parent
+OUT = ROOT / "out/mutants"
+REASONS = Path(__file__).with_name("mutants.toml")
+TESTS = {
+    "webhook": ["webhook", "retries", "flow"],
+    "queue": ["queue", "retries", "consumer"],
+    "storage": ["storage", "flow", "retries"],
+    "lora": ["lora", "engine", "settings_effect"],
+    "engine": ["engine_guidance", "engine", "semantics"],
+    "signature": ["signature", "signed"],
+    "provenance": ["label", "provenance", "signed", "settings_effect"],
+    "settings": ["settings_effect", "flow", "consumer"],
+    "worker": ["flow", "health", "retries", "settings_effect", "consumer", "signed"],
+}
+"""For each module the tests that are about it, as in ``tests/test_NAME.py``.
+
+`storage` has the manifest, `provenance` the label.
+"""
+QUICK = ("-p", "no:cacheprovider", "-p", "no:nbval")
+"""nbval takes two seconds to import, and none of these tests is a notebook."""
+ENOUGH = 90.0
+"""Seconds of tests that pass through a line; the slowest beyond that are left out."""
+SLACK = 60.0, 6.0
+"""A run may take so many seconds and so many times what its tests took; then it hangs."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One changed line.
+
+    Attributes:
+        module: Its module's name.
+        line: Where the change is, from 1.
+        before: The line as it is.
+        after: The line as it is changed.
+        code: The module's source with the change.
+    """
+
+    module: str
+    line: int
+    before: str
+    after: str
+    code: str
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.line}\n    - {self.before}\n    + {self.after}"
+
+
+class _Wording(libcst.CSTVisitor):
+    """Finds what only people read: calls of a logger, and the strings of raised errors."""
+
+    LOGS = re.compile(r"(_?log(ger)?\.\w+|warnings\.warn|print)\(")
+    ERRORS = re.compile(r"\w*(Error|Invalid\w*|NotFound)\(")
+
+    def __init__(self) -> None:
+        self.found: set[int] = set()
+
+    def on_visit(self, node: libcst.CSTNode) -> bool:
+        """Note a call's nodes, or the strings of an error."""
+        code = libcst.Module([]).code_for_node(node) if isinstance(node, libcst.Call) else ""
+        if self.LOGS.match(code):
+            self._note(node, matchers.MatchIfTrue(lambda _: True))
+        elif isinstance(node, libcst.Raise) or self.ERRORS.match(code):
+            self._note(node, matchers.SimpleString() | matchers.FormattedStringText())
+        return True
+
+    def _note(self, node: libcst.CSTNode, what: Any) -> None:
+        self.found |= {id(each) for each in matchers.findall(node, what)}
+
+
+def in_functions(code: str) -> list[Callable[[], str]]:
+    """Each of mutmut's mutations inside a function, as what makes the changed source."""
+    module, mutations, _, _ = create_mutations("", code)
+    wording = _Wording()
+    module.visit(wording)
+
+    def changed(old: libcst.CSTNode, new: libcst.CSTNode) -> str:
+        tree = deep_replace(module, old, new)
+        assert isinstance(tree, libcst.Module)
+        return tree.code
+
+    return [
+        partial(changed, each.original_node, each.mutated_node)
+        for each in mutations
+        if each.contained_by_top_level_function and id(each.original_node) not in wording.found
+    ]
+
+
+def of_constants(code: str) -> list[Callable[[], str]]:
+    """Each change of a constant that a module or a class assigns, in the same form."""
+    data = code.encode()
+    starts = [0, *itertools.accumulate(len(line) for line in data.splitlines(keepends=True))]
+
+    def changed(start: int, stop: int, text: str) -> str:
+        return (data[:start] + text.encode() + data[stop:]).decode()
+
+    found = []
+    for node in _assigned(ast.parse(code)):
+        start = starts[node.lineno - 1] + node.col_offset
+        stop = starts[(node.end_lineno or 0) - 1] + (node.end_col_offset or 0)
+        texts = _other(node.value, data[start:stop].decode())
+        found += [partial(changed, start, stop, text) for text in texts]
+    return found
+
+
+def _assigned(body: ast.AST) -> Iterator[ast.Constant]:
+    """Numbers, flags and strings that a module, or a class in it, assigns to a name."""
+    for statement in getattr(body, "body", ()):
+        if isinstance(statement, ast.ClassDef):
+            yield from _assigned(statement)
+        elif isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value:
+            names = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            if [ast.unparse(name) for name in names] != ["__all__"]:
+                yield from (
+                    node
+                    for node in ast.walk(statement.value)
+                    if isinstance(node, ast.Constant) and isinstance(node.value, str | int | float)
+                )
+
+
+def _other(value: object, text: str) -> list[str]:
+    """Other values that the literal might as well have."""
+    if isinstance(value, bool):
+        return [str(not value)]
+    if isinstance(value, int | float):
+        return [f"({text} + 1)", f"({text} * 0.5)" if isinstance(value, float) else f"({text} - 1)"]
+    changes = (("+", "*"), ("*", "+"), ("?", ""), ("$", ""), ("^", ""), ("[", "[^"), (r"\.", "."))
+    if text.startswith("r"):
+        return [text.replace(old, new, 1) for old, new in changes if old in text]
+    return [] if not value or text[0] not in "\"'" else [f"{text[0]}XX{text[1:]}"]
+
+
+def sampled(module: str, code: str, count: int, seed: int) -> list[Mutant]:
+    """Some of a module's mutants, an eighth of them of constants; a seed takes the same ones."""
+    chosen, found = random.Random(f"{seed} {module}"), list[Mutant]()
+    for makers, wanted in ((of_constants(code), count // 8), (in_functions(code), count)):
+        chosen.shuffle(makers)
+        mutants = (_mutant(module, code, make()) for make in makers)
+        mutants = (each for each in mutants if _told(each.before) != _told(each.after))
+        found += itertools.islice(mutants, wanted - len(found))
+    return found
+
+
+def _told(line: str) -> str:
+    """A line without a setting's description, which is for people."""
+    return re.sub(r'(None, )?,? *description=("[^"]*"|None)', "", line)
+
+
+def _mutant(module: str, code: str, changed: str) -> Mutant:
+    old, new = code.splitlines(), changed.splitlines()
+    blocks = difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
+    _, low, high, start, stop = next(block for block in blocks if block[0] != "equal")
+    before, after = (" ".join(map(str.strip, part)) for part in (old[low:high], new[start:stop]))
+    return Mutant(module, low + 1, before, after, changed)
+
+
+class Tree:
+    """A copy of the project in which one module can be changed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        shutil.rmtree(folder, ignore_errors=True)
+        listed = subprocess.run(
+            ["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
+        )
+        for name in filter(None, listed.stdout.split("\0")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+
+    def run(self, tests: Iterable[str], *options: str, limit: float | None = None) -> int:
+        """Run pytest here until a test fails; its exit code, or 1 when it hangs."""
+        words = ["pytest", "-q", "-x", *QUICK, *options, *tests]
+        own = {"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        offline = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        measure = () if limit else ("-m", "coverage", "run")
+        with (
+            (self.folder / "log").open("w", encoding="utf-8") as log,
+            subprocess.Popen(
+                [sys.executable, *measure, "-m", *words],
+                cwd=self.folder,
+                env=os.environ | own | offline,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            ) as process,
+        ):
+            try:
+                return process.wait(limit)
+            except subprocess.TimeoutExpired:
+                return 1
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # and what it may have started
+
+    def survives(self, mutant: Mutant, tests: list[str], limit: float) -> bool:
+        """Whether all tests pass with the mutant."""
+        path = self.folder / "stylegen" / f"{mutant.module}.py"
+        before = path.read_bytes()
+        path.write_text(mutant.code, encoding="utf-8")
+        try:
+            return not self.run(tests, limit=limit)
+        finally:
+            path.write_bytes(before)
+
+
+class Map:
+    """Which tests pass through which lines, and how long they take."""
+
+    def __init__(self, trees: list[Tree], names: list[str]) -> None:
+        self.seconds: dict[str, float] = {}
+        self.lines: dict[tuple[str, int], set[str]] = {}
+        free: SimpleQueue[Tree] = SimpleQueue()
+        for tree in trees:
+            free.put(tree)
+        with ThreadPoolExecutor(len(trees)) as pool:
+            list(pool.map(lambda name: self._learn(name, free), names))
+
+    def _learn(self, name: str, free: "SimpleQueue[Tree]") -> None:
+        tree = free.get()
+        try:
+            (tree.folder / ".coveragerc").write_text(
+                "[run]\nsource = stylegen\ndynamic_context = test_function\n"
+                "concurrency = thread\ndata_file = coverage\n",
+                encoding="utf-8",
+            )
+            if tree.run([f"tests/test_{name}.py"], "--junitxml=junit.xml"):
+                text = (tree.folder / "log").read_text(encoding="utf-8")
+                raise SystemExit(f"tests/test_{name}.py fails without a mutant:\n{text[-3000:]}")
+            self._read(name, tree.folder)
+        finally:
+            free.put(tree)
+
+    def _read(self, name: str, folder: Path) -> None:
+        for case in ElementTree.parse(folder / "junit.xml").iter("testcase"):
+            test = f"tests/test_{name}.py::{(case.get('name') or '').partition('[')[0]}"
+            self.seconds[test] = self.seconds.get(test, 0.0) + float(case.get("time") or 0)
+        data = CoverageData(str(folder / "coverage"))
+        data.read()
+        for file in data.measured_files():
+            for line, contexts in data.contexts_by_lineno(file).items():
+                tests = {f"tests/test_{name}.py::{each.rpartition('.')[2]}" for each in contexts}
+                key = Path(file).stem, line
+                self.lines.setdefault(key, set()).update(tests & self.seconds.keys())
+
+    def tests_of(self, mutant: Mutant) -> tuple[list[str], float]:
+        """The tests that pass through a mutant's line, the quickest first, and a limit for them.
+
+        The module's own tests, where none is known to: other processes run some lines, and the
+        import others.
+        """
+        reached = self.lines.get((mutant.module, mutant.line), set())
+        ordered = sorted(reached, key=lambda test: (self.seconds[test], test))
+        sums = itertools.accumulate(self.seconds[test] for test in ordered)
+        tests = [test for test, total in zip(ordered, sums) if total <= ENOUGH]
+        files = tests or [f"tests/test_{name}.py" for name in TESTS[mutant.module]]
+        expected = sum(
+            seconds for test, seconds in self.seconds.items() if test.startswith(tuple(files))
+        )
+        return files, SLACK[0] + SLACK[1] * expected
+
+
+def reasons() -> dict[tuple[str, str, str], str]:
+    """Why some mutants survive: by module, line as it is, and line as it is changed."""
+    rows = tomllib.loads(REASONS.read_text(encoding="utf-8")).get("mutant", [])
+    return {(row["module"], row["before"], row["after"]): row["reason"] for row in rows}
+
+
+def report(verdicts: list[tuple[Mutant, bool]]) -> int:
+    """Print what was caught and what survived; the number of survivors without a reason."""
+    known, caught, unexplained = reasons(), 0, 0
+    for mutant, survived in verdicts:
+        caught += not survived
+        if survived:
+            why = known.get((mutant.module, mutant.before, mutant.after))
+            unexplained += why is None
+            print(f"survived  {mutant}\n    {why or 'no reason is known'}")
+    for module in dict.fromkeys(mutant.module for mutant, _ in verdicts):
+        row = [not survived for mutant, survived in verdicts if mutant.module == module]
+        print(f"{module:12} {sum(row):4} of {len(row):4} caught")
+    print(f"{caught} of {len(verdicts)} caught: {100 * caught / len(verdicts):.1f} %")
+    return unexplained
+
+
+def main() -> None:
+    """Read the command line, draw the sample, run it, and report."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--modules", nargs="+", choices=TESTS, default=list(TESTS))
+    parser.add_argument("--sample", type=int, default=24, help="mutants of each module")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2, help="mutants that are tried at a time")
+    parser.add_argument("--minutes", type=float, default=60.0, help="then no further one is tried")
+    options = parser.parse_args()
+    begun, mutants = time.monotonic(), []
+    for module in options.modules:
+        code = (ROOT / f"stylegen/{module}.py").read_text(encoding="utf-8")
+        mutants += sampled(module, code, options.sample, options.seed)
+    random.Random(options.seed).shuffle(mutants)
+    trees = [Tree(OUT / f"tree-{number}") for number in range(options.jobs)]
+    names = dict.fromkeys(name for module in options.modules for name in TESTS[module])
+    known = Map(trees, list(names))
+    print(f"{len(mutants)} mutants; the tests took {time.monotonic() - begun:.0f} s", flush=True)
+    free: SimpleQueue[Tree] = SimpleQueue()
+    for tree in trees:
+        free.put(tree)
+
+    def judge(mutant: Mutant) -> bool | None:
+        if time.monotonic() - begun > 60 * options.minutes:
+            return None
+        tree = free.get()
+        try:
+            survived = tree.survives(mutant, *known.tests_of(mutant))
+        finally:
+            free.put(tree)
+        print("survived" if survived else "caught  ", mutant, flush=True)
+        return survived
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        judged = list(zip(mutants, pool.map(judge, mutants)))
+    verdicts = [(mutant, survived) for mutant, survived in judged if survived is not None]
+    verdicts.sort(key=lambda pair: (pair[0].module, pair[0].line))
+    unexplained = report(verdicts)
+    seconds, untried = time.monotonic() - begun, len(judged) - len(verdicts)
+    print(f"seed {options.seed}, {seconds:.0f} s, {untried} not tried for want of time")
+    sys.exit(unexplained > 0)
+
+
+if __name__ == "__main__":
+    main()
