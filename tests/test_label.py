@@ -18,6 +18,7 @@ from stylegen.provenance import (
     ContentCredentials,
     Label,
     encode_labelled,
+    infotext,
     read_job,
     read_provenance,
     srgb_profile,
@@ -44,6 +45,24 @@ def full_label(**changes: Any) -> Label:
     job = check_job(JOB | changes)
     digests = {"lora_sha256": "0f" * 32, "model_sha256": "a1" * 32}
     return Label(job.generation_id, job.artist_name, "pocket", job=job, **digests)
+
+
+def test_infotext_to_the_letter() -> None:
+    """Every parameter has its value and none is empty; what is not known is left out."""
+    label = full_label()
+    asked = "red heart white background <lora:style_10:1.0>"
+    shape = "Steps: 50, Sampler: Euler, CFG scale: 7.5, Seed: 0, Size: 512x512"
+    assert infotext(label).splitlines() == [
+        asked,
+        "Negative prompt: blurry",
+        f"{shape}, Model hash: a1a1a1a1a1, Model: pocket, "
+        f'Lora hashes: "style_10: 0f0f0f0f0f", Version: {label.software}',
+    ]
+    job = check_job(JOB | {"negative_prompt": "", "scheduler": "dpmsolver++"})
+    bare = infotext(Label(7, "Zoë", "pocket", job=job))
+    shape = shape.replace("Euler", "DPM++ 2M")
+    assert bare.splitlines() == [asked, f"{shape}, Model: pocket, Version: {label.software}"]
+    assert infotext(Label(7, "Zoë", "pocket")) == ""
 
 
 def exiftool(path: Path) -> dict[str, Any]:

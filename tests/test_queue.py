@@ -26,6 +26,7 @@ from stylegen.queue import (
     connect,
     connection_parameters,
     ensure_queue,
+    publish_control,
     publish_job,
     start_rabbitmq_consumer,
 )
@@ -133,6 +134,25 @@ def test_a_message_is_consumed_and_acknowledged(rabbit: RabbitNode, queue: str) 
     with _Consumer(rabbit, queue) as consumer:
         consumer.wait_done(1)
     assert consumer.done == [body] and consumer.error is None
+    assert rabbit.queue_state(queue) == (0, 0)
+
+
+def test_a_control_message_reaches_every_worker(rabbit: RabbitNode, queue: str) -> None:
+    """Byte for byte, those of this queue and no others; the queue itself stays as it is."""
+    other = f"{queue}-other"
+    heard: dict[str, list[bytes]] = {"first": [], "second": [], "elsewhere": []}
+    with (
+        _Consumer(rabbit, queue, on_control=heard["first"].append) as first,
+        _Consumer(rabbit, queue, on_control=heard["second"].append) as second,
+        _Consumer(rabbit, other, on_control=heard["elsewhere"].append) as elsewhere,
+    ):
+        for consumer in (first, second, elsewhere):
+            consumer.wait_connected()
+        publish_control(b'{"generation_id": "\xea\xb9\x80"}', url=rabbit.url, queue_name=queue)
+        publish_control(b"{}", url=rabbit.url, queue_name=other)
+        wait_until(lambda: all(heard.values()))
+    said = [b'{"generation_id": "\xea\xb9\x80"}']
+    assert heard == {"first": said, "second": said, "elsewhere": [b"{}"]}
     assert rabbit.queue_state(queue) == (0, 0)
 
 

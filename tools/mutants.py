@@ -51,7 +51,7 @@ TESTS = {
     "settings": ["settings_effect", "flow", "consumer"],
     "worker": ["flow", "health", "retries", "settings_effect", "consumer", "signed"],
 }
-"""For each module the tests that are about it, as in ``tests/test_NAME.py``.
+"""For each module, by its path, the tests that are about it, as in ``tests/test_NAME.py``.
 
 `storage` has the manifest, `provenance` the label.
 """
@@ -68,7 +68,7 @@ class Mutant:
     """One changed line.
 
     Attributes:
-        module: Its module's name.
+        module: Its module's path below ``stylegen/``, without ``.py``.
         line: Where the change is, from 1.
         before: The line as it is.
         after: The line as it is changed.
@@ -278,7 +278,8 @@ class Map:
         for file in data.measured_files():
             for line, contexts in data.contexts_by_lineno(file).items():
                 tests = {f"tests/test_{name}.py::{each.rpartition('.')[2]}" for each in contexts}
-                key = Path(file).stem, line
+                path = Path(file).relative_to(folder / "stylegen").with_suffix("")
+                key = path.as_posix(), line
                 self.lines.setdefault(key, set()).update(tests & self.seconds.keys())
 
     def tests_of(self, mutant: Mutant) -> tuple[list[str], float]:
