@@ -97,6 +97,17 @@ def test_exiftool_shows_the_full_label(tmp_path: Path) -> None:
     assert "Seed: 0, Size: 512x512" in comment
 
 
+def test_digests_and_job_are_properties_of_our_own_namespace(tmp_path: Path) -> None:
+    """Named as docs and readers know them; without a job there is no recipe."""
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(encode_labelled(PICTURE, full_label()))
+    seen = {name.partition(":")[2]: value for name, value in exiftool(path).items()}
+    assert (seen["ModelSha256"], seen["LoraSha256"]) == ("a1" * 32, "0f" * 32)
+    assert json.loads(seen["Job"])["prompt_tags"] == JOB["prompt_tags"]
+    found = read_provenance(path)
+    assert (found["model_sha256"], found["lora_sha256"]) == ("a1" * 32, "0f" * 32)
+
+
 def test_public_parser_reads_the_recipe(tmp_path: Path) -> None:
     """sd-parsers, made for pictures of web UIs, finds prompt, sampler and parameters."""
     path = tmp_path / "picture.jpg"

@@ -137,6 +137,21 @@ def test_a_message_is_consumed_and_acknowledged(rabbit: RabbitNode, queue: str) 
     assert rabbit.queue_state(queue) == (0, 0)
 
 
+def test_a_delivery_says_all_that_the_broker_said(rabbit: RabbitNode, queue: str) -> None:
+    """Body, headers, and how long ago it was published, where its producer says when."""
+    deliveries: list[Delivery] = []
+    dated = pika.BasicProperties(headers={"x-own": "7"}, timestamp=int(time.time()) - 100)
+    with _channel(rabbit) as channel:
+        channel.basic_publish("", queue, b"dated", dated)
+        channel.basic_publish("", queue, b"undated")
+    with _Consumer(rabbit, queue, on_delivery=deliveries.append):
+        wait_until(lambda: len(deliveries) == 2)
+    first, second = deliveries
+    assert (first.body, first.headers, first.redelivered) == (b"dated", {"x-own": "7"}, False)
+    assert first.age is not None and 100 <= first.age < 200
+    assert (second.body, second.headers, second.age) == (b"undated", {}, None)
+
+
 def test_a_control_message_reaches_every_worker(rabbit: RabbitNode, queue: str) -> None:
     """Byte for byte, those of this queue and no others; the queue itself stays as it is."""
     other = f"{queue}-other"

@@ -470,6 +470,15 @@ def test_an_unknown_bucket_is_asked_before_it_is_written(
     assert asked == [1]
 
 
+def test_a_probe_writes_where_the_documented_rights_reach(server: S3Server) -> None:
+    """Rights are given on `generations/*` and `manifests/*`, as docs/security.md says."""
+    client = server.client()
+    client.create_bucket(Bucket="probed")
+    assert S3Store("probed", client).probe()
+    there = client.list_objects_v2(Bucket="probed").get("Contents", [])
+    assert [each["Key"] for each in there] == ["manifests/probe.json"]
+
+
 def test_a_conflict_of_two_writers_is_asked_again(
     server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
