@@ -182,7 +182,8 @@ def sampled(module: str, code: str, count: int, seed: int) -> list[Mutant]:
 
 def _told(line: str) -> str:
     """A line without a setting's description, which is for people."""
-    return re.sub(r'(None, )?,? *description=("[^"]*"|None)', "", line)
+    told = re.sub(r',? *description=("[^"]*"|None)', "", line)
+    return re.sub(r",? *\)", ")", told)
 
 
 def _mutant(module: str, code: str, changed: str) -> Mutant:
