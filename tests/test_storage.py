@@ -404,17 +404,19 @@ def test_a_folder_has_the_size_limit_too(
 
 
 @pytest.mark.parametrize(
-    "url",
+    ("url", "why"),
     [
-        "file:///dev/zero",
-        "file:///",
-        "file://evil.org/x",
-        "file:///a%00b",
-        "file:relative",
+        ("file:///dev/zero", "can't be read .not a regular file"),
+        ("file:///", "can't be read .not a regular file"),
+        ("file://evil.org/x", "lora_model_url: not a plain file: URL"),
+        ("file:///a%00b", "lora_model_url: not a plain file: URL"),
+        ("file:///a?b=c", "lora_model_url: not a plain file: URL"),
+        ("file:///a#b", "lora_model_url: not a plain file: URL"),
+        ("file:relative", "can't be read .No such file"),
     ],
 )
-def test_hostile_file_urls(tmp_path: Path, lora_folder: Path, url: str) -> None:
-    with pytest.raises(StylegenError):
+def test_hostile_file_urls(tmp_path: Path, lora_folder: Path, url: str, why: str) -> None:
+    with pytest.raises(StylegenError, match=why):
         download_lora_model(url, store=FolderStore(tmp_path))
     assert not list(lora_folder.iterdir())
 
