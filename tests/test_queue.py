@@ -330,11 +330,11 @@ def impatient(rabbit: RabbitNode) -> Iterator[RabbitNode]:
     """The broker, closing the channel of whoever holds a message for over a second."""
     change = (
         "application:set_env(rabbit, consumer_timeout, {}),"
-        "application:set_env(rabbit, channel_tick_interval, {})."
+        "application:set_env(rabbit, channel_tick_interval, {})"
     )
-    rabbit.control("eval", change.format(1000, 500))
+    rabbit.evaluate(change.format(1000, 500))
     yield rabbit
-    rabbit.control("eval", change.format(1_800_000, 60_000))
+    rabbit.evaluate(change.format(1_800_000, 60_000))
 
 
 def test_a_channel_closed_by_the_broker_is_noticed(impatient: RabbitNode, queue: str) -> None:
@@ -342,8 +342,7 @@ def test_a_channel_closed_by_the_broker_is_noticed(impatient: RabbitNode, queue:
     with _Consumer(impatient, queue, held=True) as consumer:
         consumer.wait_seen(1)
         wait_until(lambda: _ready_messages(impatient, queue) == 1)
-        connections = ("list_connections", "--no-table-headers", "name")
-        wait_until(lambda: not impatient.control(*connections).strip())
+        wait_until(lambda: impatient.evaluate("rabbit_networking:connections()") == "[]")
         consumer.gate.set()
         consumer.wait_done(2)
     assert consumer.done == [b"slow", b"slow"]

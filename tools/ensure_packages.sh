@@ -14,7 +14,8 @@ command -v chromium >/dev/null 2>&1 || packages="$packages chromium"
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
     echo "The tests need programs that are not installed here:$packages" >&2
     echo "Debian and Ubuntu: sudo apt-get install --no-install-recommends$packages" >&2
-    echo "Elsewhere: put rabbitmq-server, rabbitmqctl (3.10 or later), exiftool and chromium on PATH." >&2
+    echo "Elsewhere: put rabbitmq-server, rabbitmqctl (3.10 or later), Erlang's erl_call," >&2
+    echo "exiftool and chromium on PATH." >&2
     exit 1
 fi
 

@@ -224,16 +224,16 @@ def _alarm(ground: Ground) -> None:
 def _ack_timeout(ground: Ground) -> None:
     change = (
         "application:set_env(rabbit, consumer_timeout, {}),"
-        "application:set_env(rabbit, channel_tick_interval, {})."
+        "application:set_env(rabbit, channel_tick_interval, {})"
     )
-    ground.rabbit.control("eval", change.format(1000, 500))
+    ground.rabbit.evaluate(change.format(1000, 500))
     try:
         ground.start()
         (number,) = ground.order(1, "slow")
         ground.wait_told([number])
         ground.inject()
     finally:
-        ground.rabbit.control("eval", change.format(1_800_000, 60_000))
+        ground.rabbit.evaluate(change.format(1_800_000, 60_000))
     ground.healed()
     ground.order(2)
 
