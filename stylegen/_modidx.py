@@ -1078,6 +1078,7 @@ d = {
             "stylegen.pocket._heart": ("pocket.html#_heart", "stylegen/pocket.py"),
             "stylegen.pocket._inks": ("pocket.html#_inks", "stylegen/pocket.py"),
             "stylegen.pocket._is_hatched": ("pocket.html#_is_hatched", "stylegen/pocket.py"),
+            "stylegen.pocket._largest": ("pocket.html#_largest", "stylegen/pocket.py"),
             "stylegen.pocket._mean": ("pocket.html#_mean", "stylegen/pocket.py"),
             "stylegen.pocket._merge": ("pocket.html#_merge", "stylegen/pocket.py"),
             "stylegen.pocket._mix": ("pocket.html#_mix", "stylegen/pocket.py"),

@@ -418,9 +418,14 @@ _PERIOD = 64
 
 
 def _mix(first: Any, second: Any, share: Any) -> Grid:
+    first, second = np.asarray(first, np.float32), np.asarray(second, np.float32)
     share = np.asarray(share, np.float32)
-    share = share[..., None] if share.ndim else share
-    return np.asarray(first, np.float32) * (1 - share) + np.asarray(second, np.float32) * share
+    mixed = np.empty(
+        (*np.broadcast_shapes(first.shape[:-1], second.shape[:-1], share.shape), 3), np.float32
+    )
+    for channel in range(3):  # numpy is slow along so short an axis
+        mixed[..., channel] = first[..., channel] * (1 - share) + second[..., channel] * share
+    return mixed
 
 
 def _cover(distance: Grid, soft: float = 1.0) -> Grid:
@@ -574,9 +579,14 @@ def _apart(pixels: Grid, tiles: Grid) -> Grid:
 
 
 # %% ../nbs/11_pocket.ipynb #629a58e9
+def _largest(pixels: Grid) -> Grid:
+    """The largest of each pixel's channels; ``max`` is slow along so short an axis."""
+    return np.maximum(np.maximum(pixels[..., 0], pixels[..., 1]), pixels[..., 2])
+
+
 def _difference(pixels: Grid, tile: Grid) -> Grid:
     rows, columns = pixels.shape[0] // _PERIOD, pixels.shape[1] // _PERIOD
-    return np.abs(pixels - np.tile(tile, (rows, columns, 1))).max(axis=2)
+    return _largest(np.abs(pixels - np.tile(tile, (rows, columns, 1))))
 
 
 def _filled(mask: Grid) -> Grid:
@@ -626,7 +636,7 @@ def _mean(pixels: Grid, clear: Grid) -> Grid:
     if not clear.any():
         return np.zeros(3, np.float32)
     inside = pixels[clear]
-    saturation = np.ptp(inside, axis=1)
+    saturation = _largest(inside) + _largest(-inside)
     return inside[saturation >= np.percentile(saturation, 67)].mean(axis=0)
 
 
