@@ -230,6 +230,15 @@ class RabbitNode:
             raise RabbitError(f"{expression} failed\n{done.stdout}{done.stderr}")
         return done.stdout.removeprefix("{ok, ").removesuffix("}")
 
+    def enable(self, plugin: str) -> None:
+        """Enable one of RabbitMQ's plugins, in place of others, while the node runs and for later.
+
+        Args:
+            plugin: Its name.
+        """
+        (self.folder / "plugins").write_text(f"[{plugin}].\n")
+        self.evaluate(f'rabbit_plugins:ensure("{self.folder / "plugins"}")')
+
     def queue_states(self) -> dict[str, tuple[int, int]]:
         """Count every queue's messages, exactly: the queues themselves are asked.
 

@@ -140,8 +140,8 @@ def test_loadgen_tells_of_a_missing_exchange(rabbit: RabbitNode) -> None:
 
 
 @pytest.fixture(name="studio")
-def _studio(tmp_path: Path) -> Iterator[tuple[RabbitNode, int]]:
-    """A broker of its own, whose queue ``cut`` has a worker; and a port that it may report to."""
+def _studio(rabbit: RabbitNode, tmp_path: Path) -> Iterator[tuple[RabbitNode, int]]:
+    """The broker, whose queue ``cut`` has a worker; and a port that it may report to."""
     (tmp_path / "models").mkdir()
     for style in range(Load.artists):
         (tmp_path / f"models/style_{style}.safetensors").write_bytes(b"a style")
@@ -153,19 +153,21 @@ def _studio(tmp_path: Path) -> Iterator[tuple[RabbitNode, int]]:
         return Image.new("RGB", (256, 256))
 
     parts = Parts(draw, FolderStore(tmp_path), (f"http://127.0.0.1:{port}",), TOKEN, once=True)
-    with RabbitNode() as node:
-        work = {"callback": partial(handle_generation_task, parts=parts), "stop": stop}
-        worker = threading.Thread(
-            target=start_rabbitmq_consumer,
-            args=("cut",),
-            kwargs=work | {"url": node.url},
-            daemon=True,
-        )
-        worker.start()
-        yield node, port
-        stop.set()
-        worker.join(60)
-        assert not worker.is_alive(), "the worker did not end"
+    worker = threading.Thread(
+        target=start_rabbitmq_consumer,
+        args=("cut",),
+        kwargs={
+            "callback": partial(handle_generation_task, parts=parts),
+            "stop": stop,
+            "url": rabbit.url,
+        },
+        daemon=True,
+    )
+    worker.start()
+    yield rabbit, port
+    stop.set()
+    worker.join(60)
+    assert not worker.is_alive(), "the worker did not end"
 
 
 def test_a_broker_that_restarts_leaves_the_ledger(studio: tuple[RabbitNode, int]) -> None:
@@ -346,12 +348,10 @@ def test_supervisor_ends_with_wrong_settings() -> None:
 
 
 @pytest.fixture(scope="module")
-def hashing() -> Iterator[RabbitNode]:
-    """A broker with the consistent-hash exchange."""
-    node = RabbitNode()
-    (node.folder / "plugins").write_text("[rabbitmq_consistent_hash_exchange].\n")
-    with node:
-        yield node
+def hashing(rabbit: RabbitNode) -> RabbitNode:
+    """The broker, with the consistent-hash exchange from now on."""
+    rabbit.enable("rabbitmq_consistent_hash_exchange")
+    return rabbit
 
 
 def test_affinity_finds_more_styles_at_hand(hashing: RabbitNode) -> None:
