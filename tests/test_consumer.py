@@ -67,12 +67,33 @@ def environment(
     }
 
 
+_PAINTER = """
+import sys
+from painter import Painter
+from stylegen import worker
+painter = worker.Engine = Painter()
+worker.load_pipeline = lambda *_, **__: None
+"""
+_MAIN = "sys.exit(worker.main([]))"
+
+
 @contextmanager
-def worker(environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The consumer as a process; killed at the end if it still runs."""
+def worker(
+    environment: dict[str, str], log: Path, *, paints: bool = False
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The consumer as a process; killed at the end if it still runs.
+
+    Where drawing is not the point it `paints`: the model is replaced, which takes seconds to load.
+    """
+    command = ["-c", _PAINTER + _MAIN] if paints else ["worker.py"]
+    path = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])} if paints else {}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "worker.py"], cwd=ROOT, env=environment, stdout=output, stderr=output
+            [sys.executable, *command],
+            cwd=ROOT,
+            env=environment | path,
+            stdout=output,
+            stderr=output,
         )
         try:
             yield process
@@ -106,7 +127,7 @@ def test_three_jobs(
     publish(
         rabbit,
         job(backend, 1),
-        job(backend, 2, aspect_ratio="1:2", seed=7),
+        job(backend, 2, aspect_ratio="1:2", seed=7, num_inference_steps=10),
         job(backend, 3, lora_model_url="s3://models/none.safetensors"),
     )
     log = tmp_path / "worker.log"
@@ -130,22 +151,17 @@ def test_three_jobs(
 def check_webhooks(backend: WebhookReceiver, s3: S3Server) -> None:
     """The exact sequence, bodies and headers of the three jobs."""
     seen = [(webhook.method, webhook.event, webhook.body) for webhook in backend.received]
-    for number in (1, 2):
+    for number, total, expected in ((1, 50, (0, 13, 25, 38, 45)), (2, 10, (0, 3, 5, 8, 9))):
         steps = [body["progress"] for _, event, body in seen if _is_progress(event, body, number)]
-        assert [(p["current_step"], p["progress_percent"]) for p in steps] == [
-            (0, 0),
-            (13, 25),
-            (25, 50),
-            (38, 75),
-            (45, 90),
-        ]
-        assert all(p["total_steps"] == 50 and p["estimated_seconds"] >= 0 for p in steps)
+        reached = [(p["current_step"], p["progress_percent"]) for p in steps]
+        assert reached == list(zip(expected, (0, 25, 50, 75, 90), strict=True))
+        assert all(p["total_steps"] == total and p["estimated_seconds"] >= 0 for p in steps)
     terminal = [(method, event, body) for method, event, body in seen if event != "progress"]
     base = f"{s3.endpoint_url}/stylelicense-images/generations"
     common = {"steps": 50, "guidance_scale": 7.5, "scheduler": "dpmsolver++", "width": 512}
     assert terminal == [
         _complete(1, f"{base}/gen_1.jpg", common | {"seed": 0, "height": 512}),
-        _complete(2, f"{base}/gen_2.jpg", common | {"seed": 7, "height": 1024}),
+        _complete(2, f"{base}/gen_2.jpg", common | {"seed": 7, "height": 1024, "steps": 10}),
         ("POST", "failed", _failure(3, "s3://models/none.safetensors: not found")),
     ]
     assert [event for _, event, _ in seen] == [*["progress"] * 5, "complete"] * 2 + ["failed"]
@@ -189,7 +205,7 @@ def test_bad_messages_neither_crash_nor_loop(
     answerable = job(backend, 5, prompt_tags=[], seed=-1, num_inference_steps=10**9)
     publish(rabbit, *unanswerable, answerable, job(backend, 6, num_inference_steps=2))
     log = tmp_path / "worker.log"
-    with worker(environment, log) as process:
+    with worker(environment, log, paints=True) as process:
         assert backend.wait_for(1, "complete", timeout=120), log.read_text()
         wait_until(lambda: rabbit.queue_state(QUEUE) == (0, 0))
         process.send_signal(signal.SIGINT)
@@ -246,17 +262,6 @@ def test_stop_finishes_the_job_in_hand(
     connection.close()
 
 
-_PAINTER = """
-import sys
-from painter import Painter
-from stylegen import worker
-painter = worker.Engine = Painter()
-painter.gate.clear()
-worker.load_pipeline = lambda *_, **__: None
-sys.exit(worker.main([]))
-"""
-
-
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_at_once(
     environment: dict[str, str],
@@ -269,7 +274,7 @@ def test_a_second_signal_ends_at_once(
     queue, log = f"second-{second.name}", tmp_path / "worker.log"
     own = {"STYLEGEN_QUEUE": queue, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     publish_job(job(backend, 9), url=rabbit.url, queue_name=queue)
-    command = [sys.executable, "-c", _PAINTER]
+    command = [sys.executable, "-c", f"{_PAINTER}painter.gate.clear()\n{_MAIN}"]
     with log.open("wb") as output, subprocess.Popen(
         command, env=environment | own, stdout=output, stderr=output
     ) as process:
@@ -346,7 +351,7 @@ def test_the_documented_rights_are_enough(
     publish(rabbit, job(backend, 41, num_inference_steps=1), b"for nobody")
     log = tmp_path / "worker.log"
     dead = rabbit.queue_states().get(f"{QUEUE}.dead", (0, 0))[0]
-    with worker(environment | {"RABBITMQ_URL": url}, log) as process:
+    with worker(environment | {"RABBITMQ_URL": url}, log, paints=True) as process:
         assert backend.wait_for(1, "complete", timeout=120), log.read_text()
         retries.later(Delivery(0, 1, job(backend, 42, num_inference_steps=1)))
         assert backend.wait_for(2, "complete", timeout=60), log.read_text()

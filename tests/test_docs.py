@@ -101,7 +101,7 @@ def place(pocket: Path, s3: S3Server, tmp_path_factory: pytest.TempPathFactory) 
             "STYLEGEN_MODEL": str(pocket / "pocket"),
             "STYLEGEN_DEVICE": "cpu",
         }
-        yield folder, environment, node, listen
+        yield folder, environment, node, listen, {}
 
 
 def wait_for_consumers(node: RabbitNode, count: int, queue: str) -> None:
@@ -118,14 +118,26 @@ def wait_for_consumers(node: RabbitNode, count: int, queue: str) -> None:
 @pytest.mark.parametrize("command", commands(), ids=lambda word: re.sub(r"\W+", "-", word)[:70])
 def test_command_runs(command: str, place: Any) -> None:
     """It exits with 0; those that work until they are asked to end are asked, once they work."""
-    folder, environment, node, listen = place
+    folder, environment, node, listen, outputs = place
     words = command.replace("127.0.0.1:8099", listen).replace("FILE", "job.json")
     words = re.sub(r"\bID\b", "500", words)
     queue = ([*re.findall(r"STYLEGEN_QUEUE=(\S+)", command), "image_generation"])[0]
-    if "--redrive" in command:  # exits with 1 when there is nothing to move
-        letter = b'{"generation_id": 500}'
-        publish_job(letter, url=node.url, queue_name=dead_letters(queue))
-    endless = command.endswith(ENDLESS)
+    if words not in outputs:  # two pages may say the same with other placeholders
+        if "--redrive" in command:  # exits with 1 when there is nothing to move
+            letter = b'{"generation_id": 500}'
+            publish_job(letter, url=node.url, queue_name=dead_letters(queue))
+        outputs[words] = run_command(words, folder, environment, node, queue)
+    for shown in [
+        block for page in PAGES for block in blocks(page, "text of " + re.escape(command))
+    ]:
+        assert outputs[words] == shown
+
+
+def run_command(
+    words: str, folder: Path, environment: dict[str, str], node: RabbitNode, queue: str
+) -> str:
+    """Run it in the folder, and ask it to end if it is endless; what it printed."""
+    endless = words.endswith(ENDLESS)
     script = words.replace("python", "exec python", 1) if endless else f"set -eu\n{words}"
     with subprocess.Popen(
         ["bash", "-c", script],
@@ -137,16 +149,13 @@ def test_command_runs(command: str, place: Any) -> None:
     ) as process:
         try:
             if endless:
-                wait_for_consumers(node, 2 if command.endswith("2") else 1, queue)
+                wait_for_consumers(node, 2 if words.endswith("2") else 1, queue)
                 process.send_signal(signal.SIGTERM)
             output, _ = process.communicate(timeout=150)
         finally:
             process.kill()
     assert process.returncode == 0, output
-    for shown in [
-        block for page in PAGES for block in blocks(page, "text of " + re.escape(command))
-    ]:
-        assert output == shown
+    return output
 
 
 def test_demo(place: Any) -> None:

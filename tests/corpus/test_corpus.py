@@ -111,7 +111,7 @@ def test_no_property_of_a_message_matters(
     for number, (_, properties) in cases.items():
         publish(rabbit, job(backend, number, num_inference_steps=1), **properties)
     log = tmp_path / "worker.log"
-    with worker(environment, log) as process:
+    with worker(environment, log, paints=True) as process:
         wait_until(lambda: rabbit.queue_state(QUEUE) == (0, 0), timeout=120)
         assert process.poll() is None, log.read_text()[-3000:]
     ends, wanted = told(backend), {str(number): ["complete"] for number in cases}
