@@ -227,10 +227,13 @@ class Tree:
             try:
                 return process.wait(limit)
             except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGINT)  # so that brokers and servers are taken down
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(SLACK[0])
                 return 1
             finally:
                 with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)  # and what it may have started
+                    os.killpg(process.pid, signal.SIGKILL)
 
     def survives(self, mutant: Mutant, tests: list[str], limit: float) -> bool:
         """Whether all tests pass with the mutant."""
