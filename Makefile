@@ -34,6 +34,7 @@ test: install programs  ## everything that must hold, side by side
 
 check: install  ## format, lint, and whether notebooks, modules and README agree
 	@sh tools/check_sync.sh
+	python tools/directions.py
 	black --check --quiet nbs stylegen tests tools bench worker.py setup.py conftest.py
 	flake8 stylegen tests tools bench worker.py setup.py conftest.py
 	pylint --score=n stylegen worker.py tools

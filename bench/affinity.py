@@ -2,8 +2,8 @@
 
 Gains: styles at hand, so less work per job. Costs: the fullest queue outlasts the others.
 A real broker with the consistent-hash exchange; four real consumers, each with a disk cache of its
-own (`stylegen.cache`) that holds eight styles. A job is a sleep, longer where its style must be
-fetched.
+own (`stylegen.storage.cache`) that holds eight styles. A job is a sleep, longer where its style
+must be fetched.
 
 Usage: ``python bench/affinity.py [--jobs N]``. Prints a table and writes
 ``bench/results/affinity.json``.
@@ -28,9 +28,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from rabbit import RabbitNode  # noqa: E402
 from stored import store  # noqa: E402
 
-from stylegen.affinity import affinity_exchange, declare_affinity  # noqa: E402
-from stylegen.cache import LoraFiles  # noqa: E402
+from stylegen.fleet.affinity import affinity_exchange, declare_affinity  # noqa: E402
 from stylegen.queue import start_rabbitmq_consumer  # noqa: E402
+from stylegen.storage.cache import LoraFiles  # noqa: E402
 
 WORKERS, KEPT, QUEUE, SIZE = 4, 8, "image_generation", 1024
 DRAW, FETCH = 0.010, 0.005

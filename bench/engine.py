@@ -34,10 +34,10 @@ import torch
 from diffusers import StableDiffusionPipeline
 from peft.tuners.lora import LoraLayer
 
-from stylegen.engine import Engine, _Batch, _Ends, make_scheduler
 from stylegen.job import GenerationJob
-from stylegen.lora import LoraRows, read_adapter
 from stylegen.pipeline import load_pipeline
+from stylegen.pipeline.engine import Engine, _Batch, _Ends, make_scheduler
+from stylegen.pipeline.lora import LoraRows, read_adapter
 from stylegen.pocket import Scene, caption, packaged
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -389,7 +389,7 @@ def cold_start(
     code = (
         "import resource, sys, tempfile; from pathlib import Path\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r}); import engine as bench\n"
-        "from stylegen.engine import Engine; from stylegen.pipeline import load_pipeline\n"
+        "from stylegen.pipeline.engine import Engine; from stylegen.pipeline import load_pipeline\n"
         f"engine = Engine(load_pipeline({model!r}, device={device!r}), batch=1,\n"
         f"                compile_backend={backend!r}, merge_loras={backend is not None})\n"
         "lora = Path(tempfile.mkdtemp()) / 'lora.safetensors'\n"

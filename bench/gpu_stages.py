@@ -24,9 +24,9 @@ import torch
 from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
-from stylegen.engine import Engine
-from stylegen.lora import Adapter, LoraRows, read_adapter
-from stylegen.prompt import encode_prompt
+from stylegen.pipeline.engine import Engine
+from stylegen.pipeline.lora import Adapter, LoraRows, read_adapter
+from stylegen.pipeline.prompt import encode_prompt
 from stylegen.storage import FolderStore
 from stylegen.webhook import WebhookReceiver
 from stylegen.worker import Parts, handle_generation_task

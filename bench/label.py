@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 
 from stylegen.pocket import Scene, draw
-from stylegen.provenance import ContentCredentials, Label, encode_labelled
 from stylegen.signature import add_watermark
+from stylegen.signature.label import ContentCredentials, Label, encode_labelled
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 # pylint: disable=wrong-import-position

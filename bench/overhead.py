@@ -26,10 +26,10 @@ from typing import Any
 
 from PIL import Image
 
-from stylegen.cache import LoraFiles
 from stylegen.job import GenerationJob
 from stylegen.queue import Retries, publish_job, start_rabbitmq_consumer
 from stylegen.storage import make_s3_store
+from stylegen.storage.cache import LoraFiles
 from stylegen.webhook import WebhookReceiver
 from stylegen.worker import Parts, do_delivery
 

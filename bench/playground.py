@@ -23,12 +23,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stylegen.engine import Engine
-from stylegen.grid import folder_loras
 from stylegen.pipeline import generate_image, load_pipeline
+from stylegen.pipeline.engine import Engine
 from stylegen.playground import Playground
+from stylegen.playground.grid import folder_loras
+from stylegen.playground.runner import engine_drawer
 from stylegen.pocket import packaged
-from stylegen.runner import engine_drawer
 
 from stored import store
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stylegen.engine import Engine
 from stylegen.pipeline import load_pipeline
+from stylegen.pipeline.engine import Engine
 from stylegen.pocket import judge, packaged
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))

@@ -33,8 +33,7 @@ from s3_server import S3Server  # noqa: E402
 from stored import store  # noqa: E402
 
 from stylegen import worker  # noqa: E402
-from stylegen.job import GenerationJob  # noqa: E402
-from stylegen.loadgen import (  # noqa: E402
+from stylegen.fleet.loadgen import (  # noqa: E402
     Load,
     LoadReceiver,
     ensure_bucket,
@@ -42,6 +41,7 @@ from stylegen.loadgen import (  # noqa: E402
     run_load,
     upload_loras,
 )
+from stylegen.job import GenerationJob  # noqa: E402
 from stylegen.queue import start_rabbitmq_consumer  # noqa: E402
 
 QUEUE, BUCKET = "image_generation", "stylelicense-images"

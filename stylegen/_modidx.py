@@ -9,365 +9,166 @@ d = {
         "lib_path": "stylegen",
     },
     "syms": {
-        "stylegen.affinity": {
-            "stylegen.affinity.affinity_exchange": (
-                "affinity.html#affinity_exchange",
-                "stylegen/affinity.py",
+        "stylegen.fleet.affinity": {
+            "stylegen.fleet.affinity.affinity_exchange": (
+                "fleet/affinity.html#affinity_exchange",
+                "stylegen/fleet/affinity.py",
             ),
-            "stylegen.affinity.affinity_queues": (
-                "affinity.html#affinity_queues",
-                "stylegen/affinity.py",
+            "stylegen.fleet.affinity.affinity_queues": (
+                "fleet/affinity.html#affinity_queues",
+                "stylegen/fleet/affinity.py",
             ),
-            "stylegen.affinity.declare_affinity": (
-                "affinity.html#declare_affinity",
-                "stylegen/affinity.py",
+            "stylegen.fleet.affinity.declare_affinity": (
+                "fleet/affinity.html#declare_affinity",
+                "stylegen/fleet/affinity.py",
             ),
-            "stylegen.affinity.main": ("affinity.html#main", "stylegen/affinity.py"),
+            "stylegen.fleet.affinity.main": (
+                "fleet/affinity.html#main",
+                "stylegen/fleet/affinity.py",
+            ),
         },
-        "stylegen.cache": {
-            "stylegen.cache.LoraFiles": ("cache.html#lorafiles", "stylegen/cache.py"),
-            "stylegen.cache.LoraFiles.__init__": (
-                "cache.html#lorafiles.__init__",
-                "stylegen/cache.py",
+        "stylegen.fleet.loadgen": {
+            "stylegen.fleet.loadgen.Entry": (
+                "fleet/loadgen.html#entry",
+                "stylegen/fleet/loadgen.py",
             ),
-            "stylegen.cache.LoraFiles._current": (
-                "cache.html#lorafiles._current",
-                "stylegen/cache.py",
+            "stylegen.fleet.loadgen.Ledger": (
+                "fleet/loadgen.html#ledger",
+                "stylegen/fleet/loadgen.py",
             ),
-            "stylegen.cache.LoraFiles._download": (
-                "cache.html#lorafiles._download",
-                "stylegen/cache.py",
+            "stylegen.fleet.loadgen.Ledger.__init__": (
+                "fleet/loadgen.html#ledger.__init__",
+                "stylegen/fleet/loadgen.py",
             ),
-            "stylegen.cache.LoraFiles._evict": ("cache.html#lorafiles._evict", "stylegen/cache.py"),
-            "stylegen.cache.LoraFiles._link": ("cache.html#lorafiles._link", "stylegen/cache.py"),
-            "stylegen.cache.LoraFiles._sweep": ("cache.html#lorafiles._sweep", "stylegen/cache.py"),
-            "stylegen.cache.LoraFiles.get": ("cache.html#lorafiles.get", "stylegen/cache.py"),
-            "stylegen.cache.Source": ("cache.html#source", "stylegen/cache.py"),
-            "stylegen.cache.Source.fetch": ("cache.html#source.fetch", "stylegen/cache.py"),
-            "stylegen.cache.Source.version": ("cache.html#source.version", "stylegen/cache.py"),
-            "stylegen.cache._elsewhere": ("cache.html#_elsewhere", "stylegen/cache.py"),
-            "stylegen.cache._place": ("cache.html#_place", "stylegen/cache.py"),
-            "stylegen.cache._read_note": ("cache.html#_read_note", "stylegen/cache.py"),
-            "stylegen.cache._size": ("cache.html#_size", "stylegen/cache.py"),
+            "stylegen.fleet.loadgen.Ledger.forget": (
+                "fleet/loadgen.html#ledger.forget",
+                "stylegen/fleet/loadgen.py",
+            ),
+            "stylegen.fleet.loadgen.Ledger.order": (
+                "fleet/loadgen.html#ledger.order",
+                "stylegen/fleet/loadgen.py",
+            ),
+            "stylegen.fleet.loadgen.Ledger.take": (
+                "fleet/loadgen.html#ledger.take",
+                "stylegen/fleet/loadgen.py",
+            ),
+            "stylegen.fleet.loadgen.Ledger.wait": (
+                "fleet/loadgen.html#ledger.wait",
+                "stylegen/fleet/loadgen.py",
+            ),
+            "stylegen.fleet.loadgen.Load": ("fleet/loadgen.html#load", "stylegen/fleet/loadgen.py"),
+            "stylegen.fleet.loadgen.Load.moments": (
+                "fleet/loadgen.html#load.moments",
+                "stylegen/fleet/loadgen.py",
+            ),
+            "stylegen.fleet.loadgen.LoadReceiver": (
+                "fleet/loadgen.html#loadreceiver",
+                "stylegen/fleet/loadgen.py",
+            ),
+            "stylegen.fleet.loadgen.LoadReceiver.__init__": (
+                "fleet/loadgen.html#loadreceiver.__init__",
+                "stylegen/fleet/loadgen.py",
+            ),
+            "stylegen.fleet.loadgen.LoadReceiver.server_bind": (
+                "fleet/loadgen.html#loadreceiver.server_bind",
+                "stylegen/fleet/loadgen.py",
+            ),
+            "stylegen.fleet.loadgen.Report": (
+                "fleet/loadgen.html#report",
+                "stylegen/fleet/loadgen.py",
+            ),
+            "stylegen.fleet.loadgen.Report.is_clean": (
+                "fleet/loadgen.html#report.is_clean",
+                "stylegen/fleet/loadgen.py",
+            ),
+            "stylegen.fleet.loadgen._note": (
+                "fleet/loadgen.html#_note",
+                "stylegen/fleet/loadgen.py",
+            ),
+            "stylegen.fleet.loadgen._parser": (
+                "fleet/loadgen.html#_parser",
+                "stylegen/fleet/loadgen.py",
+            ),
+            "stylegen.fleet.loadgen._percentiles": (
+                "fleet/loadgen.html#_percentiles",
+                "stylegen/fleet/loadgen.py",
+            ),
+            "stylegen.fleet.loadgen._show": (
+                "fleet/loadgen.html#_show",
+                "stylegen/fleet/loadgen.py",
+            ),
+            "stylegen.fleet.loadgen._trouble": (
+                "fleet/loadgen.html#_trouble",
+                "stylegen/fleet/loadgen.py",
+            ),
+            "stylegen.fleet.loadgen._upload": (
+                "fleet/loadgen.html#_upload",
+                "stylegen/fleet/loadgen.py",
+            ),
+            "stylegen.fleet.loadgen.ensure_bucket": (
+                "fleet/loadgen.html#ensure_bucket",
+                "stylegen/fleet/loadgen.py",
+            ),
+            "stylegen.fleet.loadgen.main": ("fleet/loadgen.html#main", "stylegen/fleet/loadgen.py"),
+            "stylegen.fleet.loadgen.orders": (
+                "fleet/loadgen.html#orders",
+                "stylegen/fleet/loadgen.py",
+            ),
+            "stylegen.fleet.loadgen.report": (
+                "fleet/loadgen.html#report",
+                "stylegen/fleet/loadgen.py",
+            ),
+            "stylegen.fleet.loadgen.run_load": (
+                "fleet/loadgen.html#run_load",
+                "stylegen/fleet/loadgen.py",
+            ),
+            "stylegen.fleet.loadgen.send": ("fleet/loadgen.html#send", "stylegen/fleet/loadgen.py"),
+            "stylegen.fleet.loadgen.upload_loras": (
+                "fleet/loadgen.html#upload_loras",
+                "stylegen/fleet/loadgen.py",
+            ),
         },
-        "stylegen.controls": {
-            "stylegen.controls.Controls": ("controls.html#controls", "stylegen/controls.py"),
-            "stylegen.controls.Controls.__init__": (
-                "controls.html#controls.__init__",
-                "stylegen/controls.py",
+        "stylegen.fleet.supervisor": {
+            "stylegen.fleet.supervisor.KeptWorker": (
+                "fleet/supervisor.html#keptworker",
+                "stylegen/fleet/supervisor.py",
             ),
-            "stylegen.controls.Controls.job": (
-                "controls.html#controls.job",
-                "stylegen/controls.py",
+            "stylegen.fleet.supervisor.KeptWorker.__init__": (
+                "fleet/supervisor.html#keptworker.__init__",
+                "stylegen/fleet/supervisor.py",
             ),
-            "stylegen.controls.Controls.recall": (
-                "controls.html#controls.recall",
-                "stylegen/controls.py",
+            "stylegen.fleet.supervisor.KeptWorker.run_once": (
+                "fleet/supervisor.html#keptworker.run_once",
+                "stylegen/fleet/supervisor.py",
             ),
-            "stylegen.controls.Group": ("controls.html#group", "stylegen/controls.py"),
-            "stylegen.controls.Group.fields": (
-                "controls.html#group.fields",
-                "stylegen/controls.py",
+            "stylegen.fleet.supervisor.KeptWorker.terminate": (
+                "fleet/supervisor.html#keptworker.terminate",
+                "stylegen/fleet/supervisor.py",
             ),
-            "stylegen.controls.Group.fillers": (
-                "controls.html#group.fillers",
-                "stylegen/controls.py",
+            "stylegen.fleet.supervisor.check": (
+                "fleet/supervisor.html#check",
+                "stylegen/fleet/supervisor.py",
             ),
-            "stylegen.controls.Library": ("controls.html#library", "stylegen/controls.py"),
-            "stylegen.controls.Library.__init__": (
-                "controls.html#library.__init__",
-                "stylegen/controls.py",
+            "stylegen.fleet.supervisor.keep_running": (
+                "fleet/supervisor.html#keep_running",
+                "stylegen/fleet/supervisor.py",
             ),
-            "stylegen.controls.Library.adopt": (
-                "controls.html#library.adopt",
-                "stylegen/controls.py",
+            "stylegen.fleet.supervisor.main": (
+                "fleet/supervisor.html#main",
+                "stylegen/fleet/supervisor.py",
             ),
-            "stylegen.controls.Library.find": (
-                "controls.html#library.find",
-                "stylegen/controls.py",
+            "stylegen.fleet.supervisor.run_fleet": (
+                "fleet/supervisor.html#run_fleet",
+                "stylegen/fleet/supervisor.py",
             ),
-            "stylegen.controls.Library.refresh": (
-                "controls.html#library.refresh",
-                "stylegen/controls.py",
+            "stylegen.fleet.supervisor.visible_gpus": (
+                "fleet/supervisor.html#visible_gpus",
+                "stylegen/fleet/supervisor.py",
             ),
-            "stylegen.controls.Library.refuse": (
-                "controls.html#library.refuse",
-                "stylegen/controls.py",
+            "stylegen.fleet.supervisor.worker_environments": (
+                "fleet/supervisor.html#worker_environments",
+                "stylegen/fleet/supervisor.py",
             ),
-            "stylegen.controls.Library.refused": (
-                "controls.html#library.refused",
-                "stylegen/controls.py",
-            ),
-            "stylegen.controls.Library.usable": (
-                "controls.html#library.usable",
-                "stylegen/controls.py",
-            ),
-            "stylegen.controls.Prompt": ("controls.html#prompt", "stylegen/controls.py"),
-            "stylegen.controls.Prompt.__init__": (
-                "controls.html#prompt.__init__",
-                "stylegen/controls.py",
-            ),
-            "stylegen.controls.Prompt.fields": (
-                "controls.html#prompt.fields",
-                "stylegen/controls.py",
-            ),
-            "stylegen.controls.Prompt.fillers": (
-                "controls.html#prompt.fillers",
-                "stylegen/controls.py",
-            ),
-            "stylegen.controls.Sampling": ("controls.html#sampling", "stylegen/controls.py"),
-            "stylegen.controls.Sampling.__init__": (
-                "controls.html#sampling.__init__",
-                "stylegen/controls.py",
-            ),
-            "stylegen.controls.Sampling.fields": (
-                "controls.html#sampling.fields",
-                "stylegen/controls.py",
-            ),
-            "stylegen.controls.Sampling.fillers": (
-                "controls.html#sampling.fillers",
-                "stylegen/controls.py",
-            ),
-            "stylegen.controls.Seed": ("controls.html#seed", "stylegen/controls.py"),
-            "stylegen.controls.Seed.__init__": (
-                "controls.html#seed.__init__",
-                "stylegen/controls.py",
-            ),
-            "stylegen.controls.Seed.fields": ("controls.html#seed.fields", "stylegen/controls.py"),
-            "stylegen.controls.Seed.fillers": (
-                "controls.html#seed.fillers",
-                "stylegen/controls.py",
-            ),
-            "stylegen.controls.Seed.reuse": ("controls.html#seed.reuse", "stylegen/controls.py"),
-            "stylegen.controls.Seed.roll": ("controls.html#seed.roll", "stylegen/controls.py"),
-            "stylegen.controls.Seed.seed": ("controls.html#seed.seed", "stylegen/controls.py"),
-            "stylegen.controls.Signature": ("controls.html#signature", "stylegen/controls.py"),
-            "stylegen.controls.Signature.__init__": (
-                "controls.html#signature.__init__",
-                "stylegen/controls.py",
-            ),
-            "stylegen.controls.Signature._fill": (
-                "controls.html#signature._fill",
-                "stylegen/controls.py",
-            ),
-            "stylegen.controls.Signature._own_hand": (
-                "controls.html#signature._own_hand",
-                "stylegen/controls.py",
-            ),
-            "stylegen.controls.Signature.fields": (
-                "controls.html#signature.fields",
-                "stylegen/controls.py",
-            ),
-            "stylegen.controls.Signature.fillers": (
-                "controls.html#signature.fillers",
-                "stylegen/controls.py",
-            ),
-            "stylegen.controls.Style": ("controls.html#style", "stylegen/controls.py"),
-            "stylegen.controls.Style.__init__": (
-                "controls.html#style.__init__",
-                "stylegen/controls.py",
-            ),
-            "stylegen.controls.Style._toggle_second": (
-                "controls.html#style._toggle_second",
-                "stylegen/controls.py",
-            ),
-            "stylegen.controls.Style.show": ("controls.html#style.show", "stylegen/controls.py"),
-            "stylegen.controls.StyleGroup": ("controls.html#stylegroup", "stylegen/controls.py"),
-            "stylegen.controls.StyleGroup._choose": (
-                "controls.html#stylegroup._choose",
-                "stylegen/controls.py",
-            ),
-            "stylegen.controls.StyleGroup._fill_lora": (
-                "controls.html#stylegroup._fill_lora",
-                "stylegen/controls.py",
-            ),
-            "stylegen.controls.StyleGroup._fill_scale": (
-                "controls.html#stylegroup._fill_scale",
-                "stylegen/controls.py",
-            ),
-            "stylegen.controls.StyleGroup._more": (
-                "controls.html#stylegroup._more",
-                "stylegen/controls.py",
-            ),
-            "stylegen.controls.StyleGroup.fields": (
-                "controls.html#stylegroup.fields",
-                "stylegen/controls.py",
-            ),
-            "stylegen.controls.StyleGroup.fillers": (
-                "controls.html#stylegroup.fillers",
-                "stylegen/controls.py",
-            ),
-            "stylegen.controls.adopted": ("controls.html#adopted", "stylegen/controls.py"),
-            "stylegen.controls.defaults": ("controls.html#defaults", "stylegen/controls.py"),
-            "stylegen.controls.fill": ("controls.html#fill", "stylegen/controls.py"),
-            "stylegen.controls.line": ("controls.html#line", "stylegen/controls.py"),
-            "stylegen.controls.marked": ("controls.html#marked", "stylegen/controls.py"),
-        },
-        "stylegen.engine": {
-            "stylegen.engine.Engine": ("engine.html#engine", "stylegen/engine.py"),
-            "stylegen.engine.Engine.__init__": (
-                "engine.html#engine.__init__",
-                "stylegen/engine.py",
-            ),
-            "stylegen.engine.Engine._adapter": (
-                "engine.html#engine._adapter",
-                "stylegen/engine.py",
-            ),
-            "stylegen.engine.Engine._submit": ("engine.html#engine._submit", "stylegen/engine.py"),
-            "stylegen.engine.Engine.close": ("engine.html#engine.close", "stylegen/engine.py"),
-            "stylegen.engine.Engine.draw": ("engine.html#engine.draw", "stylegen/engine.py"),
-            "stylegen.engine.Engine.submit": ("engine.html#engine.submit", "stylegen/engine.py"),
-            "stylegen.engine.Engine.warm_up": ("engine.html#engine.warm_up", "stylegen/engine.py"),
-            "stylegen.engine._Batch": ("engine.html#_batch", "stylegen/engine.py"),
-            "stylegen.engine._Batch.__init__": (
-                "engine.html#_batch.__init__",
-                "stylegen/engine.py",
-            ),
-            "stylegen.engine._Batch._filled": ("engine.html#_batch._filled", "stylegen/engine.py"),
-            "stylegen.engine._Batch._show": ("engine.html#_batch._show", "stylegen/engine.py"),
-            "stylegen.engine._Batch.settle": ("engine.html#_batch.settle", "stylegen/engine.py"),
-            "stylegen.engine._Batch.step": ("engine.html#_batch.step", "stylegen/engine.py"),
-            "stylegen.engine._Ends": ("engine.html#_ends", "stylegen/engine.py"),
-            "stylegen.engine._Ends.__init__": ("engine.html#_ends.__init__", "stylegen/engine.py"),
-            "stylegen.engine._Ends._tiles": ("engine.html#_ends._tiles", "stylegen/engine.py"),
-            "stylegen.engine._Ends.begin": ("engine.html#_ends.begin", "stylegen/engine.py"),
-            "stylegen.engine._Ends.finish": ("engine.html#_ends.finish", "stylegen/engine.py"),
-            "stylegen.engine._Known": ("engine.html#_known", "stylegen/engine.py"),
-            "stylegen.engine._Known.__call__": (
-                "engine.html#_known.__call__",
-                "stylegen/engine.py",
-            ),
-            "stylegen.engine._Loop": ("engine.html#_loop", "stylegen/engine.py"),
-            "stylegen.engine._Loop.__init__": ("engine.html#_loop.__init__", "stylegen/engine.py"),
-            "stylegen.engine._Loop._admit": ("engine.html#_loop._admit", "stylegen/engine.py"),
-            "stylegen.engine._Loop._advance": ("engine.html#_loop._advance", "stylegen/engine.py"),
-            "stylegen.engine._Loop._deliver": ("engine.html#_loop._deliver", "stylegen/engine.py"),
-            "stylegen.engine._Loop._end": ("engine.html#_loop._end", "stylegen/engine.py"),
-            "stylegen.engine._Loop._goes_on": ("engine.html#_loop._goes_on", "stylegen/engine.py"),
-            "stylegen.engine._Loop._has_room": (
-                "engine.html#_loop._has_room",
-                "stylegen/engine.py",
-            ),
-            "stylegen.engine._Loop._next": ("engine.html#_loop._next", "stylegen/engine.py"),
-            "stylegen.engine._Loop._step_aside": (
-                "engine.html#_loop._step_aside",
-                "stylegen/engine.py",
-            ),
-            "stylegen.engine._Loop._wait": ("engine.html#_loop._wait", "stylegen/engine.py"),
-            "stylegen.engine._Loop.run": ("engine.html#_loop.run", "stylegen/engine.py"),
-            "stylegen.engine._Task": ("engine.html#_task", "stylegen/engine.py"),
-            "stylegen.engine._Task.advance": ("engine.html#_task.advance", "stylegen/engine.py"),
-            "stylegen.engine._Task.is_finished": (
-                "engine.html#_task.is_finished",
-                "stylegen/engine.py",
-            ),
-            "stylegen.engine._Task.row": ("engine.html#_task.row", "stylegen/engine.py"),
-            "stylegen.engine._Task.rows": ("engine.html#_task.rows", "stylegen/engine.py"),
-            "stylegen.engine._Words": ("engine.html#_words", "stylegen/engine.py"),
-            "stylegen.engine._Words.__init__": (
-                "engine.html#_words.__init__",
-                "stylegen/engine.py",
-            ),
-            "stylegen.engine._Words.put": ("engine.html#_words.put", "stylegen/engine.py"),
-            "stylegen.engine._choose": ("engine.html#_choose", "stylegen/engine.py"),
-            "stylegen.engine._device_errors": ("engine.html#_device_errors", "stylegen/engine.py"),
-            "stylegen.engine._device_of": ("engine.html#_device_of", "stylegen/engine.py"),
-            "stylegen.engine._fail": ("engine.html#_fail", "stylegen/engine.py"),
-            "stylegen.engine._failing": ("engine.html#_failing", "stylegen/engine.py"),
-            "stylegen.engine._give_memory_back": (
-                "engine.html#_give_memory_back",
-                "stylegen/engine.py",
-            ),
-            "stylegen.engine._guided_steps": ("engine.html#_guided_steps", "stylegen/engine.py"),
-            "stylegen.engine._kind": ("engine.html#_kind", "stylegen/engine.py"),
-            "stylegen.engine._living": ("engine.html#_living", "stylegen/engine.py"),
-            "stylegen.engine._nothing": ("engine.html#_nothing", "stylegen/engine.py"),
-            "stylegen.engine._patiently": ("engine.html#_patiently", "stylegen/engine.py"),
-            "stylegen.engine._row": ("engine.html#_row", "stylegen/engine.py"),
-            "stylegen.engine._seat": ("engine.html#_seat", "stylegen/engine.py"),
-            "stylegen.engine._set_timesteps": ("engine.html#_set_timesteps", "stylegen/engine.py"),
-            "stylegen.engine.make_scheduler": ("engine.html#make_scheduler", "stylegen/engine.py"),
-        },
-        "stylegen.grid": {
-            "stylegen.grid.Difference": ("grid.html#difference", "stylegen/grid.py"),
-            "stylegen.grid.Difference._pair": ("grid.html#difference._pair", "stylegen/grid.py"),
-            "stylegen.grid.Difference._repr_html_": (
-                "grid.html#difference._repr_html_",
-                "stylegen/grid.py",
-            ),
-            "stylegen.grid.Difference._repr_png_": (
-                "grid.html#difference._repr_png_",
-                "stylegen/grid.py",
-            ),
-            "stylegen.grid.Difference.changed": (
-                "grid.html#difference.changed",
-                "stylegen/grid.py",
-            ),
-            "stylegen.grid.Difference.fields": ("grid.html#difference.fields", "stylegen/grid.py"),
-            "stylegen.grid.Difference.mean": ("grid.html#difference.mean", "stylegen/grid.py"),
-            "stylegen.grid.Difference.sheet": ("grid.html#difference.sheet", "stylegen/grid.py"),
-            "stylegen.grid.Failure": ("grid.html#failure", "stylegen/grid.py"),
-            "stylegen.grid.Grid": ("grid.html#grid", "stylegen/grid.py"),
-            "stylegen.grid.Grid._repr_html_": ("grid.html#grid._repr_html_", "stylegen/grid.py"),
-            "stylegen.grid.Grid._repr_png_": ("grid.html#grid._repr_png_", "stylegen/grid.py"),
-            "stylegen.grid.Grid.run": ("grid.html#grid.run", "stylegen/grid.py"),
-            "stylegen.grid.Grid.save": ("grid.html#grid.save", "stylegen/grid.py"),
-            "stylegen.grid.Grid.sheet": ("grid.html#grid.sheet", "stylegen/grid.py"),
-            "stylegen.grid.Grid.table": ("grid.html#grid.table", "stylegen/grid.py"),
-            "stylegen.grid.LoraFile": ("grid.html#lorafile", "stylegen/grid.py"),
-            "stylegen.grid.LoraFile.file": ("grid.html#lorafile.file", "stylegen/grid.py"),
-            "stylegen.grid.LoraFile.style_id": ("grid.html#lorafile.style_id", "stylegen/grid.py"),
-            "stylegen.grid.Pace": ("grid.html#pace", "stylegen/grid.py"),
-            "stylegen.grid.Pace.__init__": ("grid.html#pace.__init__", "stylegen/grid.py"),
-            "stylegen.grid.Pace.add": ("grid.html#pace.add", "stylegen/grid.py"),
-            "stylegen.grid.Pace.seconds": ("grid.html#pace.seconds", "stylegen/grid.py"),
-            "stylegen.grid.Pace.tell": ("grid.html#pace.tell", "stylegen/grid.py"),
-            "stylegen.grid.Picture": ("grid.html#picture", "stylegen/grid.py"),
-            "stylegen.grid.Picture._repr_png_": (
-                "grid.html#picture._repr_png_",
-                "stylegen/grid.py",
-            ),
-            "stylegen.grid.Plan": ("grid.html#plan", "stylegen/grid.py"),
-            "stylegen.grid.Plan.__init__": ("grid.html#plan.__init__", "stylegen/grid.py"),
-            "stylegen.grid.Plan._files": ("grid.html#plan._files", "stylegen/grid.py"),
-            "stylegen.grid.Plan.lora": ("grid.html#plan.lora", "stylegen/grid.py"),
-            "stylegen.grid.Plan.missing": ("grid.html#plan.missing", "stylegen/grid.py"),
-            "stylegen.grid.Plan.put": ("grid.html#plan.put", "stylegen/grid.py"),
-            "stylegen.grid.Plan.resume": ("grid.html#plan.resume", "stylegen/grid.py"),
-            "stylegen.grid.Stopped": ("grid.html#stopped", "stylegen/grid.py"),
-            "stylegen.grid.Watch": ("grid.html#watch", "stylegen/grid.py"),
-            "stylegen.grid._caption": ("grid.html#_caption", "stylegen/grid.py"),
-            "stylegen.grid._cell_name": ("grid.html#_cell_name", "stylegen/grid.py"),
-            "stylegen.grid._content": ("grid.html#_content", "stylegen/grid.py"),
-            "stylegen.grid._digest": ("grid.html#_digest", "stylegen/grid.py"),
-            "stylegen.grid._distinct": ("grid.html#_distinct", "stylegen/grid.py"),
-            "stylegen.grid._draw_one": ("grid.html#_draw_one", "stylegen/grid.py"),
-            "stylegen.grid._font": ("grid.html#_font", "stylegen/grid.py"),
-            "stylegen.grid._ignore": ("grid.html#_ignore", "stylegen/grid.py"),
-            "stylegen.grid._paste": ("grid.html#_paste", "stylegen/grid.py"),
-            "stylegen.grid._shown": ("grid.html#_shown", "stylegen/grid.py"),
-            "stylegen.grid.bucket_loras": ("grid.html#bucket_loras", "stylegen/grid.py"),
-            "stylegen.grid.cell_state": ("grid.html#cell_state", "stylegen/grid.py"),
-            "stylegen.grid.draw_all": ("grid.html#draw_all", "stylegen/grid.py"),
-            "stylegen.grid.draw_sheet": ("grid.html#draw_sheet", "stylegen/grid.py"),
-            "stylegen.grid.folder_loras": ("grid.html#folder_loras", "stylegen/grid.py"),
-            "stylegen.grid.grid": ("grid.html#grid", "stylegen/grid.py"),
-            "stylegen.grid.image_html": ("grid.html#image_html", "stylegen/grid.py"),
-            "stylegen.grid.keep": ("grid.html#keep", "stylegen/grid.py"),
-            "stylegen.grid.kept": ("grid.html#kept", "stylegen/grid.py"),
-            "stylegen.grid.load_kept": ("grid.html#load_kept", "stylegen/grid.py"),
-            "stylegen.grid.local_lora": ("grid.html#local_lora", "stylegen/grid.py"),
-            "stylegen.grid.loras_of": ("grid.html#loras_of", "stylegen/grid.py"),
-            "stylegen.grid.named": ("grid.html#named", "stylegen/grid.py"),
-            "stylegen.grid.parse_values": ("grid.html#parse_values", "stylegen/grid.py"),
-            "stylegen.grid.png": ("grid.html#png", "stylegen/grid.py"),
-            "stylegen.grid.recipe_id": ("grid.html#recipe_id", "stylegen/grid.py"),
-            "stylegen.grid.remote_lora": ("grid.html#remote_lora", "stylegen/grid.py"),
-            "stylegen.grid.split_tags": ("grid.html#split_tags", "stylegen/grid.py"),
-            "stylegen.grid.sweep": ("grid.html#sweep", "stylegen/grid.py"),
-            "stylegen.grid.table_html": ("grid.html#table_html", "stylegen/grid.py"),
-            "stylegen.grid.vary": ("grid.html#vary", "stylegen/grid.py"),
-            "stylegen.grid.work": ("grid.html#work", "stylegen/grid.py"),
         },
         "stylegen.health": {
             "stylegen.health.Health": ("health.html#health", "stylegen/health.py"),
@@ -490,857 +291,1261 @@ d = {
             "stylegen.job.parse_job": ("job.html#parse_job", "stylegen/job.py"),
             "stylegen.job.read_message": ("job.html#read_message", "stylegen/job.py"),
         },
-        "stylegen.keeping": {
-            "stylegen.keeping.Outbox": ("keeping.html#outbox", "stylegen/keeping.py"),
-            "stylegen.keeping.Outbox.__enter__": (
-                "keeping.html#outbox.__enter__",
-                "stylegen/keeping.py",
-            ),
-            "stylegen.keeping.Outbox.__exit__": (
-                "keeping.html#outbox.__exit__",
-                "stylegen/keeping.py",
-            ),
-            "stylegen.keeping.Outbox.__init__": (
-                "keeping.html#outbox.__init__",
-                "stylegen/keeping.py",
-            ),
-            "stylegen.keeping.Outbox._take": ("keeping.html#outbox._take", "stylegen/keeping.py"),
-            "stylegen.keeping.Outbox.close": ("keeping.html#outbox.close", "stylegen/keeping.py"),
-            "stylegen.keeping.Outbox.events": ("keeping.html#outbox.events", "stylegen/keeping.py"),
-            "stylegen.keeping.Outbox.send": ("keeping.html#outbox.send", "stylegen/keeping.py"),
-            "stylegen.keeping.Outbox.wait": ("keeping.html#outbox.wait", "stylegen/keeping.py"),
-            "stylegen.keeping.Presets": ("keeping.html#presets", "stylegen/keeping.py"),
-            "stylegen.keeping.Presets.__init__": (
-                "keeping.html#presets.__init__",
-                "stylegen/keeping.py",
-            ),
-            "stylegen.keeping.Presets._path": ("keeping.html#presets._path", "stylegen/keeping.py"),
-            "stylegen.keeping.Presets.load": ("keeping.html#presets.load", "stylegen/keeping.py"),
-            "stylegen.keeping.Presets.names": ("keeping.html#presets.names", "stylegen/keeping.py"),
-            "stylegen.keeping.Presets.save": ("keeping.html#presets.save", "stylegen/keeping.py"),
-            "stylegen.keeping.Shelf": ("keeping.html#shelf", "stylegen/keeping.py"),
-            "stylegen.keeping.Shelf.__init__": (
-                "keeping.html#shelf.__init__",
-                "stylegen/keeping.py",
-            ),
-            "stylegen.keeping.Shelf._put": ("keeping.html#shelf._put", "stylegen/keeping.py"),
-            "stylegen.keeping.Shelf._read": ("keeping.html#shelf._read", "stylegen/keeping.py"),
-            "stylegen.keeping.Shelf.add": ("keeping.html#shelf.add", "stylegen/keeping.py"),
-            "stylegen.keeping.Shelf.pictures": (
-                "keeping.html#shelf.pictures",
-                "stylegen/keeping.py",
-            ),
-            "stylegen.keeping._call": ("keeping.html#_call", "stylegen/keeping.py"),
-            "stylegen.keeping._files": ("keeping.html#_files", "stylegen/keeping.py"),
-            "stylegen.keeping._is_here": ("keeping.html#_is_here", "stylegen/keeping.py"),
-            "stylegen.keeping._pictures": ("keeping.html#_pictures", "stylegen/keeping.py"),
-            "stylegen.keeping._weights": ("keeping.html#_weights", "stylegen/keeping.py"),
-            "stylegen.keeping.as_command": ("keeping.html#as_command", "stylegen/keeping.py"),
-            "stylegen.keeping.as_json": ("keeping.html#as_json", "stylegen/keeping.py"),
-            "stylegen.keeping.as_python": ("keeping.html#as_python", "stylegen/keeping.py"),
-            "stylegen.keeping.dead_letters": ("keeping.html#dead_letters", "stylegen/keeping.py"),
-            "stylegen.keeping.event_line": ("keeping.html#event_line", "stylegen/keeping.py"),
-            "stylegen.keeping.labels": ("keeping.html#labels", "stylegen/keeping.py"),
-            "stylegen.keeping.open_job": ("keeping.html#open_job", "stylegen/keeping.py"),
-            "stylegen.keeping.save_picture": ("keeping.html#save_picture", "stylegen/keeping.py"),
-            "stylegen.keeping.signed": ("keeping.html#signed", "stylegen/keeping.py"),
-            "stylegen.keeping.summary": ("keeping.html#summary", "stylegen/keeping.py"),
-        },
-        "stylegen.loadgen": {
-            "stylegen.loadgen.Entry": ("loadgen.html#entry", "stylegen/loadgen.py"),
-            "stylegen.loadgen.Ledger": ("loadgen.html#ledger", "stylegen/loadgen.py"),
-            "stylegen.loadgen.Ledger.__init__": (
-                "loadgen.html#ledger.__init__",
-                "stylegen/loadgen.py",
-            ),
-            "stylegen.loadgen.Ledger.forget": ("loadgen.html#ledger.forget", "stylegen/loadgen.py"),
-            "stylegen.loadgen.Ledger.order": ("loadgen.html#ledger.order", "stylegen/loadgen.py"),
-            "stylegen.loadgen.Ledger.take": ("loadgen.html#ledger.take", "stylegen/loadgen.py"),
-            "stylegen.loadgen.Ledger.wait": ("loadgen.html#ledger.wait", "stylegen/loadgen.py"),
-            "stylegen.loadgen.Load": ("loadgen.html#load", "stylegen/loadgen.py"),
-            "stylegen.loadgen.Load.moments": ("loadgen.html#load.moments", "stylegen/loadgen.py"),
-            "stylegen.loadgen.LoadReceiver": ("loadgen.html#loadreceiver", "stylegen/loadgen.py"),
-            "stylegen.loadgen.LoadReceiver.__init__": (
-                "loadgen.html#loadreceiver.__init__",
-                "stylegen/loadgen.py",
-            ),
-            "stylegen.loadgen.LoadReceiver.server_bind": (
-                "loadgen.html#loadreceiver.server_bind",
-                "stylegen/loadgen.py",
-            ),
-            "stylegen.loadgen.Report": ("loadgen.html#report", "stylegen/loadgen.py"),
-            "stylegen.loadgen.Report.is_clean": (
-                "loadgen.html#report.is_clean",
-                "stylegen/loadgen.py",
-            ),
-            "stylegen.loadgen._note": ("loadgen.html#_note", "stylegen/loadgen.py"),
-            "stylegen.loadgen._parser": ("loadgen.html#_parser", "stylegen/loadgen.py"),
-            "stylegen.loadgen._percentiles": ("loadgen.html#_percentiles", "stylegen/loadgen.py"),
-            "stylegen.loadgen._show": ("loadgen.html#_show", "stylegen/loadgen.py"),
-            "stylegen.loadgen._trouble": ("loadgen.html#_trouble", "stylegen/loadgen.py"),
-            "stylegen.loadgen._upload": ("loadgen.html#_upload", "stylegen/loadgen.py"),
-            "stylegen.loadgen.ensure_bucket": ("loadgen.html#ensure_bucket", "stylegen/loadgen.py"),
-            "stylegen.loadgen.main": ("loadgen.html#main", "stylegen/loadgen.py"),
-            "stylegen.loadgen.orders": ("loadgen.html#orders", "stylegen/loadgen.py"),
-            "stylegen.loadgen.report": ("loadgen.html#report", "stylegen/loadgen.py"),
-            "stylegen.loadgen.run_load": ("loadgen.html#run_load", "stylegen/loadgen.py"),
-            "stylegen.loadgen.send": ("loadgen.html#send", "stylegen/loadgen.py"),
-            "stylegen.loadgen.upload_loras": ("loadgen.html#upload_loras", "stylegen/loadgen.py"),
-        },
-        "stylegen.lora": {
-            "stylegen.lora.Adapter": ("lora.html#adapter", "stylegen/lora.py"),
-            "stylegen.lora.Adapter.nbytes": ("lora.html#adapter.nbytes", "stylegen/lora.py"),
-            "stylegen.lora.Adapter.rank": ("lora.html#adapter.rank", "stylegen/lora.py"),
-            "stylegen.lora.AdapterCache": ("lora.html#adaptercache", "stylegen/lora.py"),
-            "stylegen.lora.AdapterCache.__init__": (
-                "lora.html#adaptercache.__init__",
-                "stylegen/lora.py",
-            ),
-            "stylegen.lora.AdapterCache._size": (
-                "lora.html#adaptercache._size",
-                "stylegen/lora.py",
-            ),
-            "stylegen.lora.AdapterCache.get": ("lora.html#adaptercache.get", "stylegen/lora.py"),
-            "stylegen.lora.LoraRows": ("lora.html#lorarows", "stylegen/lora.py"),
-            "stylegen.lora.LoraRows.__init__": ("lora.html#lorarows.__init__", "stylegen/lora.py"),
-            "stylegen.lora.LoraRows._add": ("lora.html#lorarows._add", "stylegen/lora.py"),
-            "stylegen.lora.LoraRows._buffer": ("lora.html#lorarows._buffer", "stylegen/lora.py"),
-            "stylegen.lora.LoraRows._hook": ("lora.html#lorarows._hook", "stylegen/lora.py"),
-            "stylegen.lora.LoraRows._layout": ("lora.html#lorarows._layout", "stylegen/lora.py"),
-            "stylegen.lora.LoraRows._new_buffer": (
-                "lora.html#lorarows._new_buffer",
-                "stylegen/lora.py",
-            ),
-            "stylegen.lora.LoraRows._replace": ("lora.html#lorarows._replace", "stylegen/lora.py"),
-            "stylegen.lora.LoraRows.clear": ("lora.html#lorarows.clear", "stylegen/lora.py"),
-            "stylegen.lora.LoraRows.put": ("lora.html#lorarows.put", "stylegen/lora.py"),
-            "stylegen.lora._Buffer": ("lora.html#_buffer", "stylegen/lora.py"),
-            "stylegen.lora._Buffer.fits": ("lora.html#_buffer.fits", "stylegen/lora.py"),
-            "stylegen.lora._Buffer.merge": ("lora.html#_buffer.merge", "stylegen/lora.py"),
-            "stylegen.lora._Layout": ("lora.html#_layout", "stylegen/lora.py"),
-            "stylegen.lora._Layout.__init__": ("lora.html#_layout.__init__", "stylegen/lora.py"),
-            "stylegen.lora._Layout.halves": ("lora.html#_layout.halves", "stylegen/lora.py"),
-            "stylegen.lora._Layout.row": ("lora.html#_layout.row", "stylegen/lora.py"),
-            "stylegen.lora._adapter_metadata": ("lora.html#_adapter_metadata", "stylegen/lora.py"),
-            "stylegen.lora._alpha": ("lora.html#_alpha", "stylegen/lora.py"),
-            "stylegen.lora._check_tensor": ("lora.html#_check_tensor", "stylegen/lora.py"),
-            "stylegen.lora._dotted": ("lora.html#_dotted", "stylegen/lora.py"),
-            "stylegen.lora._find": ("lora.html#_find", "stylegen/lora.py"),
-            "stylegen.lora._fitted": ("lora.html#_fitted", "stylegen/lora.py"),
-            "stylegen.lora._in_pefts_names": ("lora.html#_in_pefts_names", "stylegen/lora.py"),
-            "stylegen.lora._is_matrix": ("lora.html#_is_matrix", "stylegen/lora.py"),
-            "stylegen.lora._low_rank": ("lora.html#_low_rank", "stylegen/lora.py"),
-            "stylegen.lora._module": ("lora.html#_module", "stylegen/lora.py"),
-            "stylegen.lora._own_weights": ("lora.html#_own_weights", "stylegen/lora.py"),
-            "stylegen.lora._packed": ("lora.html#_packed", "stylegen/lora.py"),
-            "stylegen.lora._possible_layers": ("lora.html#_possible_layers", "stylegen/lora.py"),
-            "stylegen.lora._scaled": ("lora.html#_scaled", "stylegen/lora.py"),
-            "stylegen.lora._scaling": ("lora.html#_scaling", "stylegen/lora.py"),
-            "stylegen.lora._sha256": ("lora.html#_sha256", "stylegen/lora.py"),
-            "stylegen.lora._without_pixels": ("lora.html#_without_pixels", "stylegen/lora.py"),
-            "stylegen.lora.check_lora_file": ("lora.html#check_lora_file", "stylegen/lora.py"),
-            "stylegen.lora.lora_layers": ("lora.html#lora_layers", "stylegen/lora.py"),
-            "stylegen.lora.mix_adapters": ("lora.html#mix_adapters", "stylegen/lora.py"),
-            "stylegen.lora.read_adapter": ("lora.html#read_adapter", "stylegen/lora.py"),
-            "stylegen.lora.read_header": ("lora.html#read_header", "stylegen/lora.py"),
-        },
-        "stylegen.pipeline": {
-            "stylegen.pipeline._decode_in_tiles": (
-                "pipeline.html#_decode_in_tiles",
-                "stylegen/pipeline.py",
-            ),
-            "stylegen.pipeline._default_engine": (
-                "pipeline.html#_default_engine",
-                "stylegen/pipeline.py",
-            ),
-            "stylegen.pipeline._from_pretrained": (
-                "pipeline.html#_from_pretrained",
-                "stylegen/pipeline.py",
-            ),
-            "stylegen.pipeline._place": ("pipeline.html#_place", "stylegen/pipeline.py"),
-            "stylegen.pipeline.generate_image": (
-                "pipeline.html#generate_image",
-                "stylegen/pipeline.py",
-            ),
-            "stylegen.pipeline.hush": ("pipeline.html#hush", "stylegen/pipeline.py"),
-            "stylegen.pipeline.load_pipeline": (
-                "pipeline.html#load_pipeline",
-                "stylegen/pipeline.py",
-            ),
-            "stylegen.pipeline.model_digest": (
-                "pipeline.html#model_digest",
-                "stylegen/pipeline.py",
-            ),
-            "stylegen.pipeline.pick_device": ("pipeline.html#pick_device", "stylegen/pipeline.py"),
-        },
-        "stylegen.playground": {
-            "stylegen.playground.Actions": ("playground.html#actions", "stylegen/playground.py"),
-            "stylegen.playground.Actions._load": (
-                "playground.html#actions._load",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Actions._refresh": (
-                "playground.html#actions._refresh",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Actions.generate": (
-                "playground.html#actions.generate",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Actions.job": (
-                "playground.html#actions.job",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Actions.load": (
-                "playground.html#actions.load",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Actions.open": (
-                "playground.html#actions.open",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Actions.refresh": (
-                "playground.html#actions.refresh",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Actions.stop": (
-                "playground.html#actions.stop",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Actions.wait": (
-                "playground.html#actions.wait",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Axes": ("playground.html#axes", "stylegen/playground.py"),
-            "stylegen.playground.Axes.__init__": (
-                "playground.html#axes.__init__",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Axes.plan": (
-                "playground.html#axes.plan",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Axes.update": (
-                "playground.html#axes.update",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Axis": ("playground.html#axis", "stylegen/playground.py"),
-            "stylegen.playground.Axis.__init__": (
-                "playground.html#axis.__init__",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Axis._suggest": (
-                "playground.html#axis._suggest",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Axis.parsed": (
-                "playground.html#axis.parsed",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Chosen": ("playground.html#chosen", "stylegen/playground.py"),
-            "stylegen.playground.Chosen.__init__": (
-                "playground.html#chosen.__init__",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Chosen.job": (
-                "playground.html#chosen.job",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Chosen.put_away": (
-                "playground.html#chosen.put_away",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.ChosenPicture": (
-                "playground.html#chosenpicture",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.ChosenPicture.__init__": (
-                "playground.html#chosenpicture.__init__",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.ChosenPicture._model": (
-                "playground.html#chosenpicture._model",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.ChosenPicture._sent": (
-                "playground.html#chosenpicture._sent",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.ChosenPicture._show_job": (
-                "playground.html#chosenpicture._show_job",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.ChosenPicture._try": (
-                "playground.html#chosenpicture._try",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.ChosenPicture.as_command": (
-                "playground.html#chosenpicture.as_command",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.ChosenPicture.as_json": (
-                "playground.html#chosenpicture.as_json",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.ChosenPicture.as_python": (
-                "playground.html#chosenpicture.as_python",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.ChosenPicture.save": (
-                "playground.html#chosenpicture.save",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.CodeBox": ("playground.html#codebox", "stylegen/playground.py"),
-            "stylegen.playground.CodeBox.__init__": (
-                "playground.html#codebox.__init__",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.CodeBox.show": (
-                "playground.html#codebox.show",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.CompareTab": (
-                "playground.html#comparetab",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.CompareTab.__init__": (
-                "playground.html#comparetab.__init__",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.CompareTab._run": (
-                "playground.html#comparetab._run",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.CompareTab.export": (
-                "playground.html#comparetab.export",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.CompareTab.start": (
-                "playground.html#comparetab.start",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Desk": ("playground.html#desk", "stylegen/playground.py"),
-            "stylegen.playground.Desk._file": (
-                "playground.html#desk._file",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Desk.recall": (
-                "playground.html#desk.recall",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Desk.watch": (
-                "playground.html#desk.watch",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.DifferenceBox": (
-                "playground.html#differencebox",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.DifferenceBox.__init__": (
-                "playground.html#differencebox.__init__",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.DifferenceBox.offer": (
-                "playground.html#differencebox.offer",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.DifferenceBox.show": (
-                "playground.html#differencebox.show",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.DrawTab": ("playground.html#drawtab", "stylegen/playground.py"),
-            "stylegen.playground.DrawTab.__init__": (
-                "playground.html#drawtab.__init__",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.DrawTab._on_done": (
-                "playground.html#drawtab._on_done",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.DrawTab._on_latents": (
-                "playground.html#drawtab._on_latents",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.DrawTab._run": (
-                "playground.html#drawtab._run",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.DrawTab.generate": (
-                "playground.html#drawtab.generate",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Easel": ("playground.html#easel", "stylegen/playground.py"),
-            "stylegen.playground.Easel.__init__": (
-                "playground.html#easel.__init__",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Easel._put": (
-                "playground.html#easel._put",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Easel.clear": (
-                "playground.html#easel.clear",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Easel.glimpse": (
-                "playground.html#easel.glimpse",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Easel.hang": (
-                "playground.html#easel.hang",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Easel.put_away": (
-                "playground.html#easel.put_away",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Easel.settle": (
-                "playground.html#easel.settle",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Easel.show": (
-                "playground.html#easel.show",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Files": ("playground.html#files", "stylegen/playground.py"),
-            "stylegen.playground.Files.__init__": (
-                "playground.html#files.__init__",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Files._load": (
-                "playground.html#files._load",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Files._open": (
-                "playground.html#files._open",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Files._save": (
-                "playground.html#files._save",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Gallery": ("playground.html#gallery", "stylegen/playground.py"),
-            "stylegen.playground.Gallery.__init__": (
-                "playground.html#gallery.__init__",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Gallery.show": (
-                "playground.html#gallery.show",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Head": ("playground.html#head", "stylegen/playground.py"),
-            "stylegen.playground.Head.__init__": (
-                "playground.html#head.__init__",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Head.busy": (
-                "playground.html#head.busy",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Head.show": (
-                "playground.html#head.show",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.HistoryTab": (
-                "playground.html#historytab",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.HistoryTab.__init__": (
-                "playground.html#historytab.__init__",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.HistoryTab.recall": (
-                "playground.html#historytab.recall",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Mail": ("playground.html#mail", "stylegen/playground.py"),
-            "stylegen.playground.Mail.__init__": (
-                "playground.html#mail.__init__",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Mail._make": (
-                "playground.html#mail._make",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Mail._on_event": (
-                "playground.html#mail._on_event",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Mail._say": (
-                "playground.html#mail._say",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Mail.close": (
-                "playground.html#mail.close",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Mail.outbox": (
-                "playground.html#mail.outbox",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Panel": ("playground.html#panel", "stylegen/playground.py"),
-            "stylegen.playground.Panel.__init__": (
-                "playground.html#panel.__init__",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Panel._changed": (
-                "playground.html#panel._changed",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Playground": (
-                "playground.html#playground",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Playground.__init__": (
-                "playground.html#playground.__init__",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Production": (
-                "playground.html#production",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Production.__init__": (
-                "playground.html#production.__init__",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Production._ask": (
-                "playground.html#production._ask",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Production._letter": (
-                "playground.html#production._letter",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Production._listed": (
-                "playground.html#production._listed",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Production._look": (
-                "playground.html#production._look",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Production._open": (
-                "playground.html#production._open",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Production._press": (
-                "playground.html#production._press",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Production._redrive": (
-                "playground.html#production._redrive",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Production._send": (
-                "playground.html#production._send",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Sheet": ("playground.html#sheet", "stylegen/playground.py"),
-            "stylegen.playground.Sheet.__init__": (
-                "playground.html#sheet.__init__",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Sheet.save": (
-                "playground.html#sheet.save",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Sheet.show": (
-                "playground.html#sheet.show",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.Tile": ("playground.html#tile", "stylegen/playground.py"),
-            "stylegen.playground.Tile.__init__": (
-                "playground.html#tile.__init__",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground._title": ("playground.html#_title", "stylegen/playground.py"),
-            "stylegen.playground.plan_grid": (
-                "playground.html#plan_grid",
-                "stylegen/playground.py",
-            ),
-            "stylegen.playground.tell": ("playground.html#tell", "stylegen/playground.py"),
-            "stylegen.playground.wall": ("playground.html#wall", "stylegen/playground.py"),
-        },
-        "stylegen.pocket": {
-            "stylegen.pocket.Judgement": ("pocket.html#judgement", "stylegen/pocket.py"),
-            "stylegen.pocket.Scene": ("pocket.html#scene", "stylegen/pocket.py"),
-            "stylegen.pocket.Scene.random": ("pocket.html#scene.random", "stylegen/pocket.py"),
-            "stylegen.pocket._apart": ("pocket.html#_apart", "stylegen/pocket.py"),
-            "stylegen.pocket._brighten": ("pocket.html#_brighten", "stylegen/pocket.py"),
-            "stylegen.pocket._bytes": ("pocket.html#_bytes", "stylegen/pocket.py"),
-            "stylegen.pocket._clear": ("pocket.html#_clear", "stylegen/pocket.py"),
-            "stylegen.pocket._cover": ("pocket.html#_cover", "stylegen/pocket.py"),
-            "stylegen.pocket._crop": ("pocket.html#_crop", "stylegen/pocket.py"),
-            "stylegen.pocket._difference": ("pocket.html#_difference", "stylegen/pocket.py"),
-            "stylegen.pocket._filled": ("pocket.html#_filled", "stylegen/pocket.py"),
-            "stylegen.pocket._grounds": ("pocket.html#_grounds", "stylegen/pocket.py"),
-            "stylegen.pocket._hatching": ("pocket.html#_hatching", "stylegen/pocket.py"),
-            "stylegen.pocket._heart": ("pocket.html#_heart", "stylegen/pocket.py"),
-            "stylegen.pocket._inks": ("pocket.html#_inks", "stylegen/pocket.py"),
-            "stylegen.pocket._is_hatched": ("pocket.html#_is_hatched", "stylegen/pocket.py"),
-            "stylegen.pocket._largest": ("pocket.html#_largest", "stylegen/pocket.py"),
-            "stylegen.pocket._mean": ("pocket.html#_mean", "stylegen/pocket.py"),
-            "stylegen.pocket._merge": ("pocket.html#_merge", "stylegen/pocket.py"),
-            "stylegen.pocket._mix": ("pocket.html#_mix", "stylegen/pocket.py"),
-            "stylegen.pocket._mosaic": ("pocket.html#_mosaic", "stylegen/pocket.py"),
-            "stylegen.pocket._nearest": ("pocket.html#_nearest", "stylegen/pocket.py"),
-            "stylegen.pocket._neon": ("pocket.html#_neon", "stylegen/pocket.py"),
-            "stylegen.pocket._outline": ("pocket.html#_outline", "stylegen/pocket.py"),
-            "stylegen.pocket._palette": ("pocket.html#_palette", "stylegen/pocket.py"),
-            "stylegen.pocket._plain": ("pocket.html#_plain", "stylegen/pocket.py"),
-            "stylegen.pocket._polygon": ("pocket.html#_polygon", "stylegen/pocket.py"),
-            "stylegen.pocket._scheduler": ("pocket.html#_scheduler", "stylegen/pocket.py"),
-            "stylegen.pocket._shape": ("pocket.html#_shape", "stylegen/pocket.py"),
-            "stylegen.pocket._star": ("pocket.html#_star", "stylegen/pocket.py"),
-            "stylegen.pocket._strokes": ("pocket.html#_strokes", "stylegen/pocket.py"),
-            "stylegen.pocket._style": ("pocket.html#_style", "stylegen/pocket.py"),
-            "stylegen.pocket._templates": ("pocket.html#_templates", "stylegen/pocket.py"),
-            "stylegen.pocket._text_encoder": ("pocket.html#_text_encoder", "stylegen/pocket.py"),
-            "stylegen.pocket._unet": ("pocket.html#_unet", "stylegen/pocket.py"),
-            "stylegen.pocket._vae": ("pocket.html#_vae", "stylegen/pocket.py"),
-            "stylegen.pocket._vocabulary": ("pocket.html#_vocabulary", "stylegen/pocket.py"),
-            "stylegen.pocket._watercolour": ("pocket.html#_watercolour", "stylegen/pocket.py"),
-            "stylegen.pocket.build_lora": ("pocket.html#build_lora", "stylegen/pocket.py"),
-            "stylegen.pocket.build_pocket": ("pocket.html#build_pocket", "stylegen/pocket.py"),
-            "stylegen.pocket.caption": ("pocket.html#caption", "stylegen/pocket.py"),
-            "stylegen.pocket.draw": ("pocket.html#draw", "stylegen/pocket.py"),
-            "stylegen.pocket.is_held_out": ("pocket.html#is_held_out", "stylegen/pocket.py"),
-            "stylegen.pocket.judge": ("pocket.html#judge", "stylegen/pocket.py"),
-            "stylegen.pocket.main": ("pocket.html#main", "stylegen/pocket.py"),
-            "stylegen.pocket.make_tokenizer": ("pocket.html#make_tokenizer", "stylegen/pocket.py"),
-            "stylegen.pocket.packaged": ("pocket.html#packaged", "stylegen/pocket.py"),
-            "stylegen.pocket.paint": ("pocket.html#paint", "stylegen/pocket.py"),
-        },
-        "stylegen.press": {
-            "stylegen.press.Form": ("press.html#form", "stylegen/press.py"),
-            "stylegen.press.Form.__init__": ("press.html#form.__init__", "stylegen/press.py"),
-            "stylegen.press.Form._answer": ("press.html#form._answer", "stylegen/press.py"),
-            "stylegen.press.Form.cover": ("press.html#form.cover", "stylegen/press.py"),
-            "stylegen.press.Form.set_state": ("press.html#form.set_state", "stylegen/press.py"),
-            "stylegen.press.Form.settle": ("press.html#form.settle", "stylegen/press.py"),
-            "stylegen.press.Press": ("press.html#press", "stylegen/press.py"),
-            "stylegen.press.Press._handle_button_msg": (
-                "press.html#press._handle_button_msg",
-                "stylegen/press.py",
-            ),
-            "stylegen.press.below": ("press.html#below", "stylegen/press.py"),
-            "stylegen.press.told_by": ("press.html#told_by", "stylegen/press.py"),
-        },
-        "stylegen.prompt": {
-            "stylegen.prompt._Placed": ("prompt.html#_placed", "stylegen/prompt.py"),
-            "stylegen.prompt._Placed.__call__": (
-                "prompt.html#_placed.__call__",
-                "stylegen/prompt.py",
-            ),
-            "stylegen.prompt._Placed.__init__": (
-                "prompt.html#_placed.__init__",
-                "stylegen/prompt.py",
-            ),
-            "stylegen.prompt._encode_pieces": ("prompt.html#_encode_pieces", "stylegen/prompt.py"),
-            "stylegen.prompt.encode_prompt": ("prompt.html#encode_prompt", "stylegen/prompt.py"),
-            "stylegen.prompt.fits": ("prompt.html#fits", "stylegen/prompt.py"),
-        },
-        "stylegen.provenance": {
-            "stylegen.provenance.ContentCredentials": (
-                "provenance.html#contentcredentials",
-                "stylegen/provenance.py",
-            ),
-            "stylegen.provenance.ContentCredentials.__init__": (
-                "provenance.html#contentcredentials.__init__",
-                "stylegen/provenance.py",
-            ),
-            "stylegen.provenance.ContentCredentials.sign": (
-                "provenance.html#contentcredentials.sign",
-                "stylegen/provenance.py",
-            ),
-            "stylegen.provenance.Label": ("provenance.html#label", "stylegen/provenance.py"),
-            "stylegen.provenance._comment_text": (
-                "provenance.html#_comment_text",
-                "stylegen/provenance.py",
-            ),
-            "stylegen.provenance._exif_text": (
-                "provenance.html#_exif_text",
-                "stylegen/provenance.py",
-            ),
-            "stylegen.provenance._xmp_root": (
-                "provenance.html#_xmp_root",
-                "stylegen/provenance.py",
-            ),
-            "stylegen.provenance.c2pa_manifest": (
-                "provenance.html#c2pa_manifest",
-                "stylegen/provenance.py",
-            ),
-            "stylegen.provenance.encode_labelled": (
-                "provenance.html#encode_labelled",
-                "stylegen/provenance.py",
-            ),
-            "stylegen.provenance.infotext": ("provenance.html#infotext", "stylegen/provenance.py"),
-            "stylegen.provenance.label_exif": (
-                "provenance.html#label_exif",
-                "stylegen/provenance.py",
-            ),
-            "stylegen.provenance.label_xmp": (
-                "provenance.html#label_xmp",
-                "stylegen/provenance.py",
-            ),
-            "stylegen.provenance.read_job": ("provenance.html#read_job", "stylegen/provenance.py"),
-            "stylegen.provenance.read_provenance": (
-                "provenance.html#read_provenance",
-                "stylegen/provenance.py",
-            ),
-            "stylegen.provenance.srgb_profile": (
-                "provenance.html#srgb_profile",
-                "stylegen/provenance.py",
+        "stylegen.pipeline.engine": {
+            "stylegen.pipeline.engine.Engine": (
+                "pipeline/engine.html#engine",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine.Engine.__init__": (
+                "pipeline/engine.html#engine.__init__",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine.Engine._adapter": (
+                "pipeline/engine.html#engine._adapter",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine.Engine._submit": (
+                "pipeline/engine.html#engine._submit",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine.Engine.close": (
+                "pipeline/engine.html#engine.close",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine.Engine.draw": (
+                "pipeline/engine.html#engine.draw",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine.Engine.submit": (
+                "pipeline/engine.html#engine.submit",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine.Engine.warm_up": (
+                "pipeline/engine.html#engine.warm_up",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._Batch": (
+                "pipeline/engine.html#_batch",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._Batch.__init__": (
+                "pipeline/engine.html#_batch.__init__",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._Batch._filled": (
+                "pipeline/engine.html#_batch._filled",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._Batch._show": (
+                "pipeline/engine.html#_batch._show",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._Batch.settle": (
+                "pipeline/engine.html#_batch.settle",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._Batch.step": (
+                "pipeline/engine.html#_batch.step",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._Ends": (
+                "pipeline/engine.html#_ends",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._Ends.__init__": (
+                "pipeline/engine.html#_ends.__init__",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._Ends._tiles": (
+                "pipeline/engine.html#_ends._tiles",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._Ends.begin": (
+                "pipeline/engine.html#_ends.begin",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._Ends.finish": (
+                "pipeline/engine.html#_ends.finish",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._Known": (
+                "pipeline/engine.html#_known",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._Known.__call__": (
+                "pipeline/engine.html#_known.__call__",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._Loop": (
+                "pipeline/engine.html#_loop",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._Loop.__init__": (
+                "pipeline/engine.html#_loop.__init__",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._Loop._admit": (
+                "pipeline/engine.html#_loop._admit",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._Loop._advance": (
+                "pipeline/engine.html#_loop._advance",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._Loop._deliver": (
+                "pipeline/engine.html#_loop._deliver",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._Loop._end": (
+                "pipeline/engine.html#_loop._end",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._Loop._goes_on": (
+                "pipeline/engine.html#_loop._goes_on",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._Loop._has_room": (
+                "pipeline/engine.html#_loop._has_room",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._Loop._next": (
+                "pipeline/engine.html#_loop._next",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._Loop._step_aside": (
+                "pipeline/engine.html#_loop._step_aside",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._Loop._wait": (
+                "pipeline/engine.html#_loop._wait",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._Loop.run": (
+                "pipeline/engine.html#_loop.run",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._Task": (
+                "pipeline/engine.html#_task",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._Task.advance": (
+                "pipeline/engine.html#_task.advance",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._Task.is_finished": (
+                "pipeline/engine.html#_task.is_finished",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._Task.row": (
+                "pipeline/engine.html#_task.row",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._Task.rows": (
+                "pipeline/engine.html#_task.rows",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._Words": (
+                "pipeline/engine.html#_words",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._Words.__init__": (
+                "pipeline/engine.html#_words.__init__",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._Words.put": (
+                "pipeline/engine.html#_words.put",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._choose": (
+                "pipeline/engine.html#_choose",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._device_errors": (
+                "pipeline/engine.html#_device_errors",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._device_of": (
+                "pipeline/engine.html#_device_of",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._fail": (
+                "pipeline/engine.html#_fail",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._failing": (
+                "pipeline/engine.html#_failing",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._give_memory_back": (
+                "pipeline/engine.html#_give_memory_back",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._guided_steps": (
+                "pipeline/engine.html#_guided_steps",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._kind": (
+                "pipeline/engine.html#_kind",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._living": (
+                "pipeline/engine.html#_living",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._nothing": (
+                "pipeline/engine.html#_nothing",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._patiently": (
+                "pipeline/engine.html#_patiently",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._row": (
+                "pipeline/engine.html#_row",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._seat": (
+                "pipeline/engine.html#_seat",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine._set_timesteps": (
+                "pipeline/engine.html#_set_timesteps",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine.make_scheduler": (
+                "pipeline/engine.html#make_scheduler",
+                "stylegen/pipeline/engine.py",
             ),
         },
-        "stylegen.queue": {
-            "stylegen.queue.Delivery": ("queue.html#delivery", "stylegen/queue.py"),
-            "stylegen.queue.Delivery._count": ("queue.html#delivery._count", "stylegen/queue.py"),
-            "stylegen.queue.Delivery.attempt": ("queue.html#delivery.attempt", "stylegen/queue.py"),
-            "stylegen.queue.Delivery.counts": ("queue.html#delivery.counts", "stylegen/queue.py"),
-            "stylegen.queue.Delivery.is_suspect": (
-                "queue.html#delivery.is_suspect",
-                "stylegen/queue.py",
+        "stylegen.pipeline.lora": {
+            "stylegen.pipeline.lora.Adapter": (
+                "pipeline/lora.html#adapter",
+                "stylegen/pipeline/lora.py",
             ),
-            "stylegen.queue.Delivery.redeliveries": (
-                "queue.html#delivery.redeliveries",
-                "stylegen/queue.py",
+            "stylegen.pipeline.lora.Adapter.nbytes": (
+                "pipeline/lora.html#adapter.nbytes",
+                "stylegen/pipeline/lora.py",
             ),
-            "stylegen.queue.Delivery.redrives": (
-                "queue.html#delivery.redrives",
-                "stylegen/queue.py",
+            "stylegen.pipeline.lora.Adapter.rank": (
+                "pipeline/lora.html#adapter.rank",
+                "stylegen/pipeline/lora.py",
             ),
-            "stylegen.queue.JobThread": ("queue.html#jobthread", "stylegen/queue.py"),
-            "stylegen.queue.JobThread.__init__": (
-                "queue.html#jobthread.__init__",
-                "stylegen/queue.py",
+            "stylegen.pipeline.lora.AdapterCache": (
+                "pipeline/lora.html#adaptercache",
+                "stylegen/pipeline/lora.py",
             ),
-            "stylegen.queue.JobThread._call": ("queue.html#jobthread._call", "stylegen/queue.py"),
-            "stylegen.queue.JobThread._run": ("queue.html#jobthread._run", "stylegen/queue.py"),
-            "stylegen.queue.JobThread.ending": ("queue.html#jobthread.ending", "stylegen/queue.py"),
-            "stylegen.queue.JobThread.is_busy": (
-                "queue.html#jobthread.is_busy",
-                "stylegen/queue.py",
+            "stylegen.pipeline.lora.AdapterCache.__init__": (
+                "pipeline/lora.html#adaptercache.__init__",
+                "stylegen/pipeline/lora.py",
             ),
-            "stylegen.queue.JobThread.settle": ("queue.html#jobthread.settle", "stylegen/queue.py"),
-            "stylegen.queue.JobThread.submit": ("queue.html#jobthread.submit", "stylegen/queue.py"),
-            "stylegen.queue.Retries": ("queue.html#retries", "stylegen/queue.py"),
-            "stylegen.queue.Retries.again": ("queue.html#retries.again", "stylegen/queue.py"),
-            "stylegen.queue.Retries.later": ("queue.html#retries.later", "stylegen/queue.py"),
-            "stylegen.queue.Retries.set_aside": (
-                "queue.html#retries.set_aside",
-                "stylegen/queue.py",
+            "stylegen.pipeline.lora.AdapterCache._size": (
+                "pipeline/lora.html#adaptercache._size",
+                "stylegen/pipeline/lora.py",
             ),
-            "stylegen.queue.Turns": ("queue.html#turns", "stylegen/queue.py"),
-            "stylegen.queue.Turns.__init__": ("queue.html#turns.__init__", "stylegen/queue.py"),
-            "stylegen.queue.Turns._is_free": ("queue.html#turns._is_free", "stylegen/queue.py"),
-            "stylegen.queue.Turns.take": ("queue.html#turns.take", "stylegen/queue.py"),
-            "stylegen.queue.WrongQueue": ("queue.html#wrongqueue", "stylegen/queue.py"),
-            "stylegen.queue._Session": ("queue.html#_session", "stylegen/queue.py"),
-            "stylegen.queue._Session.__init__": (
-                "queue.html#_session.__init__",
-                "stylegen/queue.py",
+            "stylegen.pipeline.lora.AdapterCache.get": (
+                "pipeline/lora.html#adaptercache.get",
+                "stylegen/pipeline/lora.py",
             ),
-            "stylegen.queue._Session._acknowledge": (
-                "queue.html#_session._acknowledge",
-                "stylegen/queue.py",
+            "stylegen.pipeline.lora.LoraRows": (
+                "pipeline/lora.html#lorarows",
+                "stylegen/pipeline/lora.py",
             ),
-            "stylegen.queue._Session._done": ("queue.html#_session._done", "stylegen/queue.py"),
-            "stylegen.queue._Session._take": ("queue.html#_session._take", "stylegen/queue.py"),
-            "stylegen.queue._Setup": ("queue.html#_setup", "stylegen/queue.py"),
-            "stylegen.queue._consume": ("queue.html#_consume", "stylegen/queue.py"),
-            "stylegen.queue._counting_from_one": (
-                "queue.html#_counting_from_one",
-                "stylegen/queue.py",
+            "stylegen.pipeline.lora.LoraRows.__init__": (
+                "pipeline/lora.html#lorarows.__init__",
+                "stylegen/pipeline/lora.py",
             ),
-            "stylegen.queue._drain": ("queue.html#_drain", "stylegen/queue.py"),
-            "stylegen.queue._listen": ("queue.html#_listen", "stylegen/queue.py"),
-            "stylegen.queue._log_alarm": ("queue.html#_log_alarm", "stylegen/queue.py"),
-            "stylegen.queue._log_loss": ("queue.html#_log_loss", "stylegen/queue.py"),
-            "stylegen.queue._publish_surely": ("queue.html#_publish_surely", "stylegen/queue.py"),
-            "stylegen.queue._serve": ("queue.html#_serve", "stylegen/queue.py"),
-            "stylegen.queue._tick": ("queue.html#_tick", "stylegen/queue.py"),
-            "stylegen.queue._tolerant_table": ("queue.html#_tolerant_table", "stylegen/queue.py"),
-            "stylegen.queue._until_the_end": ("queue.html#_until_the_end", "stylegen/queue.py"),
-            "stylegen.queue.connect": ("queue.html#connect", "stylegen/queue.py"),
-            "stylegen.queue.connection_parameters": (
-                "queue.html#connection_parameters",
-                "stylegen/queue.py",
+            "stylegen.pipeline.lora.LoraRows._add": (
+                "pipeline/lora.html#lorarows._add",
+                "stylegen/pipeline/lora.py",
             ),
-            "stylegen.queue.control_exchange": ("queue.html#control_exchange", "stylegen/queue.py"),
-            "stylegen.queue.dead_letters": ("queue.html#dead_letters", "stylegen/queue.py"),
-            "stylegen.queue.ensure_queue": ("queue.html#ensure_queue", "stylegen/queue.py"),
-            "stylegen.queue.publish_control": ("queue.html#publish_control", "stylegen/queue.py"),
-            "stylegen.queue.publish_job": ("queue.html#publish_job", "stylegen/queue.py"),
-            "stylegen.queue.reconnecting": ("queue.html#reconnecting", "stylegen/queue.py"),
-            "stylegen.queue.redrive": ("queue.html#redrive", "stylegen/queue.py"),
-            "stylegen.queue.start_rabbitmq_consumer": (
-                "queue.html#start_rabbitmq_consumer",
-                "stylegen/queue.py",
+            "stylegen.pipeline.lora.LoraRows._buffer": (
+                "pipeline/lora.html#lorarows._buffer",
+                "stylegen/pipeline/lora.py",
+            ),
+            "stylegen.pipeline.lora.LoraRows._hook": (
+                "pipeline/lora.html#lorarows._hook",
+                "stylegen/pipeline/lora.py",
+            ),
+            "stylegen.pipeline.lora.LoraRows._layout": (
+                "pipeline/lora.html#lorarows._layout",
+                "stylegen/pipeline/lora.py",
+            ),
+            "stylegen.pipeline.lora.LoraRows._new_buffer": (
+                "pipeline/lora.html#lorarows._new_buffer",
+                "stylegen/pipeline/lora.py",
+            ),
+            "stylegen.pipeline.lora.LoraRows._replace": (
+                "pipeline/lora.html#lorarows._replace",
+                "stylegen/pipeline/lora.py",
+            ),
+            "stylegen.pipeline.lora.LoraRows.clear": (
+                "pipeline/lora.html#lorarows.clear",
+                "stylegen/pipeline/lora.py",
+            ),
+            "stylegen.pipeline.lora.LoraRows.put": (
+                "pipeline/lora.html#lorarows.put",
+                "stylegen/pipeline/lora.py",
+            ),
+            "stylegen.pipeline.lora._Buffer": (
+                "pipeline/lora.html#_buffer",
+                "stylegen/pipeline/lora.py",
+            ),
+            "stylegen.pipeline.lora._Buffer.fits": (
+                "pipeline/lora.html#_buffer.fits",
+                "stylegen/pipeline/lora.py",
+            ),
+            "stylegen.pipeline.lora._Buffer.merge": (
+                "pipeline/lora.html#_buffer.merge",
+                "stylegen/pipeline/lora.py",
+            ),
+            "stylegen.pipeline.lora._Layout": (
+                "pipeline/lora.html#_layout",
+                "stylegen/pipeline/lora.py",
+            ),
+            "stylegen.pipeline.lora._Layout.__init__": (
+                "pipeline/lora.html#_layout.__init__",
+                "stylegen/pipeline/lora.py",
+            ),
+            "stylegen.pipeline.lora._Layout.halves": (
+                "pipeline/lora.html#_layout.halves",
+                "stylegen/pipeline/lora.py",
+            ),
+            "stylegen.pipeline.lora._Layout.row": (
+                "pipeline/lora.html#_layout.row",
+                "stylegen/pipeline/lora.py",
+            ),
+            "stylegen.pipeline.lora._adapter_metadata": (
+                "pipeline/lora.html#_adapter_metadata",
+                "stylegen/pipeline/lora.py",
+            ),
+            "stylegen.pipeline.lora._alpha": (
+                "pipeline/lora.html#_alpha",
+                "stylegen/pipeline/lora.py",
+            ),
+            "stylegen.pipeline.lora._check_tensor": (
+                "pipeline/lora.html#_check_tensor",
+                "stylegen/pipeline/lora.py",
+            ),
+            "stylegen.pipeline.lora._dotted": (
+                "pipeline/lora.html#_dotted",
+                "stylegen/pipeline/lora.py",
+            ),
+            "stylegen.pipeline.lora._find": (
+                "pipeline/lora.html#_find",
+                "stylegen/pipeline/lora.py",
+            ),
+            "stylegen.pipeline.lora._fitted": (
+                "pipeline/lora.html#_fitted",
+                "stylegen/pipeline/lora.py",
+            ),
+            "stylegen.pipeline.lora._in_pefts_names": (
+                "pipeline/lora.html#_in_pefts_names",
+                "stylegen/pipeline/lora.py",
+            ),
+            "stylegen.pipeline.lora._is_matrix": (
+                "pipeline/lora.html#_is_matrix",
+                "stylegen/pipeline/lora.py",
+            ),
+            "stylegen.pipeline.lora._low_rank": (
+                "pipeline/lora.html#_low_rank",
+                "stylegen/pipeline/lora.py",
+            ),
+            "stylegen.pipeline.lora._module": (
+                "pipeline/lora.html#_module",
+                "stylegen/pipeline/lora.py",
+            ),
+            "stylegen.pipeline.lora._own_weights": (
+                "pipeline/lora.html#_own_weights",
+                "stylegen/pipeline/lora.py",
+            ),
+            "stylegen.pipeline.lora._packed": (
+                "pipeline/lora.html#_packed",
+                "stylegen/pipeline/lora.py",
+            ),
+            "stylegen.pipeline.lora._possible_layers": (
+                "pipeline/lora.html#_possible_layers",
+                "stylegen/pipeline/lora.py",
+            ),
+            "stylegen.pipeline.lora._scaled": (
+                "pipeline/lora.html#_scaled",
+                "stylegen/pipeline/lora.py",
+            ),
+            "stylegen.pipeline.lora._scaling": (
+                "pipeline/lora.html#_scaling",
+                "stylegen/pipeline/lora.py",
+            ),
+            "stylegen.pipeline.lora._sha256": (
+                "pipeline/lora.html#_sha256",
+                "stylegen/pipeline/lora.py",
+            ),
+            "stylegen.pipeline.lora._without_pixels": (
+                "pipeline/lora.html#_without_pixels",
+                "stylegen/pipeline/lora.py",
+            ),
+            "stylegen.pipeline.lora.check_lora_file": (
+                "pipeline/lora.html#check_lora_file",
+                "stylegen/pipeline/lora.py",
+            ),
+            "stylegen.pipeline.lora.lora_layers": (
+                "pipeline/lora.html#lora_layers",
+                "stylegen/pipeline/lora.py",
+            ),
+            "stylegen.pipeline.lora.mix_adapters": (
+                "pipeline/lora.html#mix_adapters",
+                "stylegen/pipeline/lora.py",
+            ),
+            "stylegen.pipeline.lora.read_adapter": (
+                "pipeline/lora.html#read_adapter",
+                "stylegen/pipeline/lora.py",
+            ),
+            "stylegen.pipeline.lora.read_header": (
+                "pipeline/lora.html#read_header",
+                "stylegen/pipeline/lora.py",
             ),
         },
-        "stylegen.runner": {
-            "stylegen.runner.Drawer": ("runner.html#drawer", "stylegen/runner.py"),
-            "stylegen.runner.LatentPreview": ("runner.html#latentpreview", "stylegen/runner.py"),
-            "stylegen.runner.LatentPreview.__call__": (
-                "runner.html#latentpreview.__call__",
-                "stylegen/runner.py",
+        "stylegen.pipeline.prompt": {
+            "stylegen.pipeline.prompt._Placed": (
+                "pipeline/prompt.html#_placed",
+                "stylegen/pipeline/prompt.py",
             ),
-            "stylegen.runner.LatentPreview.__init__": (
-                "runner.html#latentpreview.__init__",
-                "stylegen/runner.py",
+            "stylegen.pipeline.prompt._Placed.__call__": (
+                "pipeline/prompt.html#_placed.__call__",
+                "stylegen/pipeline/prompt.py",
             ),
-            "stylegen.runner.Progress": ("runner.html#progress", "stylegen/runner.py"),
-            "stylegen.runner.Progress.__init__": (
-                "runner.html#progress.__init__",
-                "stylegen/runner.py",
+            "stylegen.pipeline.prompt._Placed.__init__": (
+                "pipeline/prompt.html#_placed.__init__",
+                "stylegen/pipeline/prompt.py",
             ),
-            "stylegen.runner.Progress.begin": ("runner.html#progress.begin", "stylegen/runner.py"),
-            "stylegen.runner.Progress.end": ("runner.html#progress.end", "stylegen/runner.py"),
-            "stylegen.runner.Progress.step": ("runner.html#progress.step", "stylegen/runner.py"),
-            "stylegen.runner.Runner": ("runner.html#runner", "stylegen/runner.py"),
-            "stylegen.runner.Runner.__init__": (
-                "runner.html#runner.__init__",
-                "stylegen/runner.py",
+            "stylegen.pipeline.prompt._encode_pieces": (
+                "pipeline/prompt.html#_encode_pieces",
+                "stylegen/pipeline/prompt.py",
             ),
-            "stylegen.runner.Runner._next": ("runner.html#runner._next", "stylegen/runner.py"),
-            "stylegen.runner.Runner._run": ("runner.html#runner._run", "stylegen/runner.py"),
-            "stylegen.runner.Runner.stop": ("runner.html#runner.stop", "stylegen/runner.py"),
-            "stylegen.runner.Runner.submit": ("runner.html#runner.submit", "stylegen/runner.py"),
-            "stylegen.runner.Runner.wait": ("runner.html#runner.wait", "stylegen/runner.py"),
-            "stylegen.runner.Status": ("runner.html#status", "stylegen/runner.py"),
-            "stylegen.runner.Status.__init__": (
-                "runner.html#status.__init__",
-                "stylegen/runner.py",
+            "stylegen.pipeline.prompt.encode_prompt": (
+                "pipeline/prompt.html#encode_prompt",
+                "stylegen/pipeline/prompt.py",
             ),
-            "stylegen.runner.Status.fail": ("runner.html#status.fail", "stylegen/runner.py"),
-            "stylegen.runner.Status.guard": ("runner.html#status.guard", "stylegen/runner.py"),
-            "stylegen.runner.Status.say": ("runner.html#status.say", "stylegen/runner.py"),
-            "stylegen.runner.Studio": ("runner.html#studio", "stylegen/runner.py"),
-            "stylegen.runner.Studio.__init__": (
-                "runner.html#studio.__init__",
-                "stylegen/runner.py",
+            "stylegen.pipeline.prompt.fits": (
+                "pipeline/prompt.html#fits",
+                "stylegen/pipeline/prompt.py",
             ),
-            "stylegen.runner.Studio.cells": ("runner.html#studio.cells", "stylegen/runner.py"),
-            "stylegen.runner.Studio.drawer": ("runner.html#studio.drawer", "stylegen/runner.py"),
-            "stylegen.runner.Studio.generate": (
-                "runner.html#studio.generate",
-                "stylegen/runner.py",
+        },
+        "stylegen.playground.controls": {
+            "stylegen.playground.controls.Controls": (
+                "playground/controls.html#controls",
+                "stylegen/playground/controls.py",
             ),
-            "stylegen.runner.Studio.is_ready": (
-                "runner.html#studio.is_ready",
-                "stylegen/runner.py",
+            "stylegen.playground.controls.Controls.__init__": (
+                "playground/controls.html#controls.__init__",
+                "stylegen/playground/controls.py",
             ),
-            "stylegen.runner.Studio.load": ("runner.html#studio.load", "stylegen/runner.py"),
-            "stylegen.runner._encode": ("runner.html#_encode", "stylegen/runner.py"),
-            "stylegen.runner._gb": ("runner.html#_gb", "stylegen/runner.py"),
-            "stylegen.runner._nothing": ("runner.html#_nothing", "stylegen/runner.py"),
-            "stylegen.runner._rows": ("runner.html#_rows", "stylegen/runner.py"),
-            "stylegen.runner._tell": ("runner.html#_tell", "stylegen/runner.py"),
-            "stylegen.runner.advice": ("runner.html#advice", "stylegen/runner.py"),
-            "stylegen.runner.describe": ("runner.html#describe", "stylegen/runner.py"),
-            "stylegen.runner.engine_drawer": ("runner.html#engine_drawer", "stylegen/runner.py"),
-            "stylegen.runner.open_model": ("runner.html#open_model", "stylegen/runner.py"),
+            "stylegen.playground.controls.Controls.job": (
+                "playground/controls.html#controls.job",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Controls.recall": (
+                "playground/controls.html#controls.recall",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Group": (
+                "playground/controls.html#group",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Group.fields": (
+                "playground/controls.html#group.fields",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Group.fillers": (
+                "playground/controls.html#group.fillers",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Library": (
+                "playground/controls.html#library",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Library.__init__": (
+                "playground/controls.html#library.__init__",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Library.adopt": (
+                "playground/controls.html#library.adopt",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Library.find": (
+                "playground/controls.html#library.find",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Library.refresh": (
+                "playground/controls.html#library.refresh",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Library.refuse": (
+                "playground/controls.html#library.refuse",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Library.refused": (
+                "playground/controls.html#library.refused",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Library.usable": (
+                "playground/controls.html#library.usable",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Prompt": (
+                "playground/controls.html#prompt",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Prompt.__init__": (
+                "playground/controls.html#prompt.__init__",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Prompt.fields": (
+                "playground/controls.html#prompt.fields",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Prompt.fillers": (
+                "playground/controls.html#prompt.fillers",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Sampling": (
+                "playground/controls.html#sampling",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Sampling.__init__": (
+                "playground/controls.html#sampling.__init__",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Sampling.fields": (
+                "playground/controls.html#sampling.fields",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Sampling.fillers": (
+                "playground/controls.html#sampling.fillers",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Seed": (
+                "playground/controls.html#seed",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Seed.__init__": (
+                "playground/controls.html#seed.__init__",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Seed.fields": (
+                "playground/controls.html#seed.fields",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Seed.fillers": (
+                "playground/controls.html#seed.fillers",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Seed.reuse": (
+                "playground/controls.html#seed.reuse",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Seed.roll": (
+                "playground/controls.html#seed.roll",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Seed.seed": (
+                "playground/controls.html#seed.seed",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Signature": (
+                "playground/controls.html#signature",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Signature.__init__": (
+                "playground/controls.html#signature.__init__",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Signature._fill": (
+                "playground/controls.html#signature._fill",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Signature._own_hand": (
+                "playground/controls.html#signature._own_hand",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Signature.fields": (
+                "playground/controls.html#signature.fields",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Signature.fillers": (
+                "playground/controls.html#signature.fillers",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Style": (
+                "playground/controls.html#style",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Style.__init__": (
+                "playground/controls.html#style.__init__",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Style._toggle_second": (
+                "playground/controls.html#style._toggle_second",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.Style.show": (
+                "playground/controls.html#style.show",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.StyleGroup": (
+                "playground/controls.html#stylegroup",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.StyleGroup._choose": (
+                "playground/controls.html#stylegroup._choose",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.StyleGroup._fill_lora": (
+                "playground/controls.html#stylegroup._fill_lora",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.StyleGroup._fill_scale": (
+                "playground/controls.html#stylegroup._fill_scale",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.StyleGroup._more": (
+                "playground/controls.html#stylegroup._more",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.StyleGroup.fields": (
+                "playground/controls.html#stylegroup.fields",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.StyleGroup.fillers": (
+                "playground/controls.html#stylegroup.fillers",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.adopted": (
+                "playground/controls.html#adopted",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.defaults": (
+                "playground/controls.html#defaults",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.fill": (
+                "playground/controls.html#fill",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.line": (
+                "playground/controls.html#line",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.marked": (
+                "playground/controls.html#marked",
+                "stylegen/playground/controls.py",
+            ),
+        },
+        "stylegen.playground.grid": {
+            "stylegen.playground.grid.Difference": (
+                "playground/grid.html#difference",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.Difference._pair": (
+                "playground/grid.html#difference._pair",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.Difference._repr_html_": (
+                "playground/grid.html#difference._repr_html_",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.Difference._repr_png_": (
+                "playground/grid.html#difference._repr_png_",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.Difference.changed": (
+                "playground/grid.html#difference.changed",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.Difference.fields": (
+                "playground/grid.html#difference.fields",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.Difference.mean": (
+                "playground/grid.html#difference.mean",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.Difference.sheet": (
+                "playground/grid.html#difference.sheet",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.Failure": (
+                "playground/grid.html#failure",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.Grid": (
+                "playground/grid.html#grid",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.Grid._repr_html_": (
+                "playground/grid.html#grid._repr_html_",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.Grid._repr_png_": (
+                "playground/grid.html#grid._repr_png_",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.Grid.run": (
+                "playground/grid.html#grid.run",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.Grid.save": (
+                "playground/grid.html#grid.save",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.Grid.sheet": (
+                "playground/grid.html#grid.sheet",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.Grid.table": (
+                "playground/grid.html#grid.table",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.LoraFile": (
+                "playground/grid.html#lorafile",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.LoraFile.file": (
+                "playground/grid.html#lorafile.file",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.LoraFile.style_id": (
+                "playground/grid.html#lorafile.style_id",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.Pace": (
+                "playground/grid.html#pace",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.Pace.__init__": (
+                "playground/grid.html#pace.__init__",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.Pace.add": (
+                "playground/grid.html#pace.add",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.Pace.seconds": (
+                "playground/grid.html#pace.seconds",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.Pace.tell": (
+                "playground/grid.html#pace.tell",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.Picture": (
+                "playground/grid.html#picture",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.Picture._repr_png_": (
+                "playground/grid.html#picture._repr_png_",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.Plan": (
+                "playground/grid.html#plan",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.Plan.__init__": (
+                "playground/grid.html#plan.__init__",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.Plan._files": (
+                "playground/grid.html#plan._files",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.Plan.lora": (
+                "playground/grid.html#plan.lora",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.Plan.missing": (
+                "playground/grid.html#plan.missing",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.Plan.put": (
+                "playground/grid.html#plan.put",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.Plan.resume": (
+                "playground/grid.html#plan.resume",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.Stopped": (
+                "playground/grid.html#stopped",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.Watch": (
+                "playground/grid.html#watch",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid._caption": (
+                "playground/grid.html#_caption",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid._cell_name": (
+                "playground/grid.html#_cell_name",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid._content": (
+                "playground/grid.html#_content",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid._digest": (
+                "playground/grid.html#_digest",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid._distinct": (
+                "playground/grid.html#_distinct",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid._draw_one": (
+                "playground/grid.html#_draw_one",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid._font": (
+                "playground/grid.html#_font",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid._ignore": (
+                "playground/grid.html#_ignore",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid._paste": (
+                "playground/grid.html#_paste",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid._shown": (
+                "playground/grid.html#_shown",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.bucket_loras": (
+                "playground/grid.html#bucket_loras",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.cell_state": (
+                "playground/grid.html#cell_state",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.draw_all": (
+                "playground/grid.html#draw_all",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.draw_sheet": (
+                "playground/grid.html#draw_sheet",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.folder_loras": (
+                "playground/grid.html#folder_loras",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.grid": (
+                "playground/grid.html#grid",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.image_html": (
+                "playground/grid.html#image_html",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.keep": (
+                "playground/grid.html#keep",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.kept": (
+                "playground/grid.html#kept",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.load_kept": (
+                "playground/grid.html#load_kept",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.local_lora": (
+                "playground/grid.html#local_lora",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.loras_of": (
+                "playground/grid.html#loras_of",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.named": (
+                "playground/grid.html#named",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.parse_values": (
+                "playground/grid.html#parse_values",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.png": (
+                "playground/grid.html#png",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.recipe_id": (
+                "playground/grid.html#recipe_id",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.remote_lora": (
+                "playground/grid.html#remote_lora",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.split_tags": (
+                "playground/grid.html#split_tags",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.sweep": (
+                "playground/grid.html#sweep",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.table_html": (
+                "playground/grid.html#table_html",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.vary": (
+                "playground/grid.html#vary",
+                "stylegen/playground/grid.py",
+            ),
+            "stylegen.playground.grid.work": (
+                "playground/grid.html#work",
+                "stylegen/playground/grid.py",
+            ),
+        },
+        "stylegen.playground.keeping": {
+            "stylegen.playground.keeping.Outbox": (
+                "playground/keeping.html#outbox",
+                "stylegen/playground/keeping.py",
+            ),
+            "stylegen.playground.keeping.Outbox.__enter__": (
+                "playground/keeping.html#outbox.__enter__",
+                "stylegen/playground/keeping.py",
+            ),
+            "stylegen.playground.keeping.Outbox.__exit__": (
+                "playground/keeping.html#outbox.__exit__",
+                "stylegen/playground/keeping.py",
+            ),
+            "stylegen.playground.keeping.Outbox.__init__": (
+                "playground/keeping.html#outbox.__init__",
+                "stylegen/playground/keeping.py",
+            ),
+            "stylegen.playground.keeping.Outbox._take": (
+                "playground/keeping.html#outbox._take",
+                "stylegen/playground/keeping.py",
+            ),
+            "stylegen.playground.keeping.Outbox.close": (
+                "playground/keeping.html#outbox.close",
+                "stylegen/playground/keeping.py",
+            ),
+            "stylegen.playground.keeping.Outbox.events": (
+                "playground/keeping.html#outbox.events",
+                "stylegen/playground/keeping.py",
+            ),
+            "stylegen.playground.keeping.Outbox.send": (
+                "playground/keeping.html#outbox.send",
+                "stylegen/playground/keeping.py",
+            ),
+            "stylegen.playground.keeping.Outbox.wait": (
+                "playground/keeping.html#outbox.wait",
+                "stylegen/playground/keeping.py",
+            ),
+            "stylegen.playground.keeping.Presets": (
+                "playground/keeping.html#presets",
+                "stylegen/playground/keeping.py",
+            ),
+            "stylegen.playground.keeping.Presets.__init__": (
+                "playground/keeping.html#presets.__init__",
+                "stylegen/playground/keeping.py",
+            ),
+            "stylegen.playground.keeping.Presets._path": (
+                "playground/keeping.html#presets._path",
+                "stylegen/playground/keeping.py",
+            ),
+            "stylegen.playground.keeping.Presets.load": (
+                "playground/keeping.html#presets.load",
+                "stylegen/playground/keeping.py",
+            ),
+            "stylegen.playground.keeping.Presets.names": (
+                "playground/keeping.html#presets.names",
+                "stylegen/playground/keeping.py",
+            ),
+            "stylegen.playground.keeping.Presets.save": (
+                "playground/keeping.html#presets.save",
+                "stylegen/playground/keeping.py",
+            ),
+            "stylegen.playground.keeping.Shelf": (
+                "playground/keeping.html#shelf",
+                "stylegen/playground/keeping.py",
+            ),
+            "stylegen.playground.keeping.Shelf.__init__": (
+                "playground/keeping.html#shelf.__init__",
+                "stylegen/playground/keeping.py",
+            ),
+            "stylegen.playground.keeping.Shelf._put": (
+                "playground/keeping.html#shelf._put",
+                "stylegen/playground/keeping.py",
+            ),
+            "stylegen.playground.keeping.Shelf._read": (
+                "playground/keeping.html#shelf._read",
+                "stylegen/playground/keeping.py",
+            ),
+            "stylegen.playground.keeping.Shelf.add": (
+                "playground/keeping.html#shelf.add",
+                "stylegen/playground/keeping.py",
+            ),
+            "stylegen.playground.keeping.Shelf.pictures": (
+                "playground/keeping.html#shelf.pictures",
+                "stylegen/playground/keeping.py",
+            ),
+            "stylegen.playground.keeping._call": (
+                "playground/keeping.html#_call",
+                "stylegen/playground/keeping.py",
+            ),
+            "stylegen.playground.keeping._files": (
+                "playground/keeping.html#_files",
+                "stylegen/playground/keeping.py",
+            ),
+            "stylegen.playground.keeping._is_here": (
+                "playground/keeping.html#_is_here",
+                "stylegen/playground/keeping.py",
+            ),
+            "stylegen.playground.keeping._pictures": (
+                "playground/keeping.html#_pictures",
+                "stylegen/playground/keeping.py",
+            ),
+            "stylegen.playground.keeping._weights": (
+                "playground/keeping.html#_weights",
+                "stylegen/playground/keeping.py",
+            ),
+            "stylegen.playground.keeping.as_command": (
+                "playground/keeping.html#as_command",
+                "stylegen/playground/keeping.py",
+            ),
+            "stylegen.playground.keeping.as_json": (
+                "playground/keeping.html#as_json",
+                "stylegen/playground/keeping.py",
+            ),
+            "stylegen.playground.keeping.as_python": (
+                "playground/keeping.html#as_python",
+                "stylegen/playground/keeping.py",
+            ),
+            "stylegen.playground.keeping.dead_letters": (
+                "playground/keeping.html#dead_letters",
+                "stylegen/playground/keeping.py",
+            ),
+            "stylegen.playground.keeping.event_line": (
+                "playground/keeping.html#event_line",
+                "stylegen/playground/keeping.py",
+            ),
+            "stylegen.playground.keeping.labels": (
+                "playground/keeping.html#labels",
+                "stylegen/playground/keeping.py",
+            ),
+            "stylegen.playground.keeping.open_job": (
+                "playground/keeping.html#open_job",
+                "stylegen/playground/keeping.py",
+            ),
+            "stylegen.playground.keeping.save_picture": (
+                "playground/keeping.html#save_picture",
+                "stylegen/playground/keeping.py",
+            ),
+            "stylegen.playground.keeping.signed": (
+                "playground/keeping.html#signed",
+                "stylegen/playground/keeping.py",
+            ),
+            "stylegen.playground.keeping.summary": (
+                "playground/keeping.html#summary",
+                "stylegen/playground/keeping.py",
+            ),
+        },
+        "stylegen.playground.press": {
+            "stylegen.playground.press.Form": (
+                "playground/press.html#form",
+                "stylegen/playground/press.py",
+            ),
+            "stylegen.playground.press.Form.__init__": (
+                "playground/press.html#form.__init__",
+                "stylegen/playground/press.py",
+            ),
+            "stylegen.playground.press.Form._answer": (
+                "playground/press.html#form._answer",
+                "stylegen/playground/press.py",
+            ),
+            "stylegen.playground.press.Form.cover": (
+                "playground/press.html#form.cover",
+                "stylegen/playground/press.py",
+            ),
+            "stylegen.playground.press.Form.set_state": (
+                "playground/press.html#form.set_state",
+                "stylegen/playground/press.py",
+            ),
+            "stylegen.playground.press.Form.settle": (
+                "playground/press.html#form.settle",
+                "stylegen/playground/press.py",
+            ),
+            "stylegen.playground.press.Press": (
+                "playground/press.html#press",
+                "stylegen/playground/press.py",
+            ),
+            "stylegen.playground.press.Press._handle_button_msg": (
+                "playground/press.html#press._handle_button_msg",
+                "stylegen/playground/press.py",
+            ),
+            "stylegen.playground.press.below": (
+                "playground/press.html#below",
+                "stylegen/playground/press.py",
+            ),
+            "stylegen.playground.press.told_by": (
+                "playground/press.html#told_by",
+                "stylegen/playground/press.py",
+            ),
+        },
+        "stylegen.playground.runner": {
+            "stylegen.playground.runner.Drawer": (
+                "playground/runner.html#drawer",
+                "stylegen/playground/runner.py",
+            ),
+            "stylegen.playground.runner.LatentPreview": (
+                "playground/runner.html#latentpreview",
+                "stylegen/playground/runner.py",
+            ),
+            "stylegen.playground.runner.LatentPreview.__call__": (
+                "playground/runner.html#latentpreview.__call__",
+                "stylegen/playground/runner.py",
+            ),
+            "stylegen.playground.runner.LatentPreview.__init__": (
+                "playground/runner.html#latentpreview.__init__",
+                "stylegen/playground/runner.py",
+            ),
+            "stylegen.playground.runner.Progress": (
+                "playground/runner.html#progress",
+                "stylegen/playground/runner.py",
+            ),
+            "stylegen.playground.runner.Progress.__init__": (
+                "playground/runner.html#progress.__init__",
+                "stylegen/playground/runner.py",
+            ),
+            "stylegen.playground.runner.Progress.begin": (
+                "playground/runner.html#progress.begin",
+                "stylegen/playground/runner.py",
+            ),
+            "stylegen.playground.runner.Progress.end": (
+                "playground/runner.html#progress.end",
+                "stylegen/playground/runner.py",
+            ),
+            "stylegen.playground.runner.Progress.step": (
+                "playground/runner.html#progress.step",
+                "stylegen/playground/runner.py",
+            ),
+            "stylegen.playground.runner.Runner": (
+                "playground/runner.html#runner",
+                "stylegen/playground/runner.py",
+            ),
+            "stylegen.playground.runner.Runner.__init__": (
+                "playground/runner.html#runner.__init__",
+                "stylegen/playground/runner.py",
+            ),
+            "stylegen.playground.runner.Runner._next": (
+                "playground/runner.html#runner._next",
+                "stylegen/playground/runner.py",
+            ),
+            "stylegen.playground.runner.Runner._run": (
+                "playground/runner.html#runner._run",
+                "stylegen/playground/runner.py",
+            ),
+            "stylegen.playground.runner.Runner.stop": (
+                "playground/runner.html#runner.stop",
+                "stylegen/playground/runner.py",
+            ),
+            "stylegen.playground.runner.Runner.submit": (
+                "playground/runner.html#runner.submit",
+                "stylegen/playground/runner.py",
+            ),
+            "stylegen.playground.runner.Runner.wait": (
+                "playground/runner.html#runner.wait",
+                "stylegen/playground/runner.py",
+            ),
+            "stylegen.playground.runner.Status": (
+                "playground/runner.html#status",
+                "stylegen/playground/runner.py",
+            ),
+            "stylegen.playground.runner.Status.__init__": (
+                "playground/runner.html#status.__init__",
+                "stylegen/playground/runner.py",
+            ),
+            "stylegen.playground.runner.Status.fail": (
+                "playground/runner.html#status.fail",
+                "stylegen/playground/runner.py",
+            ),
+            "stylegen.playground.runner.Status.guard": (
+                "playground/runner.html#status.guard",
+                "stylegen/playground/runner.py",
+            ),
+            "stylegen.playground.runner.Status.say": (
+                "playground/runner.html#status.say",
+                "stylegen/playground/runner.py",
+            ),
+            "stylegen.playground.runner.Studio": (
+                "playground/runner.html#studio",
+                "stylegen/playground/runner.py",
+            ),
+            "stylegen.playground.runner.Studio.__init__": (
+                "playground/runner.html#studio.__init__",
+                "stylegen/playground/runner.py",
+            ),
+            "stylegen.playground.runner.Studio.cells": (
+                "playground/runner.html#studio.cells",
+                "stylegen/playground/runner.py",
+            ),
+            "stylegen.playground.runner.Studio.drawer": (
+                "playground/runner.html#studio.drawer",
+                "stylegen/playground/runner.py",
+            ),
+            "stylegen.playground.runner.Studio.generate": (
+                "playground/runner.html#studio.generate",
+                "stylegen/playground/runner.py",
+            ),
+            "stylegen.playground.runner.Studio.is_ready": (
+                "playground/runner.html#studio.is_ready",
+                "stylegen/playground/runner.py",
+            ),
+            "stylegen.playground.runner.Studio.load": (
+                "playground/runner.html#studio.load",
+                "stylegen/playground/runner.py",
+            ),
+            "stylegen.playground.runner._encode": (
+                "playground/runner.html#_encode",
+                "stylegen/playground/runner.py",
+            ),
+            "stylegen.playground.runner._gb": (
+                "playground/runner.html#_gb",
+                "stylegen/playground/runner.py",
+            ),
+            "stylegen.playground.runner._nothing": (
+                "playground/runner.html#_nothing",
+                "stylegen/playground/runner.py",
+            ),
+            "stylegen.playground.runner._rows": (
+                "playground/runner.html#_rows",
+                "stylegen/playground/runner.py",
+            ),
+            "stylegen.playground.runner._tell": (
+                "playground/runner.html#_tell",
+                "stylegen/playground/runner.py",
+            ),
+            "stylegen.playground.runner.advice": (
+                "playground/runner.html#advice",
+                "stylegen/playground/runner.py",
+            ),
+            "stylegen.playground.runner.describe": (
+                "playground/runner.html#describe",
+                "stylegen/playground/runner.py",
+            ),
+            "stylegen.playground.runner.engine_drawer": (
+                "playground/runner.html#engine_drawer",
+                "stylegen/playground/runner.py",
+            ),
+            "stylegen.playground.runner.open_model": (
+                "playground/runner.html#open_model",
+                "stylegen/playground/runner.py",
+            ),
         },
         "stylegen.settings": {
             "stylegen.settings.Settings": ("settings.html#settings", "stylegen/settings.py"),
@@ -1382,453 +1587,128 @@ d = {
                 "stylegen/settings.py",
             ),
         },
-        "stylegen.signature": {
-            "stylegen.signature._Face": ("signature.html#_face", "stylegen/signature.py"),
-            "stylegen.signature._Layout": ("signature.html#_layout", "stylegen/signature.py"),
-            "stylegen.signature._box": ("signature.html#_box", "stylegen/signature.py"),
-            "stylegen.signature._candidates": (
-                "signature.html#_candidates",
-                "stylegen/signature.py",
+        "stylegen.signature.label": {
+            "stylegen.signature.label.ContentCredentials": (
+                "signature/label.html#contentcredentials",
+                "stylegen/signature/label.py",
             ),
-            "stylegen.signature._characters": (
-                "signature.html#_characters",
-                "stylegen/signature.py",
+            "stylegen.signature.label.ContentCredentials.__init__": (
+                "signature/label.html#contentcredentials.__init__",
+                "stylegen/signature/label.py",
             ),
-            "stylegen.signature._draw": ("signature.html#_draw", "stylegen/signature.py"),
-            "stylegen.signature._extent": ("signature.html#_extent", "stylegen/signature.py"),
-            "stylegen.signature._faded": ("signature.html#_faded", "stylegen/signature.py"),
-            "stylegen.signature._fit": ("signature.html#_fit", "stylegen/signature.py"),
-            "stylegen.signature._layout": ("signature.html#_layout", "stylegen/signature.py"),
-            "stylegen.signature._needs_shaping": (
-                "signature.html#_needs_shaping",
-                "stylegen/signature.py",
+            "stylegen.signature.label.ContentCredentials.sign": (
+                "signature/label.html#contentcredentials.sign",
+                "stylegen/signature/label.py",
             ),
-            "stylegen.signature._placed": ("signature.html#_placed", "stylegen/signature.py"),
-            "stylegen.signature._runs": ("signature.html#_runs", "stylegen/signature.py"),
-            "stylegen.signature._system_fonts": (
-                "signature.html#_system_fonts",
-                "stylegen/signature.py",
+            "stylegen.signature.label.Label": (
+                "signature/label.html#label",
+                "stylegen/signature/label.py",
             ),
-            "stylegen.signature._with_halo": ("signature.html#_with_halo", "stylegen/signature.py"),
-            "stylegen.signature._wrap": ("signature.html#_wrap", "stylegen/signature.py"),
-            "stylegen.signature.add_mark": ("signature.html#add_mark", "stylegen/signature.py"),
-            "stylegen.signature.add_watermark": (
-                "signature.html#add_watermark",
-                "stylegen/signature.py",
+            "stylegen.signature.label._comment_text": (
+                "signature/label.html#_comment_text",
+                "stylegen/signature/label.py",
             ),
-            "stylegen.signature.choose_font": (
-                "signature.html#choose_font",
-                "stylegen/signature.py",
+            "stylegen.signature.label._exif_text": (
+                "signature/label.html#_exif_text",
+                "stylegen/signature/label.py",
             ),
-            "stylegen.signature.choose_fonts": (
-                "signature.html#choose_fonts",
-                "stylegen/signature.py",
+            "stylegen.signature.label._xmp_root": (
+                "signature/label.html#_xmp_root",
+                "stylegen/signature/label.py",
             ),
-            "stylegen.signature.covered_scripts": (
-                "signature.html#covered_scripts",
-                "stylegen/signature.py",
+            "stylegen.signature.label.c2pa_manifest": (
+                "signature/label.html#c2pa_manifest",
+                "stylegen/signature/label.py",
             ),
-            "stylegen.signature.create_text_overlay": (
-                "signature.html#create_text_overlay",
-                "stylegen/signature.py",
+            "stylegen.signature.label.encode_labelled": (
+                "signature/label.html#encode_labelled",
+                "stylegen/signature/label.py",
             ),
-            "stylegen.signature.get_position": (
-                "signature.html#get_position",
-                "stylegen/signature.py",
+            "stylegen.signature.label.infotext": (
+                "signature/label.html#infotext",
+                "stylegen/signature/label.py",
             ),
-            "stylegen.signature.margin_of": ("signature.html#margin_of", "stylegen/signature.py"),
-            "stylegen.signature.normalise_name": (
-                "signature.html#normalise_name",
-                "stylegen/signature.py",
+            "stylegen.signature.label.label_exif": (
+                "signature/label.html#label_exif",
+                "stylegen/signature/label.py",
             ),
-            "stylegen.signature.packaged_font": (
-                "signature.html#packaged_font",
-                "stylegen/signature.py",
+            "stylegen.signature.label.label_xmp": (
+                "signature/label.html#label_xmp",
+                "stylegen/signature/label.py",
             ),
-            "stylegen.signature.read_mark": ("signature.html#read_mark", "stylegen/signature.py"),
-        },
-        "stylegen.storage": {
-            "stylegen.storage.FolderStore": ("storage.html#folderstore", "stylegen/storage.py"),
-            "stylegen.storage.FolderStore.__init__": (
-                "storage.html#folderstore.__init__",
-                "stylegen/storage.py",
+            "stylegen.signature.label.read_job": (
+                "signature/label.html#read_job",
+                "stylegen/signature/label.py",
             ),
-            "stylegen.storage.FolderStore._inside": (
-                "storage.html#folderstore._inside",
-                "stylegen/storage.py",
+            "stylegen.signature.label.read_provenance": (
+                "signature/label.html#read_provenance",
+                "stylegen/signature/label.py",
             ),
-            "stylegen.storage.FolderStore._link": (
-                "storage.html#folderstore._link",
-                "stylegen/storage.py",
-            ),
-            "stylegen.storage.FolderStore._source": (
-                "storage.html#folderstore._source",
-                "stylegen/storage.py",
-            ),
-            "stylegen.storage.FolderStore.check": (
-                "storage.html#folderstore.check",
-                "stylegen/storage.py",
-            ),
-            "stylegen.storage.FolderStore.fetch": (
-                "storage.html#folderstore.fetch",
-                "stylegen/storage.py",
-            ),
-            "stylegen.storage.FolderStore.probe": (
-                "storage.html#folderstore.probe",
-                "stylegen/storage.py",
-            ),
-            "stylegen.storage.FolderStore.put": (
-                "storage.html#folderstore.put",
-                "stylegen/storage.py",
-            ),
-            "stylegen.storage.FolderStore.put_once": (
-                "storage.html#folderstore.put_once",
-                "stylegen/storage.py",
-            ),
-            "stylegen.storage.FolderStore.read": (
-                "storage.html#folderstore.read",
-                "stylegen/storage.py",
-            ),
-            "stylegen.storage.FolderStore.replace": (
-                "storage.html#folderstore.replace",
-                "stylegen/storage.py",
-            ),
-            "stylegen.storage.FolderStore.url": (
-                "storage.html#folderstore.url",
-                "stylegen/storage.py",
-            ),
-            "stylegen.storage.FolderStore.version": (
-                "storage.html#folderstore.version",
-                "stylegen/storage.py",
-            ),
-            "stylegen.storage.Manifest": ("storage.html#manifest", "stylegen/storage.py"),
-            "stylegen.storage.Manifest.gives_way": (
-                "storage.html#manifest.gives_way",
-                "stylegen/storage.py",
-            ),
-            "stylegen.storage.S3Store": ("storage.html#s3store", "stylegen/storage.py"),
-            "stylegen.storage.S3Store.__init__": (
-                "storage.html#s3store.__init__",
-                "stylegen/storage.py",
-            ),
-            "stylegen.storage.S3Store._head": ("storage.html#s3store._head", "stylegen/storage.py"),
-            "stylegen.storage.S3Store._is_conditional": (
-                "storage.html#s3store._is_conditional",
-                "stylegen/storage.py",
-            ),
-            "stylegen.storage.S3Store._put": ("storage.html#s3store._put", "stylegen/storage.py"),
-            "stylegen.storage.S3Store._put_public": (
-                "storage.html#s3store._put_public",
-                "stylegen/storage.py",
-            ),
-            "stylegen.storage.S3Store.check": ("storage.html#s3store.check", "stylegen/storage.py"),
-            "stylegen.storage.S3Store.fetch": ("storage.html#s3store.fetch", "stylegen/storage.py"),
-            "stylegen.storage.S3Store.probe": ("storage.html#s3store.probe", "stylegen/storage.py"),
-            "stylegen.storage.S3Store.put": ("storage.html#s3store.put", "stylegen/storage.py"),
-            "stylegen.storage.S3Store.put_once": (
-                "storage.html#s3store.put_once",
-                "stylegen/storage.py",
-            ),
-            "stylegen.storage.S3Store.read": ("storage.html#s3store.read", "stylegen/storage.py"),
-            "stylegen.storage.S3Store.replace": (
-                "storage.html#s3store.replace",
-                "stylegen/storage.py",
-            ),
-            "stylegen.storage.S3Store.url": ("storage.html#s3store.url", "stylegen/storage.py"),
-            "stylegen.storage.S3Store.version": (
-                "storage.html#s3store.version",
-                "stylegen/storage.py",
-            ),
-            "stylegen.storage.Store": ("storage.html#store", "stylegen/storage.py"),
-            "stylegen.storage.Store.check": ("storage.html#store.check", "stylegen/storage.py"),
-            "stylegen.storage.Store.fetch": ("storage.html#store.fetch", "stylegen/storage.py"),
-            "stylegen.storage.Store.probe": ("storage.html#store.probe", "stylegen/storage.py"),
-            "stylegen.storage.Store.put": ("storage.html#store.put", "stylegen/storage.py"),
-            "stylegen.storage.Store.put_once": (
-                "storage.html#store.put_once",
-                "stylegen/storage.py",
-            ),
-            "stylegen.storage.Store.read": ("storage.html#store.read", "stylegen/storage.py"),
-            "stylegen.storage.Store.replace": ("storage.html#store.replace", "stylegen/storage.py"),
-            "stylegen.storage.Store.url": ("storage.html#store.url", "stylegen/storage.py"),
-            "stylegen.storage.Store.version": ("storage.html#store.version", "stylegen/storage.py"),
-            "stylegen.storage._beside": ("storage.html#_beside", "stylegen/storage.py"),
-            "stylegen.storage._check_size": ("storage.html#_check_size", "stylegen/storage.py"),
-            "stylegen.storage._default_store": (
-                "storage.html#_default_store",
-                "stylegen/storage.py",
-            ),
-            "stylegen.storage._file_path": ("storage.html#_file_path", "stylegen/storage.py"),
-            "stylegen.storage._forbidden_key": (
-                "storage.html#_forbidden_key",
-                "stylegen/storage.py",
-            ),
-            "stylegen.storage._is_busy": ("storage.html#_is_busy", "stylegen/storage.py"),
-            "stylegen.storage._is_whole": ("storage.html#_is_whole", "stylegen/storage.py"),
-            "stylegen.storage._manifest": ("storage.html#_manifest", "stylegen/storage.py"),
-            "stylegen.storage._public_base": ("storage.html#_public_base", "stylegen/storage.py"),
-            "stylegen.storage._s3_errors": ("storage.html#_s3_errors", "stylegen/storage.py"),
-            "stylegen.storage._same_job": ("storage.html#_same_job", "stylegen/storage.py"),
-            "stylegen.storage.commit": ("storage.html#commit", "stylegen/storage.py"),
-            "stylegen.storage.download_lora_model": (
-                "storage.html#download_lora_model",
-                "stylegen/storage.py",
-            ),
-            "stylegen.storage.encode_jpeg": ("storage.html#encode_jpeg", "stylegen/storage.py"),
-            "stylegen.storage.find_manifest": ("storage.html#find_manifest", "stylegen/storage.py"),
-            "stylegen.storage.forbid": ("storage.html#forbid", "stylegen/storage.py"),
-            "stylegen.storage.make_s3_store": ("storage.html#make_s3_store", "stylegen/storage.py"),
-            "stylegen.storage.manifest_key": ("storage.html#manifest_key", "stylegen/storage.py"),
-            "stylegen.storage.parse_s3_url": ("storage.html#parse_s3_url", "stylegen/storage.py"),
-            "stylegen.storage.store_result": ("storage.html#store_result", "stylegen/storage.py"),
-            "stylegen.storage.upload_image_to_s3": (
-                "storage.html#upload_image_to_s3",
-                "stylegen/storage.py",
+            "stylegen.signature.label.srgb_profile": (
+                "signature/label.html#srgb_profile",
+                "stylegen/signature/label.py",
             ),
         },
-        "stylegen.supervisor": {
-            "stylegen.supervisor.KeptWorker": (
-                "supervisor.html#keptworker",
-                "stylegen/supervisor.py",
+        "stylegen.storage.cache": {
+            "stylegen.storage.cache.LoraFiles": (
+                "storage/cache.html#lorafiles",
+                "stylegen/storage/cache.py",
             ),
-            "stylegen.supervisor.KeptWorker.__init__": (
-                "supervisor.html#keptworker.__init__",
-                "stylegen/supervisor.py",
+            "stylegen.storage.cache.LoraFiles.__init__": (
+                "storage/cache.html#lorafiles.__init__",
+                "stylegen/storage/cache.py",
             ),
-            "stylegen.supervisor.KeptWorker.run_once": (
-                "supervisor.html#keptworker.run_once",
-                "stylegen/supervisor.py",
+            "stylegen.storage.cache.LoraFiles._current": (
+                "storage/cache.html#lorafiles._current",
+                "stylegen/storage/cache.py",
             ),
-            "stylegen.supervisor.KeptWorker.terminate": (
-                "supervisor.html#keptworker.terminate",
-                "stylegen/supervisor.py",
+            "stylegen.storage.cache.LoraFiles._download": (
+                "storage/cache.html#lorafiles._download",
+                "stylegen/storage/cache.py",
             ),
-            "stylegen.supervisor.check": ("supervisor.html#check", "stylegen/supervisor.py"),
-            "stylegen.supervisor.keep_running": (
-                "supervisor.html#keep_running",
-                "stylegen/supervisor.py",
+            "stylegen.storage.cache.LoraFiles._evict": (
+                "storage/cache.html#lorafiles._evict",
+                "stylegen/storage/cache.py",
             ),
-            "stylegen.supervisor.main": ("supervisor.html#main", "stylegen/supervisor.py"),
-            "stylegen.supervisor.run_fleet": (
-                "supervisor.html#run_fleet",
-                "stylegen/supervisor.py",
+            "stylegen.storage.cache.LoraFiles._link": (
+                "storage/cache.html#lorafiles._link",
+                "stylegen/storage/cache.py",
             ),
-            "stylegen.supervisor.visible_gpus": (
-                "supervisor.html#visible_gpus",
-                "stylegen/supervisor.py",
+            "stylegen.storage.cache.LoraFiles._sweep": (
+                "storage/cache.html#lorafiles._sweep",
+                "stylegen/storage/cache.py",
             ),
-            "stylegen.supervisor.worker_environments": (
-                "supervisor.html#worker_environments",
-                "stylegen/supervisor.py",
+            "stylegen.storage.cache.LoraFiles.get": (
+                "storage/cache.html#lorafiles.get",
+                "stylegen/storage/cache.py",
             ),
-        },
-        "stylegen.webhook": {
-            "stylegen.webhook.ProgressReporter": (
-                "webhook.html#progressreporter",
-                "stylegen/webhook.py",
+            "stylegen.storage.cache.Source": (
+                "storage/cache.html#source",
+                "stylegen/storage/cache.py",
             ),
-            "stylegen.webhook.ProgressReporter.__call__": (
-                "webhook.html#progressreporter.__call__",
-                "stylegen/webhook.py",
+            "stylegen.storage.cache.Source.fetch": (
+                "storage/cache.html#source.fetch",
+                "stylegen/storage/cache.py",
             ),
-            "stylegen.webhook.ProgressReporter.__enter__": (
-                "webhook.html#progressreporter.__enter__",
-                "stylegen/webhook.py",
+            "stylegen.storage.cache.Source.version": (
+                "storage/cache.html#source.version",
+                "stylegen/storage/cache.py",
             ),
-            "stylegen.webhook.ProgressReporter.__exit__": (
-                "webhook.html#progressreporter.__exit__",
-                "stylegen/webhook.py",
+            "stylegen.storage.cache._elsewhere": (
+                "storage/cache.html#_elsewhere",
+                "stylegen/storage/cache.py",
             ),
-            "stylegen.webhook.ProgressReporter.__init__": (
-                "webhook.html#progressreporter.__init__",
-                "stylegen/webhook.py",
+            "stylegen.storage.cache._place": (
+                "storage/cache.html#_place",
+                "stylegen/storage/cache.py",
             ),
-            "stylegen.webhook.ProgressReporter._deliver": (
-                "webhook.html#progressreporter._deliver",
-                "stylegen/webhook.py",
+            "stylegen.storage.cache._read_note": (
+                "storage/cache.html#_read_note",
+                "stylegen/storage/cache.py",
             ),
-            "stylegen.webhook.ProgressReporter.close": (
-                "webhook.html#progressreporter.close",
-                "stylegen/webhook.py",
-            ),
-            "stylegen.webhook.ReceivedWebhook": (
-                "webhook.html#receivedwebhook",
-                "stylegen/webhook.py",
-            ),
-            "stylegen.webhook.ReceivedWebhook.event": (
-                "webhook.html#receivedwebhook.event",
-                "stylegen/webhook.py",
-            ),
-            "stylegen.webhook.ReceivedWebhook.read": (
-                "webhook.html#receivedwebhook.read",
-                "stylegen/webhook.py",
-            ),
-            "stylegen.webhook.Silences": ("webhook.html#silences", "stylegen/webhook.py"),
-            "stylegen.webhook.Silences.__contains__": (
-                "webhook.html#silences.__contains__",
-                "stylegen/webhook.py",
-            ),
-            "stylegen.webhook.Silences.__init__": (
-                "webhook.html#silences.__init__",
-                "stylegen/webhook.py",
-            ),
-            "stylegen.webhook.Silences.add": ("webhook.html#silences.add", "stylegen/webhook.py"),
-            "stylegen.webhook.WebhookReceiver": (
-                "webhook.html#webhookreceiver",
-                "stylegen/webhook.py",
-            ),
-            "stylegen.webhook.WebhookReceiver.__enter__": (
-                "webhook.html#webhookreceiver.__enter__",
-                "stylegen/webhook.py",
-            ),
-            "stylegen.webhook.WebhookReceiver.__exit__": (
-                "webhook.html#webhookreceiver.__exit__",
-                "stylegen/webhook.py",
-            ),
-            "stylegen.webhook.WebhookReceiver.__init__": (
-                "webhook.html#webhookreceiver.__init__",
-                "stylegen/webhook.py",
-            ),
-            "stylegen.webhook.WebhookReceiver.take": (
-                "webhook.html#webhookreceiver.take",
-                "stylegen/webhook.py",
-            ),
-            "stylegen.webhook.WebhookReceiver.wait_for": (
-                "webhook.html#webhookreceiver.wait_for",
-                "stylegen/webhook.py",
-            ),
-            "stylegen.webhook.WebhookUrls": ("webhook.html#webhookurls", "stylegen/webhook.py"),
-            "stylegen.webhook._Authorization": (
-                "webhook.html#_authorization",
-                "stylegen/webhook.py",
-            ),
-            "stylegen.webhook._Authorization.__call__": (
-                "webhook.html#_authorization.__call__",
-                "stylegen/webhook.py",
-            ),
-            "stylegen.webhook._Authorization.__init__": (
-                "webhook.html#_authorization.__init__",
-                "stylegen/webhook.py",
-            ),
-            "stylegen.webhook._Handler": ("webhook.html#_handler", "stylegen/webhook.py"),
-            "stylegen.webhook._Handler._take": (
-                "webhook.html#_handler._take",
-                "stylegen/webhook.py",
-            ),
-            "stylegen.webhook._Handler.log_message": (
-                "webhook.html#_handler.log_message",
-                "stylegen/webhook.py",
-            ),
-            "stylegen.webhook._check": ("webhook.html#_check", "stylegen/webhook.py"),
-            "stylegen.webhook._known": ("webhook.html#_known", "stylegen/webhook.py"),
-            "stylegen.webhook._options": ("webhook.html#_options", "stylegen/webhook.py"),
-            "stylegen.webhook._origin": ("webhook.html#_origin", "stylegen/webhook.py"),
-            "stylegen.webhook._pause": ("webhook.html#_pause", "stylegen/webhook.py"),
-            "stylegen.webhook._seconds": ("webhook.html#_seconds", "stylegen/webhook.py"),
-            "stylegen.webhook._within": ("webhook.html#_within", "stylegen/webhook.py"),
-            "stylegen.webhook._worth_retrying": (
-                "webhook.html#_worth_retrying",
-                "stylegen/webhook.py",
-            ),
-            "stylegen.webhook.allowed_url": ("webhook.html#allowed_url", "stylegen/webhook.py"),
-            "stylegen.webhook.complete_payload": (
-                "webhook.html#complete_payload",
-                "stylegen/webhook.py",
-            ),
-            "stylegen.webhook.deliver_event": ("webhook.html#deliver_event", "stylegen/webhook.py"),
-            "stylegen.webhook.failed_payload": (
-                "webhook.html#failed_payload",
-                "stylegen/webhook.py",
-            ),
-            "stylegen.webhook.send_complete_webhook": (
-                "webhook.html#send_complete_webhook",
-                "stylegen/webhook.py",
-            ),
-            "stylegen.webhook.send_failed_webhook": (
-                "webhook.html#send_failed_webhook",
-                "stylegen/webhook.py",
-            ),
-            "stylegen.webhook.send_progress": ("webhook.html#send_progress", "stylegen/webhook.py"),
-            "stylegen.webhook.webhook_urls": ("webhook.html#webhook_urls", "stylegen/webhook.py"),
-        },
-        "stylegen.worker": {
-            "stylegen.worker.Labelling": ("worker.html#labelling", "stylegen/worker.py"),
-            "stylegen.worker.Labelling.encode": (
-                "worker.html#labelling.encode",
-                "stylegen/worker.py",
-            ),
-            "stylegen.worker.Labelling.label": (
-                "worker.html#labelling.label",
-                "stylegen/worker.py",
-            ),
-            "stylegen.worker.Outcome": ("worker.html#outcome", "stylegen/worker.py"),
-            "stylegen.worker.Outcome.told": ("worker.html#outcome.told", "stylegen/worker.py"),
-            "stylegen.worker.Parts": ("worker.html#parts", "stylegen/worker.py"),
-            "stylegen.worker.Parts.authorization": (
-                "worker.html#parts.authorization",
-                "stylegen/worker.py",
-            ),
-            "stylegen.worker.Tries": ("worker.html#tries", "stylegen/worker.py"),
-            "stylegen.worker.Tries.has_more": ("worker.html#tries.has_more", "stylegen/worker.py"),
-            "stylegen.worker.Tries.last_word": (
-                "worker.html#tries.last_word",
-                "stylegen/worker.py",
-            ),
-            "stylegen.worker._Order": ("worker.html#_order", "stylegen/worker.py"),
-            "stylegen.worker._answer": ("worker.html#_answer", "stylegen/worker.py"),
-            "stylegen.worker._cancel": ("worker.html#_cancel", "stylegen/worker.py"),
-            "stylegen.worker._check_broker": ("worker.html#_check_broker", "stylegen/worker.py"),
-            "stylegen.worker._check_labels": ("worker.html#_check_labels", "stylegen/worker.py"),
-            "stylegen.worker._check_model": ("worker.html#_check_model", "stylegen/worker.py"),
-            "stylegen.worker._check_scripts": ("worker.html#_check_scripts", "stylegen/worker.py"),
-            "stylegen.worker._consume": ("worker.html#_consume", "stylegen/worker.py"),
-            "stylegen.worker._counted": ("worker.html#_counted", "stylegen/worker.py"),
-            "stylegen.worker._default_parts": ("worker.html#_default_parts", "stylegen/worker.py"),
-            "stylegen.worker._downloaded": ("worker.html#_downloaded", "stylegen/worker.py"),
-            "stylegen.worker._draw_and_report": (
-                "worker.html#_draw_and_report",
-                "stylegen/worker.py",
-            ),
-            "stylegen.worker._failure": ("worker.html#_failure", "stylegen/worker.py"),
-            "stylegen.worker._fetch_mark": ("worker.html#_fetch_mark", "stylegen/worker.py"),
-            "stylegen.worker._found": ("worker.html#_found", "stylegen/worker.py"),
-            "stylegen.worker._health_server": ("worker.html#_health_server", "stylegen/worker.py"),
-            "stylegen.worker._known_id": ("worker.html#_known_id", "stylegen/worker.py"),
-            "stylegen.worker._loras": ("worker.html#_loras", "stylegen/worker.py"),
-            "stylegen.worker._probe": ("worker.html#_probe", "stylegen/worker.py"),
-            "stylegen.worker._read_order": ("worker.html#_read_order", "stylegen/worker.py"),
-            "stylegen.worker._redrive": ("worker.html#_redrive", "stylegen/worker.py"),
-            "stylegen.worker._result": ("worker.html#_result", "stylegen/worker.py"),
-            "stylegen.worker._return_address": (
-                "worker.html#_return_address",
-                "stylegen/worker.py",
-            ),
-            "stylegen.worker._said": ("worker.html#_said", "stylegen/worker.py"),
-            "stylegen.worker._see_to": ("worker.html#_see_to", "stylegen/worker.py"),
-            "stylegen.worker._show_check": ("worker.html#_show_check", "stylegen/worker.py"),
-            "stylegen.worker._show_job": ("worker.html#_show_job", "stylegen/worker.py"),
-            "stylegen.worker._tell": ("worker.html#_tell", "stylegen/worker.py"),
-            "stylegen.worker.broker_url": ("worker.html#broker_url", "stylegen/worker.py"),
-            "stylegen.worker.cancel_job": ("worker.html#cancel_job", "stylegen/worker.py"),
-            "stylegen.worker.check_machine": ("worker.html#check_machine", "stylegen/worker.py"),
-            "stylegen.worker.consume": ("worker.html#consume", "stylegen/worker.py"),
-            "stylegen.worker.describe": ("worker.html#describe", "stylegen/worker.py"),
-            "stylegen.worker.do_control": ("worker.html#do_control", "stylegen/worker.py"),
-            "stylegen.worker.do_delivery": ("worker.html#do_delivery", "stylegen/worker.py"),
-            "stylegen.worker.handle_generation_task": (
-                "worker.html#handle_generation_task",
-                "stylegen/worker.py",
-            ),
-            "stylegen.worker.main": ("worker.html#main", "stylegen/worker.py"),
-            "stylegen.worker.make_labelling": ("worker.html#make_labelling", "stylegen/worker.py"),
-            "stylegen.worker.make_parts": ("worker.html#make_parts", "stylegen/worker.py"),
-            "stylegen.worker.make_picture": ("worker.html#make_picture", "stylegen/worker.py"),
-            "stylegen.worker.make_signer": ("worker.html#make_signer", "stylegen/worker.py"),
-            "stylegen.worker.make_store": ("worker.html#make_store", "stylegen/worker.py"),
-            "stylegen.worker.run_job": ("worker.html#run_job", "stylegen/worker.py"),
-            "stylegen.worker.stop_on_signals": (
-                "worker.html#stop_on_signals",
-                "stylegen/worker.py",
+            "stylegen.storage.cache._size": (
+                "storage/cache.html#_size",
+                "stylegen/storage/cache.py",
             ),
         },
     },

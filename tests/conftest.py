@@ -12,8 +12,8 @@ import pytest
 from rabbit import RabbitNode
 from s3_server import S3Server
 
-from stylegen.engine import Engine
 from stylegen.pipeline import load_pipeline
+from stylegen.pipeline.engine import Engine
 from stylegen.pocket import main as lay_out_pocket
 from stylegen.storage import FolderStore
 from stylegen.webhook import WebhookReceiver

@@ -82,7 +82,7 @@ _RUN = """code => window.jupyterapp.shell.currentWidget.sessionContext.session.k
   .requestExecute({code}).done.then(reply => reply.content.status)"""
 _SLOW = """
 import time
-from stylegen.press import below, told_by
+from stylegen.playground.press import below, told_by
 
 slow = True
 for field in below(playground.view):

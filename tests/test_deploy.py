@@ -27,9 +27,9 @@ import yaml
 from prometheus_client import generate_latest
 from rabbit import RabbitNode
 
-from stylegen.affinity import affinity_queues
+from stylegen.fleet.affinity import affinity_queues
+from stylegen.fleet.loadgen import LoadReceiver
 from stylegen.health import Health, HealthServer, Metrics, Watch
-from stylegen.loadgen import LoadReceiver
 from stylegen.queue import dead_letters, publish_job
 from stylegen.settings import Settings
 from stylegen.storage import MAX_LORA_BYTES

@@ -20,9 +20,9 @@ from rabbit import RabbitNode
 from s3_server import S3Server
 
 from stylegen import job as job_module
+from stylegen.fleet.loadgen import LoadReceiver
 from stylegen.health import Watch
 from stylegen.job import GenerationJob, StylegenError, check_job
-from stylegen.loadgen import LoadReceiver
 from stylegen.queue import dead_letters, publish_job
 from stylegen.settings import Settings
 from stylegen.storage import FolderStore
@@ -36,7 +36,7 @@ NOT_RUN = {
     "make test": "is what runs this",
 }
 """Commands of the README that are not run, and why."""
-ENDLESS = ("python worker.py", "python -m stylegen.supervisor --workers 2")
+ENDLESS = ("python worker.py", "python -m stylegen.fleet.supervisor --workers 2")
 """Ends of commands that work until they are asked to end."""
 sys.path.insert(0, str(ROOT / "tools"))
 import job_schema  # noqa: E402  pylint: disable=wrong-import-position

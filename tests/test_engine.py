@@ -26,9 +26,10 @@ from lora_files import SPELLINGS, UNET, updates, write_diffusers, write_kohya, w
 from safetensors.torch import load_file, save_file
 from waiting import wait_until
 
-from stylegen.engine import Engine, _nothing, _Task, make_scheduler
 from stylegen.job import DeviceLost, GenerationJob, LoraInvalid, OutOfMemory, check_job
-from stylegen.lora import (
+from stylegen.pipeline import load_pipeline
+from stylegen.pipeline.engine import Engine, _nothing, _Task, make_scheduler
+from stylegen.pipeline.lora import (
     MAX_LAYOUTS,
     Adapter,
     LoraRows,
@@ -36,9 +37,8 @@ from stylegen.lora import (
     mix_adapters,
     read_adapter,
 )
-from stylegen.pipeline import load_pipeline
+from stylegen.pipeline.prompt import encode_prompt
 from stylegen.pocket import STYLES, packaged
-from stylegen.prompt import encode_prompt
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 from sd15 import TINY, make_pipeline  # noqa: E402  pylint: disable=wrong-import-position
@@ -762,7 +762,7 @@ def test_graphs_for_more_than_eight_shapes(pocket: Path, jobs: list[GenerationJo
     seen = []
     for pieces in range(1, 11):
         words = torch.zeros(2, 77 * pieces, pipeline.unet.config.cross_attention_dim)
-        with patch("stylegen.engine.encode_prompt", lambda *_, words=words: words):
+        with patch("stylegen.pipeline.engine.encode_prompt", lambda *_, words=words: words):
             _drawn(engine, _Task(job, None, _nothing, _nothing))
         seen.append(len(graphs))
     engine.close()
@@ -855,7 +855,7 @@ def test_memory_is_short_when_words_are_encoded(
     engine: Engine, jobs: list[GenerationJob], loras: list[Path]
 ) -> None:
     """It is tried again."""
-    with patch("stylegen.engine.encode_prompt", Mock(side_effect=encode_prompt)) as encode:
+    with patch("stylegen.pipeline.engine.encode_prompt", Mock(side_effect=encode_prompt)) as encode:
         (plain,) = _drawn(engine, *_tasks(engine, jobs[:1], loras[:1]))
         encode.side_effect = chain([torch.OutOfMemoryError], repeat(DEFAULT))
         encode.return_value = encode_prompt(engine.pipeline, jobs[0])
@@ -877,7 +877,7 @@ def test_halved_batches_grow_again(
             raise torch.OutOfMemoryError
         return forward(latents, *given, **options)
 
-    with patch("stylegen.engine.CLEAN_STEPS", 3):
+    with patch("stylegen.pipeline.engine.CLEAN_STEPS", 3):
         with patch.object(engine.pipeline.unet, "forward", short_once):
             drawn = _drawn(engine, *_tasks(engine, long, loras))
     assert widths == [8, *[4] * 3, *[8] * 5, *[4] * 3]

@@ -9,11 +9,11 @@ import pytest
 import torch
 from test_engine import drawn_together, stock
 
-from stylegen.engine import Engine, make_scheduler
 from stylegen.job import GenerationJob, check_job
 from stylegen.pipeline import load_pipeline
+from stylegen.pipeline.engine import Engine, make_scheduler
+from stylegen.pipeline.prompt import _encode_pieces, encode_prompt
 from stylegen.pocket import packaged
-from stylegen.prompt import _encode_pieces, encode_prompt
 
 LORA = packaged() / "pocket-loras/neon.safetensors"
 LONG = ("red heart",) * 60

@@ -23,9 +23,9 @@ from safetensors.torch import load_file, save_file
 from standardwebhooks import Webhook
 
 from stylegen.job import GenerationJob, InvalidMessage, WebhookError, check_job, job_digest
-from stylegen.engine import Engine
 from stylegen.pipeline import load_pipeline
-from stylegen.provenance import read_provenance
+from stylegen.pipeline.engine import Engine
+from stylegen.signature.label import read_provenance
 from stylegen.storage import FolderStore, S3Store, Store, store_result
 from stylegen.webhook import WebhookReceiver
 from stylegen.worker import Labelling, Parts, handle_generation_task, main

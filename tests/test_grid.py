@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-import stylegen.engine
 import stylegen.pipeline
-from stylegen.grid import Difference, Failure, Grid, LoraFile, Pace, Picture, Stopped, grid
-from stylegen.grid import Watch, draw_all, keep, kept, named, vary
+import stylegen.pipeline.engine
 from stylegen.job import GenerationJob, parse_job
-from stylegen.keeping import Presets, Shelf, as_json, as_python, labels, open_job, save_picture
-from stylegen.runner import Progress
+from stylegen.playground.grid import Difference, Failure, Grid, LoraFile, Pace, Picture, Stopped
+from stylegen.playground.grid import Watch, draw_all, grid, keep, kept, named, vary
+from stylegen.playground.keeping import Presets, Shelf, as_json, as_python, labels, open_job
+from stylegen.playground.keeping import save_picture
+from stylegen.playground.runner import Progress
 from stylegen.signature import choose_font
 
 LORAS = {name: LoraFile(name, f"s3://b/{name}", Path(name)) for name in ("neon", "mosaic", "ink")}
@@ -291,7 +292,7 @@ def test_the_code_says_all_that_decides_the_picture(
             """Note what would be drawn."""
             drawings.append((job, str(lora), list(extra_loras)))
 
-    monkeypatch.setattr(stylegen.engine, "Engine", Recorder)
+    monkeypatch.setattr(stylegen.pipeline.engine, "Engine", Recorder)
     monkeypatch.setattr(stylegen.pipeline, "load_pipeline", lambda model: model)
     job = ordered(**fields)
     extras = [tmp_path / f"{n}.safetensors" for n in range(len(job.extra_loras))]

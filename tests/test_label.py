@@ -14,7 +14,7 @@ from PIL import Image
 from sd_parsers import ParserManager
 
 from stylegen.job import GenerationJob, InvalidMessage, check_job
-from stylegen.provenance import (
+from stylegen.signature.label import (
     ContentCredentials,
     Label,
     encode_labelled,

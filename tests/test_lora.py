@@ -13,14 +13,14 @@ from lora_files import updates, write_diffusers, write_kohya
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from stylegen.cache import LoraFiles
-from stylegen.engine import Engine
-from stylegen.grid import LoraFile, Picture, folder_loras, keep, kept, named
 from stylegen.job import LoraInvalid
-from stylegen.lora import Adapter, AdapterCache, check_lora_file, read_adapter
 from stylegen.pipeline import load_pipeline
+from stylegen.pipeline.engine import Engine
+from stylegen.pipeline.lora import Adapter, AdapterCache, check_lora_file, read_adapter
+from stylegen.playground.grid import LoraFile, Picture, folder_loras, keep, kept, named
 from stylegen.pocket import packaged
 from stylegen.storage import FolderStore
+from stylegen.storage.cache import LoraFiles
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 

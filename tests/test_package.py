@@ -88,12 +88,12 @@ def tracked_package_files() -> set[str]:
 def test_nothing_is_left_out(built: dict[str, Path]) -> None:
     """Each file of the package, its model too, is in the sdist and in the wheel."""
     expected = tracked_package_files()
-    assert "stylegen/worker.py" in expected
+    assert "stylegen/worker/__init__.py" in expected
     with zipfile.ZipFile(built["wheel"]) as wheel:
         assert expected <= set(wheel.namelist())
     with tarfile.open(built["sdist"]) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
-    assert expected | {"settings.ini", "LICENSE", "README.md", "nbs/09_worker.ipynb"} <= names
+    assert expected | {"settings.ini", "LICENSE", "README.md", "nbs/worker/index.ipynb"} <= names
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     pictures = set(re.findall(r"!\[[^\]]*\]\((?!https?:)([^)]+)\)", readme))
     assert pictures and pictures <= names

@@ -23,17 +23,17 @@ from rabbit import RabbitNode
 from s3_server import S3Server
 from safetensors.torch import save_file
 
-from stylegen.controls import Controls, Library
-from stylegen.engine import Engine
-from stylegen.grid import Grid, LoraFile, Picture, bucket_loras, folder_loras, named
 from stylegen.job import GenerationJob, LoraInvalid, OutOfMemory, parse_job
-from stylegen.keeping import as_json
-from stylegen.keeping import dead_letters as look_into
+from stylegen.pipeline.engine import Engine
 from stylegen.playground import Playground
-from stylegen.provenance import read_provenance
+from stylegen.playground.controls import Controls, Library
+from stylegen.playground.grid import Grid, LoraFile, Picture, bucket_loras, folder_loras, named
+from stylegen.playground.keeping import as_json
+from stylegen.playground.keeping import dead_letters as look_into
+from stylegen.playground.runner import Drawer, engine_drawer
 from stylegen.pocket import packaged
 from stylegen.queue import dead_letters, publish_job
-from stylegen.runner import Drawer, engine_drawer
+from stylegen.signature.label import read_provenance
 from stylegen.storage import FolderStore, make_s3_store
 from stylegen.webhook import WebhookReceiver
 from stylegen.worker import Parts, handle_generation_task
@@ -897,7 +897,7 @@ _WORKER = """
 import sys
 from pathlib import Path
 
-from stylegen.engine import Engine
+from stylegen.pipeline.engine import Engine
 from stylegen.worker import main
 
 draw = Engine.draw

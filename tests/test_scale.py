@@ -23,13 +23,13 @@ from PIL import Image
 from rabbit import RabbitNode, free_ports
 from s3_server import S3Server
 
-from stylegen.affinity import declare_affinity
-from stylegen.cache import LoraFiles
+from stylegen.fleet.affinity import declare_affinity
+from stylegen.fleet.loadgen import Ledger, Load, _parser, ensure_bucket, send
+from stylegen.fleet.supervisor import KeptWorker, keep_running, worker_environments
 from stylegen.job import WebhookError
-from stylegen.loadgen import Ledger, Load, _parser, ensure_bucket, send
 from stylegen.queue import Delivery, publish_control, start_rabbitmq_consumer
 from stylegen.storage import FolderStore, S3Store
-from stylegen.supervisor import KeptWorker, keep_running, worker_environments
+from stylegen.storage.cache import LoraFiles
 from stylegen.webhook import WebhookReceiver
 from stylegen.worker import Parts, handle_generation_task
 
@@ -84,7 +84,7 @@ def test_only_kills_that_happened_are_counted(bench: scale.Bench) -> None:
 
 def loadgen(*words: str) -> subprocess.CompletedProcess[str]:
     """Run the load generator's command."""
-    command = [sys.executable, "-m", "stylegen.loadgen", *words]
+    command = [sys.executable, "-m", "stylegen.fleet.loadgen", *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -177,7 +177,8 @@ def test_a_broker_that_restarts_leaves_the_ledger(studio: tuple[RabbitNode, int]
     """No more is ordered; what was ordered is waited for and told, and the error is said."""
     rabbit, port = studio
     words = f"--broker={rabbit.url} --queue=cut --jobs=5000 --rate=50 --listen=127.0.0.1:{port}"
-    command = [sys.executable, "-m", "stylegen.loadgen", *words.split(), "--show", "--patience=90"]
+    words += " --show --patience=90"
+    command = [sys.executable, "-m", "stylegen.fleet.loadgen", *words.split()]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, text=True, **pipes) as load:  # type: ignore[call-overload]
         while "/complete" not in (line := load.stdout.readline()):
@@ -195,7 +196,7 @@ def test_an_interrupt_leaves_the_ledger(rabbit: RabbitNode) -> None:
     """Ctrl-C ends the waiting, and tells what is known by then."""
     # a shell's background jobs, such as these tests may be, ignore SIGINT, and so do their children
     code = (
-        "import signal, sys; from stylegen.loadgen import main\n"
+        "import signal, sys; from stylegen.fleet.loadgen import main\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(main())"
     )
     words = ("--broker", rabbit.url, "--queue=left", "--jobs=3", "--rate=inf")
@@ -258,7 +259,7 @@ def test_supervisor_replaces_and_ends_workers(rabbit: RabbitNode, pocket: Path) 
         "STYLEGEN_QUEUE": "supervised",
         "STYLEGEN_HEALTH_PORT": str(port),
     }
-    command = [sys.executable, "-m", "stylegen.supervisor", "--workers", "2"]
+    command = [sys.executable, "-m", "stylegen.fleet.supervisor", "--workers", "2"]
     with subprocess.Popen(
         command, env=environment, stderr=subprocess.PIPE, text=True, cwd="/"
     ) as supervisor:
@@ -345,7 +346,7 @@ def test_a_worker_that_lived_for_a_while_is_started_soon() -> None:
 def test_supervisor_ends_with_wrong_settings() -> None:
     """Settings that no restart mends end it, with the worker's own code."""
     bare = {"PATH": os.environ["PATH"], "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "stylegen.supervisor", "--workers", "2"]
+    command = [sys.executable, "-m", "stylegen.fleet.supervisor", "--workers", "2"]
     done = subprocess.run(command, env=bare, capture_output=True, text=True, timeout=60, cwd="/")
     assert done.returncode == 2 and "INTERNAL_API_TOKEN" in done.stderr
 

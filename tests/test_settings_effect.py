@@ -39,9 +39,9 @@ from waiting import wait_until
 
 from stylegen.job import InvalidMessage
 from stylegen.pipeline import load_pipeline
-from stylegen.provenance import read_job, read_provenance
 from stylegen.queue import publish_job
 from stylegen.settings import Settings, load_settings
+from stylegen.signature.label import read_job, read_provenance
 from stylegen.storage import FolderStore
 from stylegen.webhook import WebhookReceiver
 from stylegen.worker import Outcome, check_machine, handle_generation_task, main, make_parts

@@ -41,19 +41,19 @@ ROOT = Path(__file__).parent.parent
 OUT = ROOT / "out/mutants"
 REASONS = Path(__file__).with_name("mutants.toml")
 TESTS = {
-    "webhook": ["webhook", "retries", "flow"],
-    "queue": ["queue", "retries", "consumer"],
-    "storage": ["storage", "flow", "retries"],
-    "lora": ["lora", "engine", "settings_effect"],
-    "engine": ["engine_guidance", "engine", "semantics"],
-    "signature": ["signature", "signed"],
-    "provenance": ["label", "provenance", "signed", "settings_effect"],
+    "webhook/__init__": ["webhook", "retries", "flow"],
+    "queue/__init__": ["queue", "retries", "consumer"],
+    "storage/__init__": ["storage", "flow", "retries"],
+    "pipeline/lora": ["lora", "engine", "settings_effect"],
+    "pipeline/engine": ["engine_guidance", "engine", "semantics"],
+    "signature/__init__": ["signature", "signed"],
+    "signature/label": ["label", "provenance", "signed", "settings_effect"],
     "settings": ["settings_effect", "flow", "consumer"],
-    "worker": ["flow", "health", "retries", "settings_effect", "consumer", "signed"],
+    "worker/__init__": ["flow", "health", "retries", "settings_effect", "consumer", "signed"],
 }
 """For each module, by its path, the tests that are about it, as in ``tests/test_NAME.py``.
 
-`storage` has the manifest, `provenance` the label.
+The storage's has the manifest.
 """
 QUICK = ("-p", "no:cacheprovider", "-p", "no:nbval")
 """nbval takes two seconds to import, and none of these tests is a notebook."""
@@ -320,7 +320,7 @@ def report(verdicts: list[tuple[Mutant, bool]]) -> int:
             print(f"survived  {mutant}\n    {why or 'no reason is known'}")
     for module in dict.fromkeys(mutant.module for mutant, _ in verdicts):
         row = [not survived for mutant, survived in verdicts if mutant.module == module]
-        print(f"{module:12} {sum(row):4} of {len(row):4} caught")
+        print(f"{module:20} {sum(row):4} of {len(row):4} caught")
     print(f"{caught} of {len(verdicts)} caught: {100 * caught / len(verdicts):.1f} %")
     return unexplained
 

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from stylegen.engine import Engine, make_scheduler
 from stylegen.job import GenerationJob
 from stylegen.pipeline import load_pipeline
+from stylegen.pipeline.engine import Engine, make_scheduler
 from stylegen.pocket import Scene, caption, is_held_out, judge, packaged
 
 BATCH = 4

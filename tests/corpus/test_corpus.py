@@ -15,7 +15,7 @@ from s3_server import S3Server
 from test_consumer import QUEUE, environment, job, publish, worker  # noqa: F401
 from waiting import wait_until
 
-from stylegen.engine import Engine
+from stylegen.pipeline.engine import Engine
 from stylegen.webhook import WebhookReceiver
 
 _ENOUGH = 80

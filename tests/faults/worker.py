@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from stylegen import worker
-from stylegen.cache import LoraFiles
 from stylegen.health import Metrics
 from stylegen.job import DeviceLost, GenerationJob, OutOfMemory
 from stylegen.queue import Delivery, Retries
 from stylegen.settings import Settings
+from stylegen.storage.cache import LoraFiles
 
 STEPS = 10
 NOTES = Path(os.environ.get("FAULT_NOTES", "."))

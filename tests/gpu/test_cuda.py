@@ -18,9 +18,9 @@ from lora_files import write_diffusers
 from one_message import OneMessageBroker
 from sd15 import SD15, TINY, make_pipeline
 
-from stylegen.engine import Engine, make_scheduler
 from stylegen.job import GenerationJob, check_job
 from stylegen.pipeline import load_pipeline
+from stylegen.pipeline.engine import Engine, make_scheduler
 from stylegen.pocket import STYLES, packaged
 from stylegen.pocket import main as lay_out_pocket
 from stylegen.webhook import WebhookReceiver
