@@ -939,6 +939,76 @@ d = {
                 "stylegen/playground/controls.py",
             ),
         },
+        "stylegen.playground.desk": {
+            "stylegen.playground.desk.Desk": (
+                "playground/desk.html#desk",
+                "stylegen/playground/desk.py",
+            ),
+            "stylegen.playground.desk.Desk._file": (
+                "playground/desk.html#desk._file",
+                "stylegen/playground/desk.py",
+            ),
+            "stylegen.playground.desk.Desk.recall": (
+                "playground/desk.html#desk.recall",
+                "stylegen/playground/desk.py",
+            ),
+            "stylegen.playground.desk.Desk.watch": (
+                "playground/desk.html#desk.watch",
+                "stylegen/playground/desk.py",
+            ),
+            "stylegen.playground.desk.Easel": (
+                "playground/desk.html#easel",
+                "stylegen/playground/desk.py",
+            ),
+            "stylegen.playground.desk.Easel.__init__": (
+                "playground/desk.html#easel.__init__",
+                "stylegen/playground/desk.py",
+            ),
+            "stylegen.playground.desk.Easel._put": (
+                "playground/desk.html#easel._put",
+                "stylegen/playground/desk.py",
+            ),
+            "stylegen.playground.desk.Easel.clear": (
+                "playground/desk.html#easel.clear",
+                "stylegen/playground/desk.py",
+            ),
+            "stylegen.playground.desk.Easel.glimpse": (
+                "playground/desk.html#easel.glimpse",
+                "stylegen/playground/desk.py",
+            ),
+            "stylegen.playground.desk.Easel.hang": (
+                "playground/desk.html#easel.hang",
+                "stylegen/playground/desk.py",
+            ),
+            "stylegen.playground.desk.Easel.put_away": (
+                "playground/desk.html#easel.put_away",
+                "stylegen/playground/desk.py",
+            ),
+            "stylegen.playground.desk.Easel.settle": (
+                "playground/desk.html#easel.settle",
+                "stylegen/playground/desk.py",
+            ),
+            "stylegen.playground.desk.Easel.show": (
+                "playground/desk.html#easel.show",
+                "stylegen/playground/desk.py",
+            ),
+            "stylegen.playground.desk.Tile": (
+                "playground/desk.html#tile",
+                "stylegen/playground/desk.py",
+            ),
+            "stylegen.playground.desk.Tile.__init__": (
+                "playground/desk.html#tile.__init__",
+                "stylegen/playground/desk.py",
+            ),
+            "stylegen.playground.desk.tell": (
+                "playground/desk.html#tell",
+                "stylegen/playground/desk.py",
+            ),
+            "stylegen.playground.desk.wall": (
+                "playground/desk.html#wall",
+                "stylegen/playground/desk.py",
+            ),
+        },
         "stylegen.playground.grid": {
             "stylegen.playground.grid.Difference": (
                 "playground/grid.html#difference",
@@ -1207,6 +1277,192 @@ d = {
             "stylegen.playground.grid.work": (
                 "playground/grid.html#work",
                 "stylegen/playground/grid.py",
+            ),
+        },
+        "stylegen.playground.history": {
+            "stylegen.playground.history.Chosen": (
+                "playground/history.html#chosen",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.Chosen.__init__": (
+                "playground/history.html#chosen.__init__",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.Chosen.job": (
+                "playground/history.html#chosen.job",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.Chosen.put_away": (
+                "playground/history.html#chosen.put_away",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.ChosenPicture": (
+                "playground/history.html#chosenpicture",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.ChosenPicture.__init__": (
+                "playground/history.html#chosenpicture.__init__",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.ChosenPicture._model": (
+                "playground/history.html#chosenpicture._model",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.ChosenPicture._sent": (
+                "playground/history.html#chosenpicture._sent",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.ChosenPicture._show_job": (
+                "playground/history.html#chosenpicture._show_job",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.ChosenPicture._try": (
+                "playground/history.html#chosenpicture._try",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.ChosenPicture.as_command": (
+                "playground/history.html#chosenpicture.as_command",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.ChosenPicture.as_json": (
+                "playground/history.html#chosenpicture.as_json",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.ChosenPicture.as_python": (
+                "playground/history.html#chosenpicture.as_python",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.ChosenPicture.save": (
+                "playground/history.html#chosenpicture.save",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.CodeBox": (
+                "playground/history.html#codebox",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.CodeBox.__init__": (
+                "playground/history.html#codebox.__init__",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.CodeBox.show": (
+                "playground/history.html#codebox.show",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.Files": (
+                "playground/history.html#files",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.Files.__init__": (
+                "playground/history.html#files.__init__",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.Files._load": (
+                "playground/history.html#files._load",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.Files._open": (
+                "playground/history.html#files._open",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.Files._save": (
+                "playground/history.html#files._save",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.Gallery": (
+                "playground/history.html#gallery",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.Gallery.__init__": (
+                "playground/history.html#gallery.__init__",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.Gallery.show": (
+                "playground/history.html#gallery.show",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.HistoryTab": (
+                "playground/history.html#historytab",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.HistoryTab.__init__": (
+                "playground/history.html#historytab.__init__",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.HistoryTab.recall": (
+                "playground/history.html#historytab.recall",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.Mail": (
+                "playground/history.html#mail",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.Mail.__init__": (
+                "playground/history.html#mail.__init__",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.Mail._make": (
+                "playground/history.html#mail._make",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.Mail._on_event": (
+                "playground/history.html#mail._on_event",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.Mail._say": (
+                "playground/history.html#mail._say",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.Mail.close": (
+                "playground/history.html#mail.close",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.Mail.outbox": (
+                "playground/history.html#mail.outbox",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.Production": (
+                "playground/history.html#production",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.Production.__init__": (
+                "playground/history.html#production.__init__",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.Production._ask": (
+                "playground/history.html#production._ask",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.Production._letter": (
+                "playground/history.html#production._letter",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.Production._listed": (
+                "playground/history.html#production._listed",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.Production._look": (
+                "playground/history.html#production._look",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.Production._open": (
+                "playground/history.html#production._open",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.Production._press": (
+                "playground/history.html#production._press",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.Production._redrive": (
+                "playground/history.html#production._redrive",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history.Production._send": (
+                "playground/history.html#production._send",
+                "stylegen/playground/history.py",
+            ),
+            "stylegen.playground.history._title": (
+                "playground/history.html#_title",
+                "stylegen/playground/history.py",
             ),
         },
         "stylegen.playground.keeping": {

@@ -5,18 +5,10 @@
 # %% auto #0
 __all__ = [
     "CSS",
-    "NO_PICTURE",
     "GLIMPSE_EVERY",
     "SUGGESTIONS",
-    "ALONE",
-    "COPY",
     "TAGS",
     "PATIENCE",
-    "Tile",
-    "wall",
-    "Desk",
-    "tell",
-    "Easel",
     "DrawTab",
     "Axis",
     "Sheet",
@@ -24,14 +16,6 @@ __all__ = [
     "Axes",
     "CompareTab",
     "DifferenceBox",
-    "CodeBox",
-    "Gallery",
-    "Chosen",
-    "ChosenPicture",
-    "Files",
-    "Mail",
-    "Production",
-    "HistoryTab",
     "Head",
     "Panel",
     "Actions",
@@ -41,59 +25,27 @@ __all__ = [
 # %% ../../nbs/playground/index.ipynb #e213cdd7
 import hashlib
 import html
-import itertools
 import json
 import threading
 import time
-from base64 import b64encode
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
-from PIL import Image
 
-from ..job import RESOLUTIONS, GenerationJob, InvalidMessage, LoraInvalid, StylegenError
+from ..job import RESOLUTIONS, GenerationJob, InvalidMessage, StylegenError
 from ..pipeline.engine import SCHEDULERS
 from .controls import Controls, Library, line, marked
-from stylegen.playground.grid import (
-    AXES,
-    Difference,
-    Failure,
-    Generate,
-    Grid,
-    LoraFile,
-    Picture,
-    Stopped,
-)
-from stylegen.playground.grid import (
-    Task,
-    Watch,
-    draw_all,
-    loras_of,
-    parse_values,
-    png,
-    table_html,
-    vary,
-)
-from stylegen.playground.keeping import (
-    Outbox,
-    Presets,
-    Shelf,
-    as_command,
-    as_json,
-    as_python,
-    dead_letters,
-)
-from .keeping import event_line, labels, open_job, save_picture, signed, summary
+from .desk import Desk, Easel, tell
+from .grid import AXES, Difference, Failure, Generate, Grid, LoraFile, Picture
+from .grid import Task, draw_all, parse_values, png, table_html, vary
+from .history import ALONE, HistoryTab, Mail
+from .keeping import Shelf, labels, open_job
 from .press import Form, Press
-from .runner import Drawer, Progress, Runner, Status, Studio, Work
-from ..queue import dead_letters as dead_queue
-from ..queue import redrive
+from .runner import Drawer, Progress, Runner, Status, Studio
 from ..storage import Store
-from ..webhook import ReceivedWebhook
 
 # %% ../../nbs/playground/index.ipynb #51bded94
 CSS = """<style>
@@ -115,175 +67,6 @@ CSS = """<style>
   padding: 8px; max-height: 260px; overflow: auto; line-height: 1.35; }
 .sg-panel .sg-title { font-weight: 600; margin-top: 8px; }
 </style>"""
-
-# %% ../../nbs/playground/index.ipynb #05008edd
-_numbers = itertools.count()
-
-
-class Tile:
-    """A small picture that can be clicked: its `button`, in a `view` with the button's style."""
-
-    def __init__(self, picture: Picture, on_click: Callable[[Picture], None], side: int = 96):
-        self.picture, name = picture, f"sg-tile-{next(_numbers)}"
-        small = picture.image.copy()
-        small.thumbnail((2 * side, 2 * side))
-        data = b64encode(png(small)).decode()
-        look = f"<style>.sg-panel .{name} {{background-image:url(data:image/png;base64,{data})}}"
-        size = {"width": f"{side}px", "height": f"{side}px"}
-        tags = ", ".join(picture.job.prompt_tags)
-        self.button = Press(tooltip=f"{tags}: {summary(picture.job)}", layout=size)
-        for each in ("tile", name.removeprefix("sg-")):
-            marked(each, self.button)
-        self.button.on_click(lambda _: on_click(picture))
-        style = widgets.HTML(f"{look}</style>", layout={"display": "none"})
-        self.view = widgets.Box([style, self.button])
-
-
-def wall() -> widgets.Box:
-    """A box whose children flow like words."""
-    return widgets.Box(layout={"flex_flow": "row wrap", "align_content": "flex-start"})
-
-
-# %% ../../nbs/playground/index.ipynb #01e963db
-@dataclass(frozen=True)
-class Desk:
-    """What the tabs share.
-
-    `submit` puts drawings into the background queue and `ask` questions to other machines into one
-    of their own; `unkept` says why pictures of the latest request could not be kept, and `unshown`
-    what the controls could not take of the latest recalled job. `watchers` are called when the
-    controls are set from a job. Presses act on what the `form` says that the page shows.
-    """
-
-    studio: Studio
-    controls: Controls
-    progress: Progress
-    status: Status
-    shelf: Shelf
-    folder: Path
-    submit: Callable[[Work], None]
-    ask: Callable[[Work], None]
-    form: Form
-    unkept: list[OSError] = field(default_factory=list)
-    unshown: list[str] = field(default_factory=list)
-    watchers: list[Callable[[], None]] = field(default_factory=list)
-
-    def watch(self, tasks: Sequence[Task], stop: threading.Event, **told: Any) -> Watch:
-        """Watch a request; `told` are further functions of a `Watch`."""
-        on_done, drawer = told.pop("on_done"), self.studio.drawer
-
-        def done(index: int, result: Picture | Failure) -> None:
-            if isinstance(result, Picture):
-                result = replace(result, model=drawer.model, digest=drawer.digest)
-            on_done(index, result)
-            self._file(tasks[index], result)
-
-        self.unkept.clear()
-        self.status.say(f"Drawing {len(tasks)} picture{'s' if len(tasks) > 1 else ''} …")
-        self.progress.begin([job for job, _ in tasks])
-        return Watch(self.progress.step, done, stop=stop, **told)
-
-    def _file(self, task: Task, result: Picture | Failure) -> None:
-        job, lora = task
-        if isinstance(result, Picture):
-            try:
-                self.shelf.add(result, loras_of(job, lora, self.studio.library.loras.values()))
-            except OSError as error:
-                self.unkept.append(error)
-        elif isinstance(result.error, LoraInvalid) and not job.extra_loras:
-            self.studio.library.refuse(lora, str(result.error))
-            self.controls.style.show()
-
-    def recall(self, fields: Mapping[str, Any]) -> None:
-        """Set the controls from a job's fields, and tell what can't be shown."""
-        self.unshown[:] = self.controls.recall(fields)
-        for watcher in self.watchers:
-            watcher()
-        if self.unshown:
-            self.status.fail(InvalidMessage("; ".join(self.unshown)), "Recalled, but for: ")
-        else:
-            self.status.say("Recalled; Generate draws it again.")
-
-
-# %% ../../nbs/playground/index.ipynb #f2ff704c
-def tell(desk: Desk, results: Sequence[Picture | Failure]) -> None:
-    """Say what became of a request, and learn from it how fast the model is."""
-    seconds, count = desk.progress.end(), len(results)
-    drawn = [result for result in results if isinstance(result, Picture)]
-    errors = [result.error for result in results if isinstance(result, Failure)]
-    failed = [error for error in errors if not isinstance(error, Stopped)]
-    if failed:
-        desk.status.fail(failed[0], f"{len(drawn)} of {count} drawn. " if count > 1 else "")
-    elif desk.unkept:
-        desk.status.fail(desk.unkept[0], f"{len(drawn)} of {count} drawn, but not kept: ")
-    elif errors:
-        desk.status.say(f"Stopped; {len(drawn)} of {count} pictures kept.")
-    else:
-        desk.studio.pace.add([picture.job for picture in drawn], seconds)
-        desk.status.say(f"Done: {count} picture{'' if count == 1 else 's'} in {seconds:.1f} s.")
-
-
-# %% ../../nbs/playground/index.ipynb #e116637a
-NO_PICTURE = "The picture will be here."
-
-
-class Easel:
-    """A `picture` with its `caption`, the `strip` of its request, and `reuse` for its seed."""
-
-    def __init__(self, on_reuse: Callable[[int], None]) -> None:
-        self.shown: Picture | None = None
-        self._tiles: dict[int, Tile] = {}
-        self._lock = threading.Lock()
-        self.picture = marked("picture", widgets.Image(layout={"display": "none"}))
-        self.caption = marked("caption", widgets.HTML(NO_PICTURE))
-        look = {"icon": "thumb-tack", "disabled": True, "layout": {"width": "120px"}}
-        self.reuse = marked("reuse", Press(description="Reuse seed", **look))
-        self.reuse.on_click(lambda _: on_reuse(self.shown.job.seed if self.shown else 0))
-        self.strip = wall()
-        under = widgets.HBox([self.reuse, self.caption], layout={"align_items": "center"})
-        self.view = widgets.VBox([self.picture, under, self.strip])
-
-    def show(self, picture: Picture) -> None:
-        """Show a finished picture, signed if it can be."""
-        self.shown, self.reuse.disabled = picture, False
-        image, note = picture.image, ""
-        try:
-            image = signed(picture)
-        except StylegenError as error:
-            note = f" (not signed: {error})"
-        self._put(image, f"{summary(picture.job)}{note}")
-
-    def put_away(self) -> None:
-        """Show no picture."""
-        self.shown, self.reuse.disabled = None, True
-        self.settle()
-
-    def glimpse(self, image: Image.Image, step: int) -> None:
-        """Show latents on their way."""
-        self._put(image, f"a glimpse, step {step}")
-
-    def settle(self) -> None:
-        """Leave no glimpse: the last finished picture is shown again, or none."""
-        if self.shown:
-            self.show(self.shown)
-        else:
-            self.picture.layout.display, self.caption.value = "none", NO_PICTURE
-
-    def _put(self, image: Image.Image, words: str) -> None:
-        self.picture.value, self.picture.layout.display = png(image), ""
-        self.caption.value = html.escape(words)
-
-    def hang(self, index: int, picture: Picture) -> None:
-        """Show a picture of several, and put it in its place on the strip; from any thread."""
-        with self._lock:
-            self.show(picture)
-            self._tiles[index] = Tile(picture, self.show)
-            self.strip.children = [self._tiles[place].view for place in sorted(self._tiles)]
-
-    def clear(self) -> None:
-        """Empty the strip."""
-        self._tiles, self.strip.children = {}, ()
-
 
 # %% ../../nbs/playground/index.ipynb #13e200eb
 GLIMPSE_EVERY = 5
@@ -535,314 +318,6 @@ class DifferenceBox:
             self.shown.value = ""
             return
         self.shown.value = Difference(*pair)._repr_html_()  # pylint: disable=protected-access
-
-
-# %% ../../nbs/playground/index.ipynb #4397f56d
-ALONE = "Drawn alone, a picture of a batch may differ by one level in a few values."
-"""What is said wherever a picture is turned into a job."""
-COPY = "navigator.clipboard.writeText(this.nextElementSibling.textContent)"
-
-
-class CodeBox:
-    """Texts to copy, by a button in the browser or by hand; `texts` are those shown."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self.view = marked("code", widgets.HTML())
-
-    def show(self, *texts: str, note: str = "") -> None:
-        """Show texts, each with its button, and a note under them."""
-        self.texts = list(texts)
-        button = f'<button class="jupyter-button" onclick="{COPY}">Copy</button>'
-        parts = [f"{button}<pre>{html.escape(text)}</pre>" for text in texts]
-        self.view.value = f"{''.join(parts)}{html.escape(note)}"
-
-
-class Gallery:
-    """The shelf as `tiles`; a click calls `on_click` with the picture."""
-
-    def __init__(self, shelf: Shelf, form: Form, on_click: Callable[[Picture], None]) -> None:
-        self._shelf, self._form, self._on_click = shelf, form, on_click
-        self.tiles: list[Tile] = []
-        self.view = marked("gallery", wall())
-        shelf.watchers.append(self.show)
-        self.show()
-
-    def show(self) -> None:
-        """Show what is on the shelf, newest first; tiles that are there stay."""
-        made = {id(tile.picture): tile for tile in self.tiles}
-        pictures = self._shelf.pictures
-        self.tiles = [made.get(id(each)) or Tile(each, self._on_click) for each in pictures]
-        self.view.children = [tile.view for tile in self.tiles]
-        self._form.cover(self.view)
-
-
-# %% ../../nbs/playground/index.ipynb #c6f7a7e2
-class Chosen:
-    """The picture in hand: `easel`, buttons `jpeg`, `python` and `json`, and the `code`."""
-
-    def __init__(self, desk: Desk) -> None:
-        self.desk, self.easel, self.code = desk, Easel(desk.controls.seed.reuse), CodeBox()
-        self.jpeg, self.python, self.json = (
-            Press(description=name, icon=icon)
-            for name, icon in (("Save JPEG", "save"), ("As Python", "code"), ("As job", "file"))
-        )
-        buttons = widgets.HBox([self.jpeg, self.python, self.json])
-        self.view = widgets.VBox([self.easel.view, buttons, self.code.view])
-
-    def put_away(self) -> None:
-        """Have no picture in hand, nor its code."""
-        self.easel.put_away()
-        self.code.show()
-
-    def job(self) -> GenerationJob:
-        """The job of the picture in hand; of the controls, when there is none."""
-        return self.easel.shown.job if self.easel.shown else self.desk.controls.job()
-
-
-# %% ../../nbs/playground/index.ipynb #498b57de
-class ChosenPicture(Chosen):
-    """`Chosen` with what its buttons do.
-
-    Args:
-        desk: The desk.
-        webhook_url: Tells where a job's webhooks shall go.
-    """
-
-    def __init__(self, desk: Desk, webhook_url: Callable[[], str]) -> None:
-        super().__init__(desk)
-        self._webhook_url = webhook_url
-        self.jpeg.on_click(lambda _: self._try(self.save))
-        self.python.on_click(lambda _: self._try(lambda: self.code.show(self.as_python())))
-        self.json.on_click(lambda _: self._try(self._show_job))
-
-    def _try(self, action: Callable[[], Any]) -> None:
-        with self.desk.status.guard():
-            action()
-
-    def _show_job(self) -> None:
-        command, note = self.as_command(), ALONE
-        if command:
-            note = f"The first is job.json, the second draws it beside worker.py. {ALONE}"
-        self.code.show(*filter(None, (self.as_json(), command)), note=note)
-
-    def _sent(self) -> GenerationJob:
-        return self.job().model_copy(update={"webhook_url": self._webhook_url()})
-
-    def as_json(self) -> str:
-        """The job for ``python worker.py --job``; its webhooks come to this panel."""
-        return as_json(self._sent())
-
-    def as_command(self) -> str:
-        """The shell command that draws it; empty if nothing tells which model does."""
-        studio, model = self.desk.studio, self._model()
-        settings = {**(studio.drawer.settings if studio.is_ready else {}), "STYLEGEN_MODEL": model}
-        return as_command(self._sent(), settings, self.desk.folder / "worker") if model else ""
-
-    def as_python(self) -> str:
-        """A script that draws the picture."""
-        job, library, model = self.job(), self.desk.studio.library, self._model()
-        if not model:
-            raise InvalidMessage("nothing tells which model draws this picture")
-        files = [library.find(extra.url).file() for extra in job.extra_loras]
-        return as_python(job, library.find(job.lora_model_url).file(), model, files)
-
-    def _model(self) -> str:
-        """The base model that drew the picture in hand; that of the panel, when there is none."""
-        studio = self.desk.studio
-        panels = studio.drawer.model if studio.is_ready else ""
-        return self.easel.shown.model if self.easel.shown else panels
-
-    def save(self) -> Path:
-        """Save the picture, signed, as a JPEG whose label holds its job; named after both."""
-        picture = self.easel.shown
-        if picture is None:
-            raise InvalidMessage("choose a picture first")
-        pixels = hashlib.sha256(picture.image.tobytes()).hexdigest()[:12]
-        path = self.desk.folder / f"{picture.job.generation_id}-{pixels}.jpg"
-        save_picture(replace(picture, image=signed(picture)), path)
-        self.desk.status.say(f"Written: {path}")
-        return path
-
-
-# %% ../../nbs/playground/index.ipynb #34dd729d
-class Files:
-    """Presets by `name` with `save`, `preset` with `load`; and `upload` of what holds a job."""
-
-    def __init__(self, desk: Desk) -> None:
-        self.desk, self.presets = desk, Presets(desk.folder / "presets")
-        small = {"layout": {"width": "80px"}}
-        self.name = widgets.Text(placeholder="name of a new preset")
-        self.save = Press(description="Save", **small)
-        self.preset = widgets.Dropdown(options=self.presets.names())
-        self.load = Press(description="Load", **small)
-        kinds = {"accept": ".jpg,.jpeg,.png,.json", "description": "Picture or job file"}
-        self.upload = widgets.FileUpload(**kinds, layout={"width": "200px"})
-        self.save.on_click(lambda _: self._save())
-        self.load.on_click(lambda _: self._load())
-        self.upload.observe(self._open, "value")
-        lines = [line("Save as", self.name, self.save), line("Preset", self.preset, self.load)]
-        self.view = widgets.VBox([*lines, line("Open", self.upload)])
-
-    def _save(self) -> None:
-        with self.desk.status.guard():
-            path = self.presets.save(self.name.value, self.desk.controls.job())
-            self.preset.options = self.presets.names()
-            self.preset.value = path.stem
-            self.desk.status.say(f"Preset {path.stem!r} saved.")
-
-    def _load(self) -> None:
-        with self.desk.status.guard():
-            self.desk.recall(self.presets.load(self.preset.value or ""))
-
-    def _open(self, change: Mapping[str, Any]) -> None:
-        with self.desk.status.guard():
-            for file in change["new"][:1]:
-                self.desk.recall(open_job(bytes(file["content"])))
-
-
-# %% ../../nbs/playground/index.ipynb #85b1e0f2
-class Mail:
-    """The `broker`'s address, the `queue`, and the outbox that is made when it is needed."""
-
-    def __init__(self, broker: str, port: int, webhook_url: str | None = None) -> None:
-        self.broker, self.queue = widgets.Password(value=broker), widgets.Text("image_generation")
-        self.events = marked("events", widgets.HTML())
-        self._outbox: Outbox | None = None
-        self._lines: list[str] = []
-        self._port, self._url, self._made_for = port, webhook_url, ("", "")
-
-    def outbox(self) -> Outbox:
-        """The outbox for the broker and queue that are named now."""
-        wanted = (self.broker.value, self.queue.value)
-        if self._outbox is None or self._made_for != wanted:
-            self.close()
-            self._outbox, self._made_for = self._make(*wanted), wanted
-            self._say(f"webhooks are received at {self._outbox.webhook_url}")
-        return self._outbox
-
-    def _make(self, broker: str, queue: str) -> Outbox:
-        how = {"queue_name": queue, "on_event": self._on_event, "webhook_url": self._url}
-        make = partial(Outbox, broker, **how)
-        try:
-            return make(port=self._port)
-        except OSError:
-            self._say(f"port {self._port} is taken: allow another origin")
-            return make()
-
-    def close(self) -> None:
-        """Receive no more."""
-        if self._outbox:
-            self._outbox.close()
-            self._outbox = None
-
-    def _on_event(self, webhook: ReceivedWebhook) -> None:
-        self._say(f"{webhook.body.get('generation_id')}: {event_line(webhook)}")
-
-    def _say(self, text: str) -> None:
-        self._lines = [*self._lines, text][-12:]
-        self.events.value = "<br>".join(map(html.escape, self._lines))
-
-
-# %% ../../nbs/playground/index.ipynb #8cd9a66a
-class Production:
-    """`send` to the queue; dead `letters`, which one can `look` at, `open` and `redrive`."""
-
-    def __init__(self, desk: Desk, mail: Mail) -> None:
-        self.desk, self.mail = desk, mail
-        self._bodies: list[bytes] = []
-        self.letters = widgets.Dropdown()
-        self.send, self.look, self.open, self.redrive = (
-            Press(description=name, layout={"width": "110px"})
-            for name in ("Send job", "Look", "Open", "Redrive")
-        )
-        actions = {self.send: self._send, self.look: self._look, self.open: self._open}
-        for button, action in (actions | {self.redrive: self._redrive}).items():
-            button.on_click(partial(self._press, action))
-        dead = line("Dead", self.letters, self.look, self.open, self.redrive)
-        to_whom = [line("Broker", mail.broker), line("Queue", mail.queue, self.send)]
-        self.view = widgets.VBox([*to_whom, dead, mail.events])
-
-    def _press(self, action: Callable[[], None], _: Any) -> None:
-        with self.desk.status.guard():
-            action()
-
-    def _ask(self, question: Callable[[], str]) -> None:
-        """Ask the broker in the background, and say the answer."""
-        self.desk.status.say("Asking the broker …")
-        self.desk.ask(lambda _: self.desk.status.say(question()))
-
-    def _send(self) -> None:
-        lacking = "; ".join(self.desk.unshown)
-        self.desk.unshown.clear()
-        if lacking:
-            raise InvalidMessage(
-                f"Not sent: the controls don't show all that was recalled ({lacking}). "
-                "Press Send job again to send what they show."
-            )
-        outbox, job = self.mail.outbox(), self.desk.controls.job()
-        self._ask(lambda: f"Sent: {outbox.send(job).generation_id}.")
-
-    def _look(self) -> None:
-        self._ask(partial(self._listed, self.mail.broker.value, self.mail.queue.value))
-
-    def _listed(self, broker: str, queue: str) -> str:
-        self._bodies = dead_letters(broker, queue_name=dead_queue(queue))
-        self.letters.options = [(_title(body), n) for n, body in enumerate(self._bodies)]
-        return f"{len(self._bodies)} dead letters."
-
-    def _letter(self) -> bytes:
-        if self.letters.value is None:
-            raise InvalidMessage("choose a dead letter first")
-        return self._bodies[self.letters.value]
-
-    def _open(self) -> None:
-        self.desk.recall(open_job(self._letter()))
-
-    def _redrive(self) -> None:
-        chosen, place = self._letter(), (self.mail.broker.value, self.mail.queue.value)
-
-        def move() -> str:
-            moved = redrive(*place, lambda body: body == chosen)
-            self._listed(*place)
-            return f"Moved back into the queue: {moved}."
-
-        self._ask(move)
-
-
-def _title(body: bytes) -> str:
-    """A dead letter in a few words; it may be anything."""
-    try:
-        fields = open_job(body)
-        return f"{fields.get('generation_id')}: {fields.get('prompt_tags')}"[:80]
-    except StylegenError:
-        return repr(body[:60])
-
-
-# %% ../../nbs/playground/index.ipynb #8577a0d9
-class HistoryTab:
-    """`gallery`, the `chosen` picture, `files` and `production`."""
-
-    def __init__(self, desk: Desk, mail: Mail) -> None:
-        self.desk, self.mail = desk, mail
-        self.chosen = ChosenPicture(desk, lambda: self.mail.outbox().webhook_url)
-        self.gallery = Gallery(desk.shelf, desk.form, self.recall)
-        self.files = Files(desk)
-        self.production = Production(desk, self.mail)
-        desk.watchers.append(self.chosen.put_away)
-        parts = [self.files.view, self.production.view]
-        more = widgets.Accordion(parts, titles=("Presets and files", "Production"))
-        more.selected_index = 0
-        self.gallery.view.layout.flex = "1 1 420px"
-        left = widgets.VBox([self.gallery.view, more], layout={"flex": "1 1 440px"})
-        self.chosen.view.layout = {"flex": "1 1 340px", "padding": "0 0 0 16px"}
-        self.view = widgets.Box([left, self.chosen.view], layout={"flex_flow": "row wrap"})
-
-    def recall(self, picture: Picture) -> None:
-        """Take a picture in hand and set every control as it was; a click on its tile."""
-        with self.desk.status.guard():
-            self.desk.recall(picture.job.model_dump(mode="json"))
-            self.chosen.easel.show(picture)
 
 
 # %% ../../nbs/playground/index.ipynb #01fb827f
