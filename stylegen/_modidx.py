@@ -1838,6 +1838,10 @@ d = {
                 "settings.html#load_settings",
                 "stylegen/settings.py",
             ),
+            "stylegen.settings.settings_help": (
+                "settings.html#settings_help",
+                "stylegen/settings.py",
+            ),
             "stylegen.settings.settings_table": (
                 "settings.html#settings_table",
                 "stylegen/settings.py",

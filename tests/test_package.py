@@ -20,6 +20,7 @@ import pytest
 from conftest import TOKEN
 from rabbit import RabbitNode
 
+from stylegen.settings import Settings
 from stylegen.webhook import WebhookReceiver
 
 ROOT = Path(__file__).parent.parent
@@ -172,7 +173,9 @@ def test_version_is_one(built: dict[str, Path], commands: Path) -> None:
 
 def test_commands_explain_themselves(commands: Path) -> None:
     """Both commands exist; without settings they name what is missing, with code 2."""
-    assert "--job" in run(commands / "stylegen-worker", "--help", cwd="/")
+    told = run(commands / "stylegen-worker", "--help", cwd="/")
+    assert "--job" in told
+    assert all(name.upper() in told for name in Settings.model_fields)
     for name in ("stylegen-worker", "stylegen-check"):
         bare = {"PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1"}
         run(commands / name, expect=2, cwd="/", env=bare)

@@ -94,7 +94,7 @@ from stylegen.queue import (
     redrive,
     start_rabbitmq_consumer,
 )
-from ..settings import Settings, SettingsError, load_settings
+from ..settings import Settings, SettingsError, load_settings, settings_help
 from stylegen.signature import (
     add_mark,
     add_watermark,
@@ -887,7 +887,12 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         Exit code.
     """
-    parser = argparse.ArgumentParser("worker.py", description="Draw the pictures of a job queue.")
+    parser = argparse.ArgumentParser(
+        "worker.py",
+        description="Draw the pictures of a job queue.",
+        epilog=settings_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument("--job", type=Path, metavar="FILE", help="do one job from a JSON file")
     modes.add_argument("--check", action="store_true", help="tell whether this machine can work")
