@@ -166,6 +166,8 @@ def test_content_credentials(signer: tuple[Path, Path]) -> None:
     signed = ContentCredentials(*signer).sign(plain, label)
     state, manifest = read_c2pa(signed)
     assert state == "Valid"
+    (agent,) = manifest["claim_generator_info"]
+    assert f"{agent['name']} {agent['version']}" == label.software
     (action,) = manifest["assertions"][0]["data"]["actions"]
     assert (action["action"], action["digitalSourceType"]) == ("c2pa.created", GENERATED)
     titles = [ingredient["title"] for ingredient in manifest["ingredients"]]

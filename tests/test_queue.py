@@ -74,7 +74,7 @@ class _Consumer:
             self.gate.set()
         self.error: BaseException | None = None
         self._rabbit, self._queue, self._options = rabbit, queue, options
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.thread = threading.Thread(target=self._run, daemon=True)
 
     def _run(self) -> None:
         try:
@@ -113,11 +113,11 @@ class _Consumer:
 
     def join(self) -> None:
         """Wait until the consumer has returned or raised."""
-        self._thread.join(30)
-        assert not self._thread.is_alive()
+        self.thread.join(30)
+        assert not self.thread.is_alive()
 
     def __enter__(self) -> "_Consumer":
-        self._thread.start()
+        self.thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -156,8 +156,14 @@ def test_a_control_message_reaches_every_worker(rabbit: RabbitNode, queue: str) 
     """Byte for byte, those of this queue and no others; the queue itself stays as it is."""
     other = f"{queue}-other"
     heard: dict[str, list[bytes]] = {"first": [], "second": [], "elsewhere": []}
+    threads = []
+
+    def hear(body: bytes) -> None:
+        threads.append(threading.current_thread())
+        heard["first"].append(body)
+
     with (
-        _Consumer(rabbit, queue, on_control=heard["first"].append) as first,
+        _Consumer(rabbit, queue, on_control=hear) as first,
         _Consumer(rabbit, queue, on_control=heard["second"].append) as second,
         _Consumer(rabbit, other, on_control=heard["elsewhere"].append) as elsewhere,
     ):
@@ -166,6 +172,7 @@ def test_a_control_message_reaches_every_worker(rabbit: RabbitNode, queue: str) 
         publish_control(b'{"generation_id": "\xea\xb9\x80"}', url=rabbit.url, queue_name=queue)
         publish_control(b"{}", url=rabbit.url, queue_name=other)
         wait_until(lambda: all(heard.values()))
+        assert threads[0] is not first.thread  # where nothing it does delays a heartbeat
     said = [b'{"generation_id": "\xea\xb9\x80"}']
     assert heard == {"first": said, "second": said, "elsewhere": [b"{}"]}
     assert rabbit.queue_state(queue) == (0, 0)

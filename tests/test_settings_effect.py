@@ -40,7 +40,8 @@ from waiting import wait_until
 from stylegen.job import InvalidMessage
 from stylegen.pipeline import load_pipeline
 from stylegen.queue import publish_job
-from stylegen.settings import Settings, load_settings
+from stylegen.settings import Settings, SettingsError, load_settings, settings_help
+from stylegen.settings import settings_table
 from stylegen.signature.label import read_job, read_provenance
 from stylegen.storage import FolderStore
 from stylegen.webhook import WebhookReceiver
@@ -663,3 +664,71 @@ def test_a_setting_does_what_it_says(world: World, name: str) -> None:
     """One row for each; a new setting without one fails here."""
     assert name in EFFECTS, f"write down how one sees that {name.upper()} has an effect"
     EFFECTS[name](world)
+
+
+DEFAULTS: dict[str, Any] = {
+    "rabbitmq_host": "localhost",
+    "s3_bucket": "stylelicense-images",
+    "log_level": "INFO",
+    "stylegen_queue": "image_generation",
+    "stylegen_retry_delays": (5, 30, 300),
+    "stylegen_max_redeliveries": 20,
+    "stylegen_job_timeout": 600.0,
+    "stylegen_drain_timeout": 660.0,
+    "stylegen_health_host": "127.0.0.1",
+    "stylegen_batch": 4,
+    "stylegen_cache_folder": Path("~/.cache/stylegen"),
+    "stylegen_cache_bytes": 20 * 2**30,
+    "stylegen_model": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "stylegen_device": "auto",
+    "stylegen_offload": "none",
+    "stylegen_compile": False,
+    "stylegen_merge_loras": False,
+    "stylegen_attention_slicing": False,
+    "stylegen_vae_tiling": False,
+    "stylegen_torch_threads": 0,
+    "stylegen_label": "label",
+    "stylegen_copyright": "Style licensed from {artist}",
+}
+"""Those that are not None; a deployment may lean on any of them."""
+LIMITS = {
+    "stylegen_prefetch": (1, 64),
+    "stylegen_max_redeliveries": (1, 1000),
+    "stylegen_health_port": (0, 65535),
+    "stylegen_batch": (1, 64),
+    "stylegen_cache_bytes": (0, 2**60),
+    "stylegen_torch_threads": (0, 1000),
+}
+"""The least and the most that is taken; the last two have no most."""
+
+
+def test_defaults() -> None:
+    """What holds where nothing is set."""
+    required = {name for name, field in Settings.model_fields.items() if field.is_required()}
+    assert required == {"internal_api_token", "webhook_allowed_origins"}
+    found = {name: field.default for name, field in Settings.model_fields.items()}
+    assert {k: v for k, v in found.items() if k not in required and v is not None} == DEFAULTS
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_limits(name: str) -> None:
+    """The ends of a range are taken, and what lies beyond them is refused by its name."""
+    needed = {"internal_api_token": "t", "webhook_allowed_origins": "https://a.example"}
+    least, most = LIMITS[name]
+    for value in (least, most):
+        assert getattr(load_settings(**needed, **{name: value}), name) == value
+    beyond = [least - 1] + ([most + 1] if most < 2**60 and name != "stylegen_torch_threads" else [])
+    for value in beyond:
+        with pytest.raises(SettingsError, match=name.upper()):
+            load_settings(**needed, **{name: value})
+
+
+def test_tables() -> None:
+    """README's table and the help's text name each variable as an operator writes it."""
+    rows, told = settings_table().splitlines(), settings_help().splitlines()
+    names = [name.upper() for name in Settings.model_fields]
+    assert [row.split("`")[1] for row in rows[2:]] == names
+    assert [line.split()[0] for line in told[1::2]] == names
+    assert "| `INTERNAL_API_TOKEN` | required | " in "\n".join(rows)
+    assert "| `STYLEGEN_RETRY_DELAYS` | `5,30,300` | " in "\n".join(rows)
+    assert "  STYLEGEN_BATCH  (default 4)" in told and "  STYLEGEN_FONT" in told

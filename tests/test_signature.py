@@ -189,8 +189,8 @@ def test_position_is_checked(position):
     + ["\ue000", "a\u2028b", "\u3164", "\u2060", "x" * 1000],
 )
 def test_deceptive_and_empty_names_are_refused(name):
-    """Control, override, invisible, private, blank and endless names."""
-    with pytest.raises(SignatureUnrenderable):
+    """Control, override, invisible, private, blank and endless names, each with its reason."""
+    with pytest.raises(SignatureUnrenderable, match="name (holds|is|has|leaves)"):
         add_watermark(plain((256, 256)), name)
 
 

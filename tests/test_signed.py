@@ -153,3 +153,14 @@ def test_an_unusable_hand_costs_no_picture(painted: Parts, order: Order) -> None
         outcome = handle_generation_task(order | {"signature": {"image_url": url}}, undrawable)
         assert outcome.error_code == "SIGNATURE_UNRENDERABLE"
     assert painted.store.read("generations/gen_500.jpg") is None
+
+
+@pytest.mark.parametrize(("beyond", "code"), [(0, None), (1, "SIGNATURE_UNRENDERABLE")])
+def test_a_hand_has_five_mebibytes(
+    painted: Parts, order: Order, beyond: int, code: str | None
+) -> None:
+    """So many are taken, and not one more."""
+    png = (painted.store.read("models/hand.png") or b"").ljust(5 * 2**20 + beyond, b"\0")
+    painted.store.put("models/large.png", png, "image/png")
+    asked = {"signature": {"image_url": "s3://models/large.png"}}
+    assert handle_generation_task(order | asked, painted).error_code == code

@@ -421,6 +421,23 @@ def test_hostile_file_urls(tmp_path: Path, lora_folder: Path, url: str, why: str
     assert not list(lora_folder.iterdir())
 
 
+def test_a_file_url_may_name_this_machine(tmp_path: Path) -> None:
+    """``file://localhost/…`` is ``file:///…`` (RFC 8089)."""
+    path = tmp_path / "a b.safetensors"
+    path.write_bytes(b"a style")
+    url = path.as_uri().replace("file:///", "file://localhost/")
+    loaded = Path(download_lora_model(url, store=FolderStore(tmp_path)))
+    assert loaded.read_bytes() == b"a style"
+
+
+def test_checksums_are_asked_of_nobody_who_has_none() -> None:
+    """Other servers than S3 know no newer checksums: neither sent nor asked for."""
+    store = make_s3_store(BUCKET, region=REGION, access_key_id="i", secret_access_key="s")
+    config = store._client.meta.config
+    found = config.request_checksum_calculation, config.response_checksum_validation
+    assert found == ("when_required", "when_required")
+
+
 def test_half_a_credential_is_a_storage_error() -> None:
     with pytest.raises(StorageError):
         make_s3_store(BUCKET, access_key_id="only-an-id")
@@ -481,8 +498,9 @@ def test_a_probe_writes_where_the_documented_rights_reach(server: S3Server) -> N
     assert [each["Key"] for each in there] == ["manifests/probe.json"]
 
 
+@pytest.mark.parametrize("code", ["ConditionalRequestConflict", "OperationAborted", "409"])
 def test_a_conflict_of_two_writers_is_asked_again(
-    server: S3Server, monkeypatch: pytest.MonkeyPatch
+    server: S3Server, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
     """S3's 409 means the same PUT again, not another picture."""
     store, left = s3_store(server), [1, 1]
@@ -492,12 +510,13 @@ def test_a_conflict_of_two_writers_is_asked_again(
     def busy(*arguments: Any, **more: Any) -> None:
         if left:
             left.pop()
-            raise kind({"Error": {"Code": "ConditionalRequestConflict"}}, "PutObject")
+            raise kind({"Error": {"Code": code}}, "PutObject")
         put(*arguments, **more)
 
     monkeypatch.setattr(store, "_put", busy)
-    assert store.put_once("manifests/busy.json", b"{}", "", facts={}, public=False) is None
-    assert store.read("manifests/busy.json") == b"{}" and not left
+    key = f"manifests/busy-{code}.json"
+    assert store.put_once(key, b"{}", "", facts={}, public=False) is None
+    assert store.read(key) == b"{}" and not left
 
 
 def test_a_folder_keeps_whose_picture_it_is(tmp_path: Path) -> None:

@@ -468,7 +468,10 @@ def test_estimates_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
         seconds.append((step, total, estimated_seconds))
         sent.release()
 
+    before = set(threading.enumerate())
     with ProgressReporter(send, 100) as reporter:
+        (own,) = set(threading.enumerate()) - before
+        assert own.daemon  # a silent receiver keeps no process alive
         for clock, step in ((60, 0), (70, 25), (90, 50), (96, 75), (150, 90)):
             now[0] = float(clock)
             reporter(step)

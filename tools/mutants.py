@@ -183,7 +183,7 @@ def sampled(module: str, code: str, count: int, seed: int) -> list[Mutant]:
 def _told(line: str) -> str:
     """A line without a setting's description, which is for people."""
     told = re.sub(r',? *description=("[^"]*"|None)', "", line)
-    return re.sub(r",? *\)", ")", told)
+    return re.sub(r",? *\)", ")", told).replace("Field(None)", "None")
 
 
 def _mutant(module: str, code: str, changed: str) -> Mutant:
