@@ -18,6 +18,7 @@ from stylegen.signature import (
     covered_scripts,
     create_text_overlay,
     get_position,
+    normalise_name,
     packaged_font,
 )
 
@@ -296,3 +297,12 @@ def test_coverage_is_told_by_script(monkeypatch):
         "Han",
         "Cyrillic",
     ]
+
+
+def test_only_spaces_are_taken_from_a_name():
+    """At its ends, and all but one between words; every other character stays as it is."""
+    for sign in sorted(set(map(chr, range(33, 127))) | set("김é±山\u0627")):
+        assert (
+            normalise_name(f"  {sign}a{sign} {sign}   b{sign} ") == f"{sign}a{sign} {sign} b{sign}"
+        )
+    assert normalise_name("Zoe\u0308") == "Zoë"

@@ -498,6 +498,29 @@ def test_a_probe_writes_where_the_documented_rights_reach(server: S3Server) -> N
     assert [each["Key"] for each in there] == ["manifests/probe.json"]
 
 
+@pytest.mark.parametrize("conditional", [True, False])
+def test_conditions_go_out_with_the_write(server: S3Server, conditional: bool) -> None:
+    """A server that honours them decides between two writers; one that doesn't is not asked to."""
+    store, sent = s3_store(server), []
+    store._conditional = conditional
+    store._client.meta.events.register(
+        "before-send.s3.PutObject",
+        lambda request, **_: sent.append(
+            {
+                name: value.decode() if isinstance(value, bytes) else value
+                for name, value in request.headers.items()
+                if name.lower() in ("if-none-match", "if-match")
+            }
+        ),
+    )
+    key = f"manifests/conditions-{conditional}.json"
+    store.put_once(key, b"{}", "", facts={}, public=False)
+    tag = server.client().head_object(Bucket=BUCKET, Key=key)["ETag"]
+    assert store.replace(key, b"{}", b"[]", "")
+    assert sent == ([{"If-None-Match": "*"}, {"If-Match": tag}] if conditional else [{}, {}])
+    assert store.read(key) == b"[]"
+
+
 @pytest.mark.parametrize("code", ["ConditionalRequestConflict", "OperationAborted", "409"])
 def test_a_conflict_of_two_writers_is_asked_again(
     server: S3Server, monkeypatch: pytest.MonkeyPatch, code: str
