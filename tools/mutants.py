@@ -20,6 +20,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
@@ -257,6 +258,8 @@ class Map:
             free.put(tree)
         with ThreadPoolExecutor(len(trees)) as pool:
             list(pool.map(lambda name: self._learn(name, free), names))
+        if trees[0].run(self.seconds, "--collect-only", limit=SLACK[0] * SLACK[1]):
+            raise SystemExit("pytest does not find the tests that it has just run")
 
     def _learn(self, name: str, free: "SimpleQueue[Tree]") -> None:
         tree = free.get()
@@ -321,7 +324,8 @@ def report(verdicts: list[tuple[Mutant, bool]]) -> int:
     for module in dict.fromkeys(mutant.module for mutant, _ in verdicts):
         row = [not survived for mutant, survived in verdicts if mutant.module == module]
         print(f"{module:20} {sum(row):4} of {len(row):4} caught")
-    print(f"{caught} of {len(verdicts)} caught: {100 * caught / len(verdicts):.1f} %")
+    share = caught / max(1, len(verdicts))
+    print(f"{caught} of {len(verdicts)} caught: {100 * share:.1f} %")
     return unexplained
 
 
@@ -347,23 +351,28 @@ def main() -> None:
     for tree in trees:
         free.put(tree)
 
-    def judge(mutant: Mutant) -> bool | None:
-        if time.monotonic() - begun > 60 * options.minutes:
-            return None
+    verdicts: list[tuple[Mutant, bool]] = []
+    over = threading.Event()
+
+    def judge(mutant: Mutant) -> None:
+        if over.is_set() or time.monotonic() - begun > 60 * options.minutes:
+            return
         tree = free.get()
         try:
             survived = tree.survives(mutant, *known.tests_of(mutant))
         finally:
             free.put(tree)
+        verdicts.append((mutant, survived))
         print("survived" if survived else "caught  ", mutant, flush=True)
-        return survived
 
     with ThreadPoolExecutor(options.jobs) as pool:
-        judged = list(zip(mutants, pool.map(judge, mutants)))
-    verdicts = [(mutant, survived) for mutant, survived in judged if survived is not None]
-    verdicts.sort(key=lambda pair: (pair[0].module, pair[0].line))
-    unexplained = report(verdicts)
-    seconds, untried = time.monotonic() - begun, len(judged) - len(verdicts)
+        try:
+            list(pool.map(judge, mutants))
+        except KeyboardInterrupt:
+            over.set()
+            print("ending after those that are being tried", file=sys.stderr)
+    unexplained = report(sorted(verdicts, key=lambda pair: (pair[0].module, pair[0].line)))
+    seconds, untried = time.monotonic() - begun, len(mutants) - len(verdicts)
     print(f"seed {options.seed}, {seconds:.0f} s, {untried} not tried for want of time")
     sys.exit(unexplained > 0)
 
