@@ -430,6 +430,20 @@ def test_a_file_url_may_name_this_machine(tmp_path: Path) -> None:
     assert loaded.read_bytes() == b"a style"
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "url"),
+    [
+        ("http://s3.example:9000", "http://s3.example:9000/pictures/a.jpg"),
+        ("http://s3.example/BoX/", "http://s3.example/BoX/pictures/a.jpg"),
+        ("https://s3.eu-central-1.amazonaws.com", "https://pictures.s3.amazonaws.com/a.jpg"),
+    ],
+)
+def test_results_have_the_address_of_their_bucket(endpoint: str, url: str) -> None:
+    """The guide's form on AWS; the bucket as a folder of other servers."""
+    keys = {"access_key_id": "i", "secret_access_key": "s", "region": REGION}
+    assert make_s3_store("pictures", endpoint_url=endpoint, **keys).url("a.jpg") == url
+
+
 def test_checksums_are_asked_of_nobody_who_has_none() -> None:
     """Other servers than S3 know no newer checksums: neither sent nor asked for."""
     store = make_s3_store(BUCKET, region=REGION, access_key_id="i", secret_access_key="s")
