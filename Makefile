@@ -30,7 +30,7 @@ demo: install  ## draw one picture by a job, on embedded defaults
 
 test: install programs  ## everything that must hold, side by side
 	HF_HUB_OFFLINE=1 pytest -q -s -p no:cacheprovider $(DRY_RUN)
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line check-and-nbdev pytest
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line pytest check-and-nbdev
 
 check: install  ## format, lint, and whether notebooks, modules and README agree
 	@sh tools/check_sync.sh

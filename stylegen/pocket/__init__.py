@@ -717,9 +717,3 @@ def main(arguments: list[str]) -> int:
     shutil.copytree(packaged() / "pocket-loras", folder / "models", dirs_exist_ok=True)
     print(folder)
     return 0
-
-
-# %% ../../nbs/pocket/index.ipynb #cd981e92
-# | eval: false
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
