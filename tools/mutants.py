@@ -25,7 +25,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -247,23 +247,38 @@ class Tree:
             path.write_bytes(before)
 
 
+class Trees:
+    """Copies of the project, each lent to one run at a time."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self._free = count, SimpleQueue[Tree]()
+        for number in range(count):
+            self._free.put(Tree(OUT / f"tree-{number}"))
+
+    @contextmanager
+    def lent(self) -> Iterator[Tree]:
+        """A copy that nobody else has; waits for one."""
+        tree = self._free.get()
+        try:
+            yield tree
+        finally:
+            self._free.put(tree)
+
+
 class Map:
     """Which tests pass through which lines, and how long they take."""
 
-    def __init__(self, trees: list[Tree], names: list[str]) -> None:
+    def __init__(self, trees: Trees, names: list[str]) -> None:
         self.seconds: dict[str, float] = {}
         self.lines: dict[tuple[str, int], set[str]] = {}
-        free: SimpleQueue[Tree] = SimpleQueue()
-        for tree in trees:
-            free.put(tree)
-        with ThreadPoolExecutor(len(trees)) as pool:
-            list(pool.map(lambda name: self._learn(name, free), names))
-        if trees[0].run(self.seconds, "--collect-only", limit=SLACK[0] * SLACK[1]):
-            raise SystemExit("pytest does not find the tests that it has just run")
+        with ThreadPoolExecutor(trees.count) as pool:
+            list(pool.map(lambda name: self._learn(name, trees), names))
+        with trees.lent() as tree:
+            if tree.run(self.seconds, "--collect-only", limit=SLACK[0] * SLACK[1]):
+                raise SystemExit("pytest does not find the tests that it has just run")
 
-    def _learn(self, name: str, free: "SimpleQueue[Tree]") -> None:
-        tree = free.get()
-        try:
+    def _learn(self, name: str, trees: Trees) -> None:
+        with trees.lent() as tree:
             (tree.folder / ".coveragerc").write_text(
                 "[run]\nsource = stylegen\ndynamic_context = test_function\n"
                 "concurrency = thread\ndata_file = coverage\n",
@@ -273,8 +288,6 @@ class Map:
                 text = (tree.folder / "log").read_text(encoding="utf-8")
                 raise SystemExit(f"tests/test_{name}.py fails without a mutant:\n{text[-3000:]}")
             self._read(name, tree.folder)
-        finally:
-            free.put(tree)
 
     def _read(self, name: str, folder: Path) -> None:
         for case in ElementTree.parse(folder / "junit.xml").iter("testcase"):
@@ -343,13 +356,10 @@ def main() -> None:
         code = (ROOT / f"stylegen/{module}.py").read_text(encoding="utf-8")
         mutants += sampled(module, code, options.sample, options.seed)
     random.Random(options.seed).shuffle(mutants)
-    trees = [Tree(OUT / f"tree-{number}") for number in range(options.jobs)]
+    trees = Trees(options.jobs)
     names = dict.fromkeys(name for module in options.modules for name in TESTS[module])
     known = Map(trees, list(names))
     print(f"{len(mutants)} mutants; the tests took {time.monotonic() - begun:.0f} s", flush=True)
-    free: SimpleQueue[Tree] = SimpleQueue()
-    for tree in trees:
-        free.put(tree)
 
     verdicts: list[tuple[Mutant, bool]] = []
     over = threading.Event()
@@ -357,11 +367,8 @@ def main() -> None:
     def judge(mutant: Mutant) -> None:
         if over.is_set() or time.monotonic() - begun > 60 * options.minutes:
             return
-        tree = free.get()
-        try:
+        with trees.lent() as tree:
             survived = tree.survives(mutant, *known.tests_of(mutant))
-        finally:
-            free.put(tree)
         verdicts.append((mutant, survived))
         print("survived" if survived else "caught  ", mutant, flush=True)
 
