@@ -1648,8 +1648,8 @@ d = {
                 "playground/press.html#below",
                 "stylegen/playground/press.py",
             ),
-            "stylegen.playground.press.told_by": (
-                "playground/press.html#told_by",
+            "stylegen.playground.press.value_trait": (
+                "playground/press.html#value_trait",
                 "stylegen/playground/press.py",
             ),
         },

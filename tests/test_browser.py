@@ -82,12 +82,12 @@ _RUN = """code => window.jupyterapp.shell.currentWidget.sessionContext.session.k
   .requestExecute({code}).done.then(reply => reply.content.status)"""
 _SLOW = """
 import time
-from stylegen.playground.press import below, told_by
+from stylegen.playground.press import below, value_trait
 
 slow = True
 for field in below(playground.view):
-    if told_by(field):
-        field.observe(lambda _: time.sleep(0.1 if slow else 0), told_by(field))
+    if value_trait(field):
+        field.observe(lambda _: time.sleep(0.1 if slow else 0), value_trait(field))
 """
 _SIZE = "image => image.decode().then(() => [image.naturalWidth, image.naturalHeight])"
 

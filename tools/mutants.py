@@ -176,15 +176,19 @@ def sampled(module: str, code: str, count: int, seed: int) -> list[Mutant]:
     for makers, wanted in ((of_constants(code), count // 8), (in_functions(code), count)):
         chosen.shuffle(makers)
         mutants = (_mutant(module, code, make()) for make in makers)
-        mutants = (each for each in mutants if _told(each.before) != _told(each.after))
+        mutants = (
+            each
+            for each in mutants
+            if _without_description(each.before) != _without_description(each.after)
+        )
         found += itertools.islice(mutants, wanted - len(found))
     return found
 
 
-def _told(line: str) -> str:
+def _without_description(line: str) -> str:
     """A line without a setting's description, which is for people."""
-    told = re.sub(r',? *description=("[^"]*"|None)', "", line)
-    return re.sub(r",? *\)", ")", told).replace("Field(None)", "None")
+    bare = re.sub(r',? *description=("[^"]*"|None)', "", line)
+    return re.sub(r",? *\)", ")", bare).replace("Field(None)", "None")
 
 
 def _mutant(module: str, code: str, changed: str) -> Mutant:
