@@ -1,13 +1,18 @@
 """Make nbval honour nbdev's directives and its cleaned execution counts, and look at pictures."""
 
 import re
+import tempfile
 from base64 import b64decode
 from collections.abc import Sequence
 from functools import partial
 from io import BytesIO
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import nbval.kernel
 import numpy as np
+from jupyter_client.manager import KernelManager
 from PIL import Image
 
 _NOT_RUN = re.compile(r"^#\s?\|\s*(eval:\s*false|slow|gpu)\b", re.MULTILINE)
@@ -18,6 +23,25 @@ MAX_MEAN = 1.0
 """Levels, of 255, that two pictures' channels may differ by on average."""
 FAR, MAX_FAR = 32, 0.002
 """Levels that are more than rounding, and the share of pixels that may differ by more."""
+
+
+class LocalKernel(KernelManager):
+    """A notebook's kernel on sockets of its own in a folder.
+
+    TCP ports are chosen before the kernel starts, and another process may take one until it does;
+    then the kernel ends at once. What a kernel says as it ends is shown, which nbval throws away.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        own = Path(tempfile.gettempdir(), f"kernel-{uuid4().hex}.json")
+        super().__init__(transport="ipc", connection_file=str(own), **options)
+
+    def start_kernel(self, **options: Any) -> None:
+        """Start it; its errors go where those of the tests go."""
+        super().start_kernel(**options | {"stderr": None})
+
+
+nbval.kernel.KernelManager = LocalKernel
 
 
 def pytest_itemcollected(item: Any) -> None:

@@ -57,6 +57,7 @@ class Lab:
             "ServerApp.root_dir": self._folder,
             "IdentityProvider.token": self._token,
             "LabApp.expose_app_in_browser": True,
+            "KernelManager.transport": "ipc",  # a TCP port may be taken before a kernel has it
         }
         with self._log.open("wb") as log:
             self._server = subprocess.Popen(  # pylint: disable=consider-using-with
