@@ -239,8 +239,8 @@ def test_the_machine_lacks_what_is_packed(machine: tuple[Path, Path]) -> None:
     assert {"diffusers", "pika", "pytest"} <= packed and not packed & {"torch", "numpy", "boto3"}
 
 
-TESTS = ["correctness", "locon", "ends"]
-HALVES = (TESTS, [each.name for each in gpu.STAGES if each.name not in TESTS])
+FIRST = ["correctness", "notebooks", "locon"]
+HALVES = (FIRST, [each.name for each in gpu.STAGES if each.name not in FIRST])
 """Of the stages: two processes take less time than one."""
 
 
