@@ -1847,37 +1847,79 @@ d = {
                 "stylegen/settings.py",
             ),
         },
+        "stylegen.signature.c2pa": {
+            "stylegen.signature.c2pa.ContentCredentials": (
+                "signature/c2pa.html#contentcredentials",
+                "stylegen/signature/c2pa.py",
+            ),
+            "stylegen.signature.c2pa.ContentCredentials.__init__": (
+                "signature/c2pa.html#contentcredentials.__init__",
+                "stylegen/signature/c2pa.py",
+            ),
+            "stylegen.signature.c2pa.ContentCredentials.sign": (
+                "signature/c2pa.html#contentcredentials.sign",
+                "stylegen/signature/c2pa.py",
+            ),
+            "stylegen.signature.c2pa.c2pa_manifest": (
+                "signature/c2pa.html#c2pa_manifest",
+                "stylegen/signature/c2pa.py",
+            ),
+        },
+        "stylegen.signature.fonts": {
+            "stylegen.signature.fonts._candidates": (
+                "signature/fonts.html#_candidates",
+                "stylegen/signature/fonts.py",
+            ),
+            "stylegen.signature.fonts.choose_font": (
+                "signature/fonts.html#choose_font",
+                "stylegen/signature/fonts.py",
+            ),
+            "stylegen.signature.fonts.choose_fonts": (
+                "signature/fonts.html#choose_fonts",
+                "stylegen/signature/fonts.py",
+            ),
+            "stylegen.signature.fonts.covered_scripts": (
+                "signature/fonts.html#covered_scripts",
+                "stylegen/signature/fonts.py",
+            ),
+            "stylegen.signature.fonts.font_characters": (
+                "signature/fonts.html#font_characters",
+                "stylegen/signature/fonts.py",
+            ),
+            "stylegen.signature.fonts.installed_fonts": (
+                "signature/fonts.html#installed_fonts",
+                "stylegen/signature/fonts.py",
+            ),
+            "stylegen.signature.fonts.needs_shaping": (
+                "signature/fonts.html#needs_shaping",
+                "stylegen/signature/fonts.py",
+            ),
+            "stylegen.signature.fonts.normalise_name": (
+                "signature/fonts.html#normalise_name",
+                "stylegen/signature/fonts.py",
+            ),
+            "stylegen.signature.fonts.packaged_font": (
+                "signature/fonts.html#packaged_font",
+                "stylegen/signature/fonts.py",
+            ),
+        },
+        "stylegen.signature.image": {
+            "stylegen.signature.image._with_halo": (
+                "signature/image.html#_with_halo",
+                "stylegen/signature/image.py",
+            ),
+            "stylegen.signature.image.add_signature_image": (
+                "signature/image.html#add_signature_image",
+                "stylegen/signature/image.py",
+            ),
+            "stylegen.signature.image.read_signature_image": (
+                "signature/image.html#read_signature_image",
+                "stylegen/signature/image.py",
+            ),
+        },
         "stylegen.signature.label": {
-            "stylegen.signature.label.ContentCredentials": (
-                "signature/label.html#contentcredentials",
-                "stylegen/signature/label.py",
-            ),
-            "stylegen.signature.label.ContentCredentials.__init__": (
-                "signature/label.html#contentcredentials.__init__",
-                "stylegen/signature/label.py",
-            ),
-            "stylegen.signature.label.ContentCredentials.sign": (
-                "signature/label.html#contentcredentials.sign",
-                "stylegen/signature/label.py",
-            ),
             "stylegen.signature.label.Label": (
                 "signature/label.html#label",
-                "stylegen/signature/label.py",
-            ),
-            "stylegen.signature.label._comment_text": (
-                "signature/label.html#_comment_text",
-                "stylegen/signature/label.py",
-            ),
-            "stylegen.signature.label._exif_text": (
-                "signature/label.html#_exif_text",
-                "stylegen/signature/label.py",
-            ),
-            "stylegen.signature.label._xmp_root": (
-                "signature/label.html#_xmp_root",
-                "stylegen/signature/label.py",
-            ),
-            "stylegen.signature.label.c2pa_manifest": (
-                "signature/label.html#c2pa_manifest",
                 "stylegen/signature/label.py",
             ),
             "stylegen.signature.label.encode_labelled": (
@@ -1896,17 +1938,99 @@ d = {
                 "signature/label.html#label_xmp",
                 "stylegen/signature/label.py",
             ),
-            "stylegen.signature.label.read_job": (
-                "signature/label.html#read_job",
-                "stylegen/signature/label.py",
-            ),
-            "stylegen.signature.label.read_provenance": (
-                "signature/label.html#read_provenance",
-                "stylegen/signature/label.py",
-            ),
             "stylegen.signature.label.srgb_profile": (
                 "signature/label.html#srgb_profile",
                 "stylegen/signature/label.py",
+            ),
+        },
+        "stylegen.signature.overlay": {
+            "stylegen.signature.overlay.fade": (
+                "signature/overlay.html#fade",
+                "stylegen/signature/overlay.py",
+            ),
+            "stylegen.signature.overlay.get_position": (
+                "signature/overlay.html#get_position",
+                "stylegen/signature/overlay.py",
+            ),
+            "stylegen.signature.overlay.margin_of": (
+                "signature/overlay.html#margin_of",
+                "stylegen/signature/overlay.py",
+            ),
+            "stylegen.signature.overlay.paste_overlay": (
+                "signature/overlay.html#paste_overlay",
+                "stylegen/signature/overlay.py",
+            ),
+        },
+        "stylegen.signature.provenance": {
+            "stylegen.signature.provenance._comment_text": (
+                "signature/provenance.html#_comment_text",
+                "stylegen/signature/provenance.py",
+            ),
+            "stylegen.signature.provenance._exif_text": (
+                "signature/provenance.html#_exif_text",
+                "stylegen/signature/provenance.py",
+            ),
+            "stylegen.signature.provenance._xmp_root": (
+                "signature/provenance.html#_xmp_root",
+                "stylegen/signature/provenance.py",
+            ),
+            "stylegen.signature.provenance.read_job": (
+                "signature/provenance.html#read_job",
+                "stylegen/signature/provenance.py",
+            ),
+            "stylegen.signature.provenance.read_provenance": (
+                "signature/provenance.html#read_provenance",
+                "stylegen/signature/provenance.py",
+            ),
+        },
+        "stylegen.signature.text": {
+            "stylegen.signature.text._Face": (
+                "signature/text.html#_face",
+                "stylegen/signature/text.py",
+            ),
+            "stylegen.signature.text._Layout": (
+                "signature/text.html#_layout",
+                "stylegen/signature/text.py",
+            ),
+            "stylegen.signature.text._box": (
+                "signature/text.html#_box",
+                "stylegen/signature/text.py",
+            ),
+            "stylegen.signature.text._draw": (
+                "signature/text.html#_draw",
+                "stylegen/signature/text.py",
+            ),
+            "stylegen.signature.text._extent": (
+                "signature/text.html#_extent",
+                "stylegen/signature/text.py",
+            ),
+            "stylegen.signature.text._fit": (
+                "signature/text.html#_fit",
+                "stylegen/signature/text.py",
+            ),
+            "stylegen.signature.text._layout": (
+                "signature/text.html#_layout",
+                "stylegen/signature/text.py",
+            ),
+            "stylegen.signature.text._placed": (
+                "signature/text.html#_placed",
+                "stylegen/signature/text.py",
+            ),
+            "stylegen.signature.text._runs": (
+                "signature/text.html#_runs",
+                "stylegen/signature/text.py",
+            ),
+            "stylegen.signature.text._wrap": (
+                "signature/text.html#_wrap",
+                "stylegen/signature/text.py",
+            ),
+            "stylegen.signature.text.add_watermark": (
+                "signature/text.html#add_watermark",
+                "stylegen/signature/text.py",
+            ),
+            "stylegen.signature.text.create_text_overlay": (
+                "signature/text.html#create_text_overlay",
+                "stylegen/signature/text.py",
             ),
         },
         "stylegen.storage.cache": {

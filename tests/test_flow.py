@@ -25,7 +25,7 @@ from standardwebhooks import Webhook
 from stylegen.job import GenerationJob, InvalidMessage, WebhookError, check_job, job_digest
 from stylegen.pipeline import load_pipeline
 from stylegen.pipeline.engine import Engine
-from stylegen.signature.label import read_provenance
+from stylegen.signature.provenance import read_provenance
 from stylegen.storage import FolderStore, S3Store, Store, store_result
 from stylegen.webhook import WebhookReceiver
 from stylegen.worker import Labelling, Parts, handle_generation_task, main

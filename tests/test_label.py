@@ -14,15 +14,9 @@ from PIL import Image
 from sd_parsers import ParserManager
 
 from stylegen.job import GenerationJob, InvalidMessage, check_job
-from stylegen.signature.label import (
-    ContentCredentials,
-    Label,
-    encode_labelled,
-    infotext,
-    read_job,
-    read_provenance,
-    srgb_profile,
-)
+from stylegen.signature.c2pa import ContentCredentials
+from stylegen.signature.label import Label, encode_labelled, infotext, srgb_profile
+from stylegen.signature.provenance import read_job, read_provenance
 from stylegen.worker import Labelling, Parts, handle_generation_task
 
 GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"

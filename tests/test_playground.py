@@ -33,7 +33,7 @@ from stylegen.playground.keeping import dead_letters as look_into
 from stylegen.playground.runner import Drawer, engine_drawer
 from stylegen.pocket import packaged
 from stylegen.queue import dead_letters, publish_job
-from stylegen.signature.label import read_provenance
+from stylegen.signature.provenance import read_provenance
 from stylegen.storage import FolderStore, make_s3_store
 from stylegen.webhook import WebhookReceiver
 from stylegen.worker import Parts, handle_generation_task

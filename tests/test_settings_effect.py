@@ -42,7 +42,7 @@ from stylegen.pipeline import load_pipeline
 from stylegen.queue import publish_job
 from stylegen.settings import Settings, SettingsError, load_settings, settings_help
 from stylegen.settings import settings_table
-from stylegen.signature.label import read_job, read_provenance
+from stylegen.signature.provenance import read_job, read_provenance
 from stylegen.storage import FolderStore
 from stylegen.webhook import WebhookReceiver
 from stylegen.worker import Outcome, check_machine, handle_generation_task, main, make_parts
@@ -602,14 +602,14 @@ def _stylegen_torch_threads(world: World) -> None:
 
 
 def _stylegen_font(world: World) -> None:
-    world.monkeypatch.setattr("stylegen.signature._system_fonts", lambda: ())
+    world.monkeypatch.setattr("stylegen.signature.fonts.FONT_FOLDERS", ())
     settings = world.settings(stylegen_font=DEJAVU)
     polish = {"artist_name": "Łukasz"}  # which the packaged font has not
     assert world.do(world.settings(), **polish).error_code == "SIGNATURE_UNRENDERABLE"
     assert world.do(settings, **polish).error_code is None
     answers = check_machine(settings)
     assert "Greek" in answers["signatures"].partition("refused")[0]
-    world.monkeypatch.setattr("stylegen.signature.packaged_font", lambda: None)
+    world.monkeypatch.setattr("stylegen.signature.fonts.packaged_font", lambda: None)
     assert world.do(settings).error_code == "SIGNATURE_UNRENDERABLE"  # Hangul
     world.picture(settings, artist_name="Zoë")
 

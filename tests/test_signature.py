@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageChops, features
 
-from stylegen import signature
 from stylegen.job import InvalidMessage, SignatureUnrenderable
 from stylegen.signature import (
     add_watermark,
@@ -21,6 +20,7 @@ from stylegen.signature import (
     normalise_name,
     packaged_font,
 )
+from stylegen.signature.fonts import installed_fonts
 
 DEJAVU = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
 POSITIONS = ("bottom-right", "bottom-left", "top-right", "top-left")
@@ -212,7 +212,7 @@ def test_operators_font_comes_first():
 
 @pytest.fixture(name="no_system_fonts")
 def _no_system_fonts(monkeypatch):
-    monkeypatch.setattr(signature, "_system_fonts", lambda: ())
+    monkeypatch.setattr("stylegen.signature.fonts.FONT_FOLDERS", ())
 
 
 @pytest.mark.usefixtures("no_system_fonts")
@@ -227,15 +227,15 @@ def test_unknown_characters_are_named():
 
 def test_stand_ins_and_broken_fonts_are_passed_over(tmp_path, monkeypatch):
     """A font folder may hold anything."""
-    for name in ("broken.ttf", "LastResort.otf", "notes.txt"):
+    for name in ("broken.ttf", "LastResortHE-Regular.ttf", "AdobeBlank2.otf", "notes.txt"):
         (tmp_path / name).write_bytes(b"\x00\x01\x00\x00 no font")
     (tmp_path / "DejaVuSans-Bold.ttf").write_bytes(DEJAVU.read_bytes())
     (tmp_path / "DejaVuSans.ttf").write_bytes(DEJAVU.read_bytes())
-    monkeypatch.setattr(signature, "FONT_FOLDERS", (tmp_path, tmp_path / "missing"))
-    found = signature._system_fonts.__wrapped__()  # pylint: disable=protected-access
+    folders = tmp_path, tmp_path / "missing"
+    found = installed_fonts(folders)
     assert {path.name for path in found} == {"broken.ttf", "DejaVuSans.ttf", "DejaVuSans-Bold.ttf"}
     assert found[-1].name == "DejaVuSans-Bold.ttf"
-    monkeypatch.setattr(signature, "_system_fonts", lambda: found)
+    monkeypatch.setattr("stylegen.signature.fonts.FONT_FOLDERS", folders)
     assert choose_font("Paweł") == tmp_path / "DejaVuSans.ttf"
 
 
@@ -266,7 +266,7 @@ def test_the_guides_own_test():
 
 def test_mixed_scripts_are_drawn_by_runs(monkeypatch):
     """A name that no one font knows is drawn, each run in a font that has it."""
-    monkeypatch.setattr("stylegen.signature._system_fonts", lambda: (DEJAVU,))
+    monkeypatch.setattr("stylegen.signature.fonts.FONT_FOLDERS", (DEJAVU.parent,))
     name = "김하늘 Łukasz"
     assert [font.name for font in choose_fonts(name)] == [
         "NotoSansKR-Regular.otf",
@@ -281,14 +281,14 @@ def test_mixed_scripts_are_drawn_by_runs(monkeypatch):
 
 def test_mixed_shaped_scripts_are_refused(monkeypatch):
     """Runs would break the joins of Arabic: no half-right name."""
-    monkeypatch.setattr("stylegen.signature._system_fonts", lambda: (DEJAVU,))
+    monkeypatch.setattr("stylegen.signature.fonts.FONT_FOLDERS", (DEJAVU.parent,))
     with pytest.raises(SignatureUnrenderable):
         create_text_overlay("김하늘 أمل")
 
 
 def test_coverage_is_told_by_script(monkeypatch):
     """With the packaged font alone: the scripts of the platform's home, and no more."""
-    monkeypatch.setattr("stylegen.signature._system_fonts", lambda: ())
+    monkeypatch.setattr("stylegen.signature.fonts.FONT_FOLDERS", ())
     covered = covered_scripts()
     assert [name for name, is_covered in covered.items() if is_covered] == [
         "Latin",

@@ -40,7 +40,8 @@ from ..job import GenerationJob, InvalidMessage, StylegenError, check_job, read_
 from .grid import LoraFile, Picture, keep, load_kept, recipe_id
 from ..queue import connect, publish_job
 from ..signature import add_watermark
-from ..signature.label import Label, encode_labelled, read_job
+from ..signature.label import Label, encode_labelled
+from ..signature.provenance import read_job
 from ..webhook import ReceivedWebhook, WebhookReceiver
 
 # %% ../../nbs/playground/04_keeping.ipynb #e20bbc3d

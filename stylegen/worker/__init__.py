@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = [
-    "MAX_MARK_BYTES",
+    "MAX_SIGNATURE_BYTES",
     "Labelling",
     "Parts",
     "make_store",
@@ -96,14 +96,15 @@ from stylegen.queue import (
 )
 from ..settings import Settings, SettingsError, load_settings, settings_help
 from stylegen.signature import (
-    add_mark,
+    add_signature_image,
     add_watermark,
     choose_font,
     covered_scripts,
     create_text_overlay,
-    read_mark,
+    read_signature_image,
 )
-from ..signature.label import ContentCredentials, Label, encode_labelled
+from ..signature.c2pa import ContentCredentials
+from ..signature.label import Label, encode_labelled
 from stylegen.storage import (
     ANY_JOB,
     FolderStore,
@@ -136,7 +137,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _log = logging.getLogger(__name__)
-MAX_MARK_BYTES = 5 * 2**20
+MAX_SIGNATURE_BYTES = 5 * 2**20
 
 
 # %% ../../nbs/worker/index.ipynb #60d217fb
@@ -295,7 +296,7 @@ def make_signer(job: GenerationJob, parts: Parts) -> Callable[["Image"], "Image"
     place = {"position": job.signature.position, "opacity": job.signature.opacity}
     if job.signature.image_url:
         mark = _fetch_mark(job.signature.image_url, parts.store)
-        return lambda image: add_mark(image, mark, **place)
+        return lambda image: add_signature_image(image, mark, **place)
     name, font = job.artist_name, parts.font
     create_text_overlay(name, job.signature.opacity, size=job.resolution, font_path=font)
     return lambda image: add_watermark(image, name, font_path=font, **place)
@@ -304,9 +305,9 @@ def make_signer(job: GenerationJob, parts: Parts) -> Callable[["Image"], "Image"
 def _fetch_mark(url: str, store: Store) -> "Image":
     try:
         with _downloaded(url, store) as path:
-            if path.stat().st_size > MAX_MARK_BYTES:
-                raise SignatureUnrenderable(f"the signature is over {MAX_MARK_BYTES} bytes")
-            return read_mark(path.read_bytes())
+            if path.stat().st_size > MAX_SIGNATURE_BYTES:
+                raise SignatureUnrenderable(f"the signature is over {MAX_SIGNATURE_BYTES} bytes")
+            return read_signature_image(path.read_bytes())
     except (InvalidMessage, LoraNotFound, LoraInvalid):
         raise SignatureUnrenderable("the signature's picture can't be fetched") from None
 
