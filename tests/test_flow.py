@@ -95,6 +95,23 @@ def test_no_artist_leaks_into_the_next_job(parts: Parts, order: Order) -> None:
     assert picture(parts, order) == alone
 
 
+def test_further_loras_reach_the_drawing(parts: Parts, order: Order) -> None:
+    """Each of a job's files, the artist's own first; a job without further ones names none."""
+    root: Path = parts.store.root  # type: ignore[attr-defined]
+    drawn: list[list[bytes]] = []
+
+    def draw(job: GenerationJob, lora: Path, *, on_step: Any, **more: Any) -> Image.Image:
+        drawn.append([path.read_bytes() for path in (lora, *more.pop("extra_loras", ()))])
+        assert not more
+        return Image.new("RGB", job.resolution)
+
+    extra = {"url": "s3://models/style_11.safetensors", "scale": 0.5}
+    for extras in ([extra], []):
+        picture(replace(parts, draw=draw), order, extra_loras=extras)
+    own, other = ((root / f"models/style_{number}.safetensors").read_bytes() for number in (10, 11))
+    assert drawn == [[own, other], [own]]
+
+
 def test_no_artist_leaks_after_a_failure(parts: Parts, order: Order) -> None:
     """A job that fails while its LoRA is applied leaves the base model as it was."""
     alone = picture(parts, order)

@@ -166,6 +166,7 @@ def test_content_credentials(signer: tuple[Path, Path]) -> None:
     assert (action["action"], action["digitalSourceType"]) == ("c2pa.created", GENERATED)
     titles = [ingredient["title"] for ingredient in manifest["ingredients"]]
     assert titles == [f"base model pocket sha256:{'a1' * 32}", f"LoRA sha256:{'0f' * 32}"]
+    assert {each["relationship"] for each in manifest["ingredients"]} == {"inputTo"}
     assert read_provenance(signed) == read_provenance(plain)
 
 

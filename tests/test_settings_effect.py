@@ -608,7 +608,9 @@ def _stylegen_font(world: World) -> None:
     assert world.do(world.settings(), **polish).error_code == "SIGNATURE_UNRENDERABLE"
     assert world.do(settings, **polish).error_code is None
     answers = check_machine(settings)
-    assert "Greek" in answers["signatures"].partition("refused")[0]
+    drawn, refused = answers["signatures"].split("; refused: ")
+    assert "Greek" in drawn.split(", ") and "Emoji" in refused.split(", ")
+    assert not set(drawn.split(", ")) & set(refused.split(", "))
     world.monkeypatch.setattr("stylegen.signature.fonts.packaged_font", lambda: None)
     assert world.do(settings).error_code == "SIGNATURE_UNRENDERABLE"  # Hangul
     world.picture(settings, artist_name="Zoë")
@@ -732,3 +734,5 @@ def test_tables() -> None:
     assert "| `INTERNAL_API_TOKEN` | required | " in "\n".join(rows)
     assert "| `STYLEGEN_RETRY_DELAYS` | `5,30,300` | " in "\n".join(rows)
     assert "  STYLEGEN_BATCH  (default 4)" in told and "  STYLEGEN_FONT" in told
+    meaning = Settings.model_fields["stylegen_font"].description
+    assert f"| `STYLEGEN_FONT` |  | {meaning} |" in rows

@@ -38,7 +38,7 @@ _XMP_PATHS = {
 
 # %% ../../nbs/signature/05_provenance.ipynb #98885cb1
 def _exif_text(value: object) -> str:
-    raw = value.encode("latin-1", "replace") if isinstance(value, str) else value
+    raw = value.encode("latin-1") if isinstance(value, str) else value
     return raw.decode("utf-8", "replace").strip("\x00") if isinstance(raw, bytes) else ""
 
 
