@@ -315,8 +315,9 @@ def test_job_file(
     file = tmp_path / "job.json"
     file.write_text(json.dumps(order))
     assert main(["--job", str(file)]) == 0
-    shown = capsys.readouterr().out
+    shown, progress = capsys.readouterr()
     assert "gen_500.jpg" in shown and "512x512, seed 42" in shown
+    assert "drawing" in progress and "4/4" in progress and "step" in progress
     file.write_text(json.dumps(order | {"lora_model_url": "s3://models/none.safetensors"}))
     assert main(["--job", str(file)]) == 1
     assert "LORA_NOT_FOUND" in capsys.readouterr().err

@@ -155,6 +155,9 @@ def test_import_is_cheap() -> None:
             ("a.b-c", "style 10/한글.safetensors"),
         ),
         ("s3://models/a%2Fb", ("models", "a%2Fb")),
+        ("s3://models/" + "é" * 512, ("models", "é" * 512)),
+        ("s3://" + "a" * 63 + "/x", ("a" * 63, "x")),
+        ("s3://abc/x", ("abc", "x")),
     ],
 )
 def test_s3_urls(url: str, parts: tuple[str, str]) -> None:
@@ -185,7 +188,7 @@ def test_s3_urls(url: str, parts: tuple[str, str]) -> None:
         "s3://models/x\0y",
         "s3://models/../x",
         "s3://models/a\\b",
-        "s3://models/" + "é" * 513,
+        "s3://models/" + "é" * 512 + "a",
     ],
 )
 def test_hostile_s3_urls(url: str) -> None:
