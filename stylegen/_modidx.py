@@ -1803,6 +1803,196 @@ d = {
                 "stylegen/playground/runner.py",
             ),
         },
+        "stylegen.pocket.judgement": {
+            "stylegen.pocket.judgement.Judgement": (
+                "pocket/judgement.html#judgement",
+                "stylegen/pocket/judgement.py",
+            ),
+            "stylegen.pocket.judgement._apart": (
+                "pocket/judgement.html#_apart",
+                "stylegen/pocket/judgement.py",
+            ),
+            "stylegen.pocket.judgement._clear": (
+                "pocket/judgement.html#_clear",
+                "stylegen/pocket/judgement.py",
+            ),
+            "stylegen.pocket.judgement._crop": (
+                "pocket/judgement.html#_crop",
+                "stylegen/pocket/judgement.py",
+            ),
+            "stylegen.pocket.judgement._difference": (
+                "pocket/judgement.html#_difference",
+                "stylegen/pocket/judgement.py",
+            ),
+            "stylegen.pocket.judgement._filled": (
+                "pocket/judgement.html#_filled",
+                "stylegen/pocket/judgement.py",
+            ),
+            "stylegen.pocket.judgement._grounds": (
+                "pocket/judgement.html#_grounds",
+                "stylegen/pocket/judgement.py",
+            ),
+            "stylegen.pocket.judgement._is_hatched": (
+                "pocket/judgement.html#_is_hatched",
+                "stylegen/pocket/judgement.py",
+            ),
+            "stylegen.pocket.judgement._largest": (
+                "pocket/judgement.html#_largest",
+                "stylegen/pocket/judgement.py",
+            ),
+            "stylegen.pocket.judgement._mean": (
+                "pocket/judgement.html#_mean",
+                "stylegen/pocket/judgement.py",
+            ),
+            "stylegen.pocket.judgement._nearest": (
+                "pocket/judgement.html#_nearest",
+                "stylegen/pocket/judgement.py",
+            ),
+            "stylegen.pocket.judgement._palette": (
+                "pocket/judgement.html#_palette",
+                "stylegen/pocket/judgement.py",
+            ),
+            "stylegen.pocket.judgement._shape": (
+                "pocket/judgement.html#_shape",
+                "stylegen/pocket/judgement.py",
+            ),
+            "stylegen.pocket.judgement._style": (
+                "pocket/judgement.html#_style",
+                "stylegen/pocket/judgement.py",
+            ),
+            "stylegen.pocket.judgement._templates": (
+                "pocket/judgement.html#_templates",
+                "stylegen/pocket/judgement.py",
+            ),
+            "stylegen.pocket.judgement.judge": (
+                "pocket/judgement.html#judge",
+                "stylegen/pocket/judgement.py",
+            ),
+        },
+        "stylegen.pocket.model": {
+            "stylegen.pocket.model._brighten": (
+                "pocket/model.html#_brighten",
+                "stylegen/pocket/model.py",
+            ),
+            "stylegen.pocket.model._scheduler": (
+                "pocket/model.html#_scheduler",
+                "stylegen/pocket/model.py",
+            ),
+            "stylegen.pocket.model.build_lora": (
+                "pocket/model.html#build_lora",
+                "stylegen/pocket/model.py",
+            ),
+            "stylegen.pocket.model.build_pocket": (
+                "pocket/model.html#build_pocket",
+                "stylegen/pocket/model.py",
+            ),
+            "stylegen.pocket.model.make_text_encoder": (
+                "pocket/model.html#make_text_encoder",
+                "stylegen/pocket/model.py",
+            ),
+            "stylegen.pocket.model.make_unet": (
+                "pocket/model.html#make_unet",
+                "stylegen/pocket/model.py",
+            ),
+            "stylegen.pocket.model.make_vae": (
+                "pocket/model.html#make_vae",
+                "stylegen/pocket/model.py",
+            ),
+        },
+        "stylegen.pocket.scenes": {
+            "stylegen.pocket.scenes.Scene": (
+                "pocket/scenes.html#scene",
+                "stylegen/pocket/scenes.py",
+            ),
+            "stylegen.pocket.scenes.Scene.random": (
+                "pocket/scenes.html#scene.random",
+                "stylegen/pocket/scenes.py",
+            ),
+            "stylegen.pocket.scenes.caption": (
+                "pocket/scenes.html#caption",
+                "stylegen/pocket/scenes.py",
+            ),
+            "stylegen.pocket.scenes.is_held_out": (
+                "pocket/scenes.html#is_held_out",
+                "stylegen/pocket/scenes.py",
+            ),
+        },
+        "stylegen.pocket.shapes": {
+            "stylegen.pocket.shapes._heart": (
+                "pocket/shapes.html#_heart",
+                "stylegen/pocket/shapes.py",
+            ),
+            "stylegen.pocket.shapes._polygon": (
+                "pocket/shapes.html#_polygon",
+                "stylegen/pocket/shapes.py",
+            ),
+            "stylegen.pocket.shapes._star": (
+                "pocket/shapes.html#_star",
+                "stylegen/pocket/shapes.py",
+            ),
+            "stylegen.pocket.shapes.outline_of": (
+                "pocket/shapes.html#outline_of",
+                "stylegen/pocket/shapes.py",
+            ),
+        },
+        "stylegen.pocket.styles": {
+            "stylegen.pocket.styles._cover": (
+                "pocket/styles.html#_cover",
+                "stylegen/pocket/styles.py",
+            ),
+            "stylegen.pocket.styles._hatching": (
+                "pocket/styles.html#_hatching",
+                "stylegen/pocket/styles.py",
+            ),
+            "stylegen.pocket.styles._inks": (
+                "pocket/styles.html#_inks",
+                "stylegen/pocket/styles.py",
+            ),
+            "stylegen.pocket.styles._mix": ("pocket/styles.html#_mix", "stylegen/pocket/styles.py"),
+            "stylegen.pocket.styles._mosaic": (
+                "pocket/styles.html#_mosaic",
+                "stylegen/pocket/styles.py",
+            ),
+            "stylegen.pocket.styles._neon": (
+                "pocket/styles.html#_neon",
+                "stylegen/pocket/styles.py",
+            ),
+            "stylegen.pocket.styles._plain": (
+                "pocket/styles.html#_plain",
+                "stylegen/pocket/styles.py",
+            ),
+            "stylegen.pocket.styles._watercolour": (
+                "pocket/styles.html#_watercolour",
+                "stylegen/pocket/styles.py",
+            ),
+            "stylegen.pocket.styles.draw": ("pocket/styles.html#draw", "stylegen/pocket/styles.py"),
+            "stylegen.pocket.styles.hatch_strokes": (
+                "pocket/styles.html#hatch_strokes",
+                "stylegen/pocket/styles.py",
+            ),
+            "stylegen.pocket.styles.paint": (
+                "pocket/styles.html#paint",
+                "stylegen/pocket/styles.py",
+            ),
+        },
+        "stylegen.pocket.words": {
+            "stylegen.pocket.words._bytes": (
+                "pocket/words.html#_bytes",
+                "stylegen/pocket/words.py",
+            ),
+            "stylegen.pocket.words._merge": (
+                "pocket/words.html#_merge",
+                "stylegen/pocket/words.py",
+            ),
+            "stylegen.pocket.words._vocabulary": (
+                "pocket/words.html#_vocabulary",
+                "stylegen/pocket/words.py",
+            ),
+            "stylegen.pocket.words.make_tokenizer": (
+                "pocket/words.html#make_tokenizer",
+                "stylegen/pocket/words.py",
+            ),
+        },
         "stylegen.settings": {
             "stylegen.settings.Settings": ("settings.html#settings", "stylegen/settings.py"),
             "stylegen.settings.Settings._are_origins": (

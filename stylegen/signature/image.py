@@ -70,7 +70,7 @@ def add_signature_image(
 
     Args:
         image: The picture, of any mode; it is not changed.
-        signature: From `read_signature_image`; scaled to a third of the width or a seventh of the short side.
+        signature: From `read_signature_image`; scaled by `SIGNATURE_SCALE`.
         position: ``bottom-right``, ``bottom-left``, ``top-right`` or ``top-left``.
         opacity: 0 (invisible) to 255.
 
