@@ -2285,5 +2285,259 @@ d = {
                 "stylegen/storage/cache.py",
             ),
         },
+        "stylegen.storage.download": {
+            "stylegen.storage.download.default_store": (
+                "storage/download.html#default_store",
+                "stylegen/storage/download.py",
+            ),
+            "stylegen.storage.download.download_lora_model": (
+                "storage/download.html#download_lora_model",
+                "stylegen/storage/download.py",
+            ),
+        },
+        "stylegen.storage.folder": {
+            "stylegen.storage.folder.FolderStore": (
+                "storage/folder.html#folderstore",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderStore.__init__": (
+                "storage/folder.html#folderstore.__init__",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderStore._inside": (
+                "storage/folder.html#folderstore._inside",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderStore._link": (
+                "storage/folder.html#folderstore._link",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderStore._source": (
+                "storage/folder.html#folderstore._source",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderStore.check": (
+                "storage/folder.html#folderstore.check",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderStore.fetch": (
+                "storage/folder.html#folderstore.fetch",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderStore.probe": (
+                "storage/folder.html#folderstore.probe",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderStore.put": (
+                "storage/folder.html#folderstore.put",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderStore.put_once": (
+                "storage/folder.html#folderstore.put_once",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderStore.read": (
+                "storage/folder.html#folderstore.read",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderStore.replace": (
+                "storage/folder.html#folderstore.replace",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderStore.url": (
+                "storage/folder.html#folderstore.url",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderStore.version": (
+                "storage/folder.html#folderstore.version",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder._beside": (
+                "storage/folder.html#_beside",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder._file_path": (
+                "storage/folder.html#_file_path",
+                "stylegen/storage/folder.py",
+            ),
+        },
+        "stylegen.storage.manifest": {
+            "stylegen.storage.manifest.Manifest": (
+                "storage/manifest.html#manifest",
+                "stylegen/storage/manifest.py",
+            ),
+            "stylegen.storage.manifest.Manifest.gives_way": (
+                "storage/manifest.html#manifest.gives_way",
+                "stylegen/storage/manifest.py",
+            ),
+            "stylegen.storage.manifest._forbidden_key": (
+                "storage/manifest.html#_forbidden_key",
+                "stylegen/storage/manifest.py",
+            ),
+            "stylegen.storage.manifest._manifest": (
+                "storage/manifest.html#_manifest",
+                "stylegen/storage/manifest.py",
+            ),
+            "stylegen.storage.manifest._same_job": (
+                "storage/manifest.html#_same_job",
+                "stylegen/storage/manifest.py",
+            ),
+            "stylegen.storage.manifest.commit": (
+                "storage/manifest.html#commit",
+                "stylegen/storage/manifest.py",
+            ),
+            "stylegen.storage.manifest.find_manifest": (
+                "storage/manifest.html#find_manifest",
+                "stylegen/storage/manifest.py",
+            ),
+            "stylegen.storage.manifest.forbid": (
+                "storage/manifest.html#forbid",
+                "stylegen/storage/manifest.py",
+            ),
+            "stylegen.storage.manifest.manifest_key": (
+                "storage/manifest.html#manifest_key",
+                "stylegen/storage/manifest.py",
+            ),
+        },
+        "stylegen.storage.picture": {
+            "stylegen.storage.picture.encode_jpeg": (
+                "storage/picture.html#encode_jpeg",
+                "stylegen/storage/picture.py",
+            ),
+            "stylegen.storage.picture.store_result": (
+                "storage/picture.html#store_result",
+                "stylegen/storage/picture.py",
+            ),
+            "stylegen.storage.picture.upload_image_to_s3": (
+                "storage/picture.html#upload_image_to_s3",
+                "stylegen/storage/picture.py",
+            ),
+        },
+        "stylegen.storage.s3": {
+            "stylegen.storage.s3.S3Store": ("storage/s3.html#s3store", "stylegen/storage/s3.py"),
+            "stylegen.storage.s3.S3Store.__init__": (
+                "storage/s3.html#s3store.__init__",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.S3Store._head": (
+                "storage/s3.html#s3store._head",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.S3Store._is_conditional": (
+                "storage/s3.html#s3store._is_conditional",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.S3Store._put": (
+                "storage/s3.html#s3store._put",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.S3Store._put_public": (
+                "storage/s3.html#s3store._put_public",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.S3Store.check": (
+                "storage/s3.html#s3store.check",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.S3Store.fetch": (
+                "storage/s3.html#s3store.fetch",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.S3Store.probe": (
+                "storage/s3.html#s3store.probe",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.S3Store.put": (
+                "storage/s3.html#s3store.put",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.S3Store.put_once": (
+                "storage/s3.html#s3store.put_once",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.S3Store.read": (
+                "storage/s3.html#s3store.read",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.S3Store.replace": (
+                "storage/s3.html#s3store.replace",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.S3Store.url": (
+                "storage/s3.html#s3store.url",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.S3Store.version": (
+                "storage/s3.html#s3store.version",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3._is_busy": ("storage/s3.html#_is_busy", "stylegen/storage/s3.py"),
+            "stylegen.storage.s3._is_whole": (
+                "storage/s3.html#_is_whole",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3._public_base": (
+                "storage/s3.html#_public_base",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3._s3_errors": (
+                "storage/s3.html#_s3_errors",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.make_s3_store": (
+                "storage/s3.html#make_s3_store",
+                "stylegen/storage/s3.py",
+            ),
+        },
+        "stylegen.storage.store": {
+            "stylegen.storage.store.Store": (
+                "storage/store.html#store",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.Store.check": (
+                "storage/store.html#store.check",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.Store.fetch": (
+                "storage/store.html#store.fetch",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.Store.probe": (
+                "storage/store.html#store.probe",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.Store.put": (
+                "storage/store.html#store.put",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.Store.put_once": (
+                "storage/store.html#store.put_once",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.Store.read": (
+                "storage/store.html#store.read",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.Store.replace": (
+                "storage/store.html#store.replace",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.Store.url": (
+                "storage/store.html#store.url",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.Store.version": (
+                "storage/store.html#store.version",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.check_size": (
+                "storage/store.html#check_size",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.parse_s3_url": (
+                "storage/store.html#parse_s3_url",
+                "stylegen/storage/store.py",
+            ),
+        },
     },
 }

@@ -21,7 +21,6 @@ from PIL import Image
 from s3_server import S3Server
 from waiting import wait_until
 
-from stylegen import storage
 from stylegen.job import (
     InvalidMessage,
     LoraInvalid,
@@ -237,7 +236,7 @@ def test_too_large_lora_is_not_downloaded(
     server: S3Server, lora_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.client().put_object(Bucket="models", Key="large", Body=b"12345678")
-    monkeypatch.setattr(storage, "MAX_LORA_BYTES", 7)
+    monkeypatch.setattr("stylegen.storage.store.MAX_LORA_BYTES", 7)
     with pytest.raises(StylegenError) as caught:
         download_lora_model("s3://models/large", store=s3_store(server))
     assert not caught.value.transient
@@ -399,7 +398,7 @@ def test_a_folder_has_the_size_limit_too(
 ) -> None:
     store = FolderStore(tmp_path)
     store.put("models/large", b"12345678", "")
-    monkeypatch.setattr(storage, "MAX_LORA_BYTES", 7)
+    monkeypatch.setattr("stylegen.storage.store.MAX_LORA_BYTES", 7)
     for url in ("s3://models/large", (tmp_path / "models/large").as_uri()):
         with pytest.raises(LoraInvalid):
             download_lora_model(url, store=store)

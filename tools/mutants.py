@@ -44,7 +44,12 @@ REASONS = Path(__file__).with_name("mutants.toml")
 TESTS = {
     "webhook/__init__": ["webhook", "retries", "flow"],
     "queue/__init__": ["queue", "retries", "consumer"],
-    "storage/__init__": ["storage", "flow", "retries"],
+    "storage/store": ["storage", "flow"],
+    "storage/folder": ["storage", "flow"],
+    "storage/s3": ["storage", "flow", "retries"],
+    "storage/download": ["storage", "flow"],
+    "storage/picture": ["storage", "flow"],
+    "storage/manifest": ["storage", "flow", "retries"],
     "pipeline/lora": ["lora", "engine", "settings_effect"],
     "pipeline/engine": ["engine_guidance", "engine", "semantics"],
     "signature/overlay": ["signature", "signed"],
@@ -57,10 +62,7 @@ TESTS = {
     "settings": ["settings_effect", "flow", "consumer"],
     "worker/__init__": ["flow", "health", "retries", "settings_effect", "consumer", "signed"],
 }
-"""For each module, by its path, the tests that are about it, as in ``tests/test_NAME.py``.
-
-The storage's has the manifest.
-"""
+"""For each module, by its path, the tests that are about it, as in ``tests/test_NAME.py``."""
 QUICK = ("-p", "no:cacheprovider", "-p", "no:nbval")
 """nbval takes two seconds to import, and none of these tests is a notebook."""
 ENOUGH = 90.0
