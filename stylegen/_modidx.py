@@ -2320,28 +2320,28 @@ d = {
                 "storage/folder.html#folderstore.check",
                 "stylegen/storage/folder.py",
             ),
-            "stylegen.storage.folder.FolderStore.fetch": (
-                "storage/folder.html#folderstore.fetch",
+            "stylegen.storage.folder.FolderStore.compare_and_swap": (
+                "storage/folder.html#folderstore.compare_and_swap",
                 "stylegen/storage/folder.py",
             ),
-            "stylegen.storage.folder.FolderStore.probe": (
-                "storage/folder.html#folderstore.probe",
+            "stylegen.storage.folder.FolderStore.detect_conditional_writes": (
+                "storage/folder.html#folderstore.detect_conditional_writes",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderStore.fetch": (
+                "storage/folder.html#folderstore.fetch",
                 "stylegen/storage/folder.py",
             ),
             "stylegen.storage.folder.FolderStore.put": (
                 "storage/folder.html#folderstore.put",
                 "stylegen/storage/folder.py",
             ),
-            "stylegen.storage.folder.FolderStore.put_once": (
-                "storage/folder.html#folderstore.put_once",
+            "stylegen.storage.folder.FolderStore.put_if_absent": (
+                "storage/folder.html#folderstore.put_if_absent",
                 "stylegen/storage/folder.py",
             ),
             "stylegen.storage.folder.FolderStore.read": (
                 "storage/folder.html#folderstore.read",
-                "stylegen/storage/folder.py",
-            ),
-            "stylegen.storage.folder.FolderStore.replace": (
-                "storage/folder.html#folderstore.replace",
                 "stylegen/storage/folder.py",
             ),
             "stylegen.storage.folder.FolderStore.url": (
@@ -2366,12 +2366,8 @@ d = {
                 "storage/manifest.html#manifest",
                 "stylegen/storage/manifest.py",
             ),
-            "stylegen.storage.manifest.Manifest.gives_way": (
-                "storage/manifest.html#manifest.gives_way",
-                "stylegen/storage/manifest.py",
-            ),
-            "stylegen.storage.manifest._forbidden_key": (
-                "storage/manifest.html#_forbidden_key",
+            "stylegen.storage.manifest.Manifest.is_superseded_by": (
+                "storage/manifest.html#manifest.is_superseded_by",
                 "stylegen/storage/manifest.py",
             ),
             "stylegen.storage.manifest._manifest": (
@@ -2382,6 +2378,10 @@ d = {
                 "storage/manifest.html#_same_job",
                 "stylegen/storage/manifest.py",
             ),
+            "stylegen.storage.manifest.canceled_key": (
+                "storage/manifest.html#canceled_key",
+                "stylegen/storage/manifest.py",
+            ),
             "stylegen.storage.manifest.commit": (
                 "storage/manifest.html#commit",
                 "stylegen/storage/manifest.py",
@@ -2390,12 +2390,12 @@ d = {
                 "storage/manifest.html#find_manifest",
                 "stylegen/storage/manifest.py",
             ),
-            "stylegen.storage.manifest.forbid": (
-                "storage/manifest.html#forbid",
-                "stylegen/storage/manifest.py",
-            ),
             "stylegen.storage.manifest.manifest_key": (
                 "storage/manifest.html#manifest_key",
+                "stylegen/storage/manifest.py",
+            ),
+            "stylegen.storage.manifest.mark_canceled": (
+                "storage/manifest.html#mark_canceled",
                 "stylegen/storage/manifest.py",
             ),
         },
@@ -2439,28 +2439,28 @@ d = {
                 "storage/s3.html#s3store.check",
                 "stylegen/storage/s3.py",
             ),
-            "stylegen.storage.s3.S3Store.fetch": (
-                "storage/s3.html#s3store.fetch",
+            "stylegen.storage.s3.S3Store.compare_and_swap": (
+                "storage/s3.html#s3store.compare_and_swap",
                 "stylegen/storage/s3.py",
             ),
-            "stylegen.storage.s3.S3Store.probe": (
-                "storage/s3.html#s3store.probe",
+            "stylegen.storage.s3.S3Store.detect_conditional_writes": (
+                "storage/s3.html#s3store.detect_conditional_writes",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.S3Store.fetch": (
+                "storage/s3.html#s3store.fetch",
                 "stylegen/storage/s3.py",
             ),
             "stylegen.storage.s3.S3Store.put": (
                 "storage/s3.html#s3store.put",
                 "stylegen/storage/s3.py",
             ),
-            "stylegen.storage.s3.S3Store.put_once": (
-                "storage/s3.html#s3store.put_once",
+            "stylegen.storage.s3.S3Store.put_if_absent": (
+                "storage/s3.html#s3store.put_if_absent",
                 "stylegen/storage/s3.py",
             ),
             "stylegen.storage.s3.S3Store.read": (
                 "storage/s3.html#s3store.read",
-                "stylegen/storage/s3.py",
-            ),
-            "stylegen.storage.s3.S3Store.replace": (
-                "storage/s3.html#s3store.replace",
                 "stylegen/storage/s3.py",
             ),
             "stylegen.storage.s3.S3Store.url": (
@@ -2472,16 +2472,16 @@ d = {
                 "stylegen/storage/s3.py",
             ),
             "stylegen.storage.s3._is_busy": ("storage/s3.html#_is_busy", "stylegen/storage/s3.py"),
-            "stylegen.storage.s3._is_whole": (
-                "storage/s3.html#_is_whole",
-                "stylegen/storage/s3.py",
-            ),
             "stylegen.storage.s3._public_base": (
                 "storage/s3.html#_public_base",
                 "stylegen/storage/s3.py",
             ),
             "stylegen.storage.s3._s3_errors": (
                 "storage/s3.html#_s3_errors",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.is_complete": (
+                "storage/s3.html#is_complete",
                 "stylegen/storage/s3.py",
             ),
             "stylegen.storage.s3.make_s3_store": (
@@ -2498,28 +2498,28 @@ d = {
                 "storage/store.html#store.check",
                 "stylegen/storage/store.py",
             ),
-            "stylegen.storage.store.Store.fetch": (
-                "storage/store.html#store.fetch",
+            "stylegen.storage.store.Store.compare_and_swap": (
+                "storage/store.html#store.compare_and_swap",
                 "stylegen/storage/store.py",
             ),
-            "stylegen.storage.store.Store.probe": (
-                "storage/store.html#store.probe",
+            "stylegen.storage.store.Store.detect_conditional_writes": (
+                "storage/store.html#store.detect_conditional_writes",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.Store.fetch": (
+                "storage/store.html#store.fetch",
                 "stylegen/storage/store.py",
             ),
             "stylegen.storage.store.Store.put": (
                 "storage/store.html#store.put",
                 "stylegen/storage/store.py",
             ),
-            "stylegen.storage.store.Store.put_once": (
-                "storage/store.html#store.put_once",
+            "stylegen.storage.store.Store.put_if_absent": (
+                "storage/store.html#store.put_if_absent",
                 "stylegen/storage/store.py",
             ),
             "stylegen.storage.store.Store.read": (
                 "storage/store.html#store.read",
-                "stylegen/storage/store.py",
-            ),
-            "stylegen.storage.store.Store.replace": (
-                "storage/store.html#store.replace",
                 "stylegen/storage/store.py",
             ),
             "stylegen.storage.store.Store.url": (

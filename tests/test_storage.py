@@ -459,10 +459,10 @@ def test_half_a_credential_is_a_storage_error() -> None:
         make_s3_store(BUCKET, access_key_id="only-an-id")
 
 
-def _put_half(server: S3Server, key: str, facts: dict[str, str]) -> None:
+def _put_half(server: S3Server, key: str, metadata: dict[str, str]) -> None:
     """A writer that dies in the middle of its upload."""
     sent = {"Host": "bucket", "Content-Length": "1000"}
-    sent |= {f"x-amz-meta-{name}": value for name, value in facts.items()}
+    sent |= {f"x-amz-meta-{name}": value for name, value in metadata.items()}
     head = "".join(f"{name}: {value}\r\n" for name, value in sent.items())
     host, port = server.endpoint_url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as line:
@@ -500,8 +500,8 @@ def test_an_unknown_bucket_is_asked_before_it_is_written(
 ) -> None:
     """A probe that failed at the start is made up for; nothing is assumed meanwhile."""
     store, asked = s3_store(server), []
-    monkeypatch.setattr(store, "probe", lambda: bool(asked.append(1)))
-    store.put_once("manifests/unknown.json", b"{}", "", facts={}, public=False)
+    monkeypatch.setattr(store, "detect_conditional_writes", lambda: bool(asked.append(1)))
+    store.put_if_absent("manifests/unknown.json", b"{}", "", metadata={}, public=False)
     assert asked == [1]
 
 
@@ -509,7 +509,7 @@ def test_a_probe_writes_where_the_documented_rights_reach(server: S3Server) -> N
     """Rights are given on `generations/*` and `manifests/*`, as docs/security.md says."""
     client = server.client()
     client.create_bucket(Bucket="probed")
-    assert S3Store("probed", client).probe()
+    assert S3Store("probed", client).detect_conditional_writes()
     there = client.list_objects_v2(Bucket="probed").get("Contents", [])
     assert [each["Key"] for each in there] == ["manifests/probe.json"]
 
@@ -530,9 +530,9 @@ def test_conditions_go_out_with_the_write(server: S3Server, conditional: bool) -
         ),
     )
     key = f"manifests/conditions-{conditional}.json"
-    store.put_once(key, b"{}", "", facts={}, public=False)
+    store.put_if_absent(key, b"{}", "", metadata={}, public=False)
     tag = server.client().head_object(Bucket=BUCKET, Key=key)["ETag"]
-    assert store.replace(key, b"{}", b"[]", "")
+    assert store.compare_and_swap(key, b"{}", b"[]", "")
     assert sent == ([{"If-None-Match": "*"}, {"If-Match": tag}] if conditional else [{}, {}])
     assert store.read(key) == b"[]"
 
@@ -543,7 +543,7 @@ def test_a_conflict_of_two_writers_is_asked_again(
 ) -> None:
     """S3's 409 means the same PUT again, not another picture."""
     store, left = s3_store(server), [1, 1]
-    assert store.probe()
+    assert store.detect_conditional_writes()
     put, kind = store._put, store._client.exceptions.ClientError
 
     def busy(*arguments: Any, **more: Any) -> None:
@@ -554,7 +554,7 @@ def test_a_conflict_of_two_writers_is_asked_again(
 
     monkeypatch.setattr(store, "_put", busy)
     key = f"manifests/busy-{code}.json"
-    assert store.put_once(key, b"{}", "", facts={}, public=False) is None
+    assert store.put_if_absent(key, b"{}", "", metadata={}, public=False) is None
     assert store.read(key) == b"{}" and not left
 
 
@@ -591,7 +591,7 @@ def test_a_manifest_of_a_later_version_is_read(tmp_path: Path) -> None:
     """What it says more is no damage; during an upgrade both versions work."""
     store, said = FolderStore(tmp_path), Manifest(7, "digest", "complete", {}, "complete_7")
     text = json.dumps(asdict(said) | {"later": 1}).encode()
-    store.put_once("manifests/gen_7.json", text, "", facts={}, public=False)
+    store.put_if_absent("manifests/gen_7.json", text, "", metadata={}, public=False)
     assert find_manifest(store, 7, "digest") == said
     store.put("manifests/gen_8.json", b"[]", "")
     with pytest.raises(StorageError, match="damaged"):
@@ -631,4 +631,4 @@ def test_a_bucket_that_hangs_up_is_a_storage_error() -> None:
         store = make_s3_store("bucket", endpoint_url=address, **credentials)
         store._conditional = True
         with pytest.raises(StorageError):
-            store.put_once("manifests/gone.json", b"{}", "", facts={}, public=False)
+            store.put_if_absent("manifests/gone.json", b"{}", "", metadata={}, public=False)

@@ -38,10 +38,10 @@ class FolderStore:
     def version(self, url: str) -> str:
         """Size, times and inode of the file that `url` names."""
         try:
-            facts = self._source(url).stat()
+            status = self._source(url).stat()
         except OSError as error:
             raise LoraNotFound(f"the LoRA's file can't be read ({error.strerror})") from None
-        return f"{facts.st_size}-{facts.st_mtime_ns}-{facts.st_ino}-{facts.st_ctime_ns}"
+        return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}-{status.st_ctime_ns}"
 
     def fetch(self, url: str, target: Path) -> None:
         """Copy a ``file:`` URL, or ``s3://bucket/key`` from ``root/bucket/key``."""
@@ -71,13 +71,13 @@ class FolderStore:
             raise StorageError(f"the result can't be written ({error.strerror})") from None
         return self.url(key)
 
-    def put_once(  # pylint: disable=unused-argument
-        self, key: str, data: bytes, content_type: str, *, facts: dict[str, str], public: bool
+    def put_if_absent(  # pylint: disable=unused-argument
+        self, key: str, data: bytes, content_type: str, *, metadata: dict[str, str], public: bool
     ) -> dict[str, str] | None:
         """As `put`, if nobody was first; a public file's job is written beside it, before it."""
         if not public:
             return None if self._link(key, data) else {}
-        claim, mine = f"{key}.job", facts["job"].encode()
+        claim, mine = f"{key}.job", metadata["job"].encode()
         if not self._link(claim, mine) and (theirs := self.read(claim) or b"") != mine:
             return {"job": theirs.decode()}
         self.put(key, data, content_type)
@@ -97,7 +97,7 @@ class FolderStore:
             raise StorageError(f"the result can't be written ({error.strerror})") from None
         return True
 
-    def replace(self, key: str, old: bytes, new: bytes, content_type: str) -> bool:
+    def compare_and_swap(self, key: str, old: bytes, new: bytes, content_type: str) -> bool:
         """Look, then write: a folder is for one machine."""
         if self.read(key) != old:
             return False
@@ -117,7 +117,7 @@ class FolderStore:
         """A ``file:`` URL, or one below `public_url`."""
         return f"{self._base}/{quote(key)}"
 
-    def probe(self) -> bool:
+    def detect_conditional_writes(self) -> bool:
         """A folder is for one machine; its links are exclusive."""
         return True
 

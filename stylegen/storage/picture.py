@@ -64,12 +64,12 @@ def store_result(store: Store, generation_id: int | str, jpeg: bytes, job: str) 
         StorageError: It could not be stored, or another job is about to finish under this id.
     """
     key = f"generations/gen_{generation_id}.jpg"
-    facts = {"job": job, "sha256": hashlib.sha256(jpeg).hexdigest()}
-    there = store.put_once(key, jpeg, "image/jpeg", facts=facts, public=True)
+    metadata = {"job": job, "sha256": hashlib.sha256(jpeg).hexdigest()}
+    there = store.put_if_absent(key, jpeg, "image/jpeg", metadata=metadata, public=True)
     if there is None:
-        return store.url(key), facts["sha256"]
+        return store.url(key), metadata["sha256"]
     if there.get("job") == job:
         return store.url(key), there["sha256"]
     if "job" not in there:  # stored by a version that wrote no manifests
-        return store.put(key, jpeg, "image/jpeg"), facts["sha256"]
+        return store.put(key, jpeg, "image/jpeg"), metadata["sha256"]
     raise StorageError(f"{key} holds another job's picture, not finished yet")

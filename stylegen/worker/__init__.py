@@ -113,8 +113,8 @@ from stylegen.storage import (
     commit,
     download_lora_model,
     find_manifest,
-    forbid,
     make_s3_store,
+    mark_canceled,
     store_result,
     upload_image_to_s3,
 )
@@ -684,7 +684,7 @@ def cancel_job(generation_id: int | str, store: Store) -> bool:
     try:
         commit(store, Manifest(generation_id, ANY_JOB, "failed", payload, event_id))
     except Conflict:
-        return forbid(store, generation_id)  # it may have failed, been redriven, and wait
+        return mark_canceled(store, generation_id)  # it may have failed, been redriven, and wait
     return True
 
 
@@ -728,7 +728,7 @@ def consume(settings: Settings, stop: threading.Event) -> None:
     guard(watch)
     with _health_server(settings, health, metrics):
         parts = replace(make_parts(settings, metrics), once=True, watch=watch)
-        _probe(parts.store)
+        _detect_conditional_writes(parts.store)
         url, hands = broker_url(settings), settings.stylegen_prefetch or 2 * settings.stylegen_batch
         delays, most = settings.stylegen_retry_delays, settings.stylegen_max_redeliveries
         retries = Retries(url, settings.stylegen_queue, delays, most)
@@ -753,9 +753,9 @@ def _health_server(
     return HealthServer(health, metrics, port, host)
 
 
-def _probe(store: Store) -> None:
+def _detect_conditional_writes(store: Store) -> None:
     try:
-        store.probe()
+        store.detect_conditional_writes()
     except StorageError as error:
         _log.warning("the bucket can't be asked now: %s", error)
 
