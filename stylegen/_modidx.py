@@ -2224,6 +2224,42 @@ d = {
             ),
         },
         "stylegen.storage.cache": {
+            "stylegen.storage.cache.Blobs": (
+                "storage/cache.html#blobs",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.Blobs.__init__": (
+                "storage/cache.html#blobs.__init__",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.Blobs.add": (
+                "storage/cache.html#blobs.add",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.Blobs.evict": (
+                "storage/cache.html#blobs.evict",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.Blobs.path": (
+                "storage/cache.html#blobs.path",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.CurrentFiles": (
+                "storage/cache.html#currentfiles",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.CurrentFiles.__init__": (
+                "storage/cache.html#currentfiles.__init__",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.CurrentFiles._tidy": (
+                "storage/cache.html#currentfiles._tidy",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.CurrentFiles.get": (
+                "storage/cache.html#currentfiles.get",
+                "stylegen/storage/cache.py",
+            ),
             "stylegen.storage.cache.LoraFiles": (
                 "storage/cache.html#lorafiles",
                 "stylegen/storage/cache.py",
@@ -2232,92 +2268,166 @@ d = {
                 "storage/cache.html#lorafiles.__init__",
                 "stylegen/storage/cache.py",
             ),
-            "stylegen.storage.cache.LoraFiles._current": (
-                "storage/cache.html#lorafiles._current",
-                "stylegen/storage/cache.py",
-            ),
-            "stylegen.storage.cache.LoraFiles._download": (
-                "storage/cache.html#lorafiles._download",
-                "stylegen/storage/cache.py",
-            ),
-            "stylegen.storage.cache.LoraFiles._evict": (
-                "storage/cache.html#lorafiles._evict",
-                "stylegen/storage/cache.py",
-            ),
-            "stylegen.storage.cache.LoraFiles._link": (
-                "storage/cache.html#lorafiles._link",
-                "stylegen/storage/cache.py",
-            ),
-            "stylegen.storage.cache.LoraFiles._sweep": (
-                "storage/cache.html#lorafiles._sweep",
-                "stylegen/storage/cache.py",
-            ),
             "stylegen.storage.cache.LoraFiles.get": (
                 "storage/cache.html#lorafiles.get",
                 "stylegen/storage/cache.py",
             ),
-            "stylegen.storage.cache.Source": (
-                "storage/cache.html#source",
+            "stylegen.storage.cache.Versions": (
+                "storage/cache.html#versions",
                 "stylegen/storage/cache.py",
             ),
-            "stylegen.storage.cache.Source.fetch": (
-                "storage/cache.html#source.fetch",
+            "stylegen.storage.cache.Versions.__init__": (
+                "storage/cache.html#versions.__init__",
                 "stylegen/storage/cache.py",
             ),
-            "stylegen.storage.cache.Source.version": (
-                "storage/cache.html#source.version",
+            "stylegen.storage.cache.Versions._note": (
+                "storage/cache.html#versions._note",
                 "stylegen/storage/cache.py",
             ),
-            "stylegen.storage.cache._elsewhere": (
-                "storage/cache.html#_elsewhere",
+            "stylegen.storage.cache.Versions.find": (
+                "storage/cache.html#versions.find",
                 "stylegen/storage/cache.py",
             ),
-            "stylegen.storage.cache._place": (
-                "storage/cache.html#_place",
+            "stylegen.storage.cache.Versions.prune": (
+                "storage/cache.html#versions.prune",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.Versions.write": (
+                "storage/cache.html#versions.write",
                 "stylegen/storage/cache.py",
             ),
             "stylegen.storage.cache._read_note": (
                 "storage/cache.html#_read_note",
                 "stylegen/storage/cache.py",
             ),
-            "stylegen.storage.cache._size": (
-                "storage/cache.html#_size",
+            "stylegen.storage.cache.job_folder": (
+                "storage/cache.html#job_folder",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.link_or_copy": (
+                "storage/cache.html#link_or_copy",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.remove_abandoned": (
+                "storage/cache.html#remove_abandoned",
                 "stylegen/storage/cache.py",
             ),
         },
+        "stylegen.storage.conditional": {
+            "stylegen.storage.conditional.ConditionalWrites": (
+                "storage/conditional.html#conditionalwrites",
+                "stylegen/storage/conditional.py",
+            ),
+            "stylegen.storage.conditional.ConditionalWrites.__init__": (
+                "storage/conditional.html#conditionalwrites.__init__",
+                "stylegen/storage/conditional.py",
+            ),
+            "stylegen.storage.conditional.ConditionalWrites._are_honoured": (
+                "storage/conditional.html#conditionalwrites._are_honoured",
+                "stylegen/storage/conditional.py",
+            ),
+            "stylegen.storage.conditional.ConditionalWrites.compare_and_swap": (
+                "storage/conditional.html#conditionalwrites.compare_and_swap",
+                "stylegen/storage/conditional.py",
+            ),
+            "stylegen.storage.conditional.ConditionalWrites.detect": (
+                "storage/conditional.html#conditionalwrites.detect",
+                "stylegen/storage/conditional.py",
+            ),
+            "stylegen.storage.conditional.ConditionalWrites.put_if_absent": (
+                "storage/conditional.html#conditionalwrites.put_if_absent",
+                "stylegen/storage/conditional.py",
+            ),
+            "stylegen.storage.conditional.compare_and_swap": (
+                "storage/conditional.html#compare_and_swap",
+                "stylegen/storage/conditional.py",
+            ),
+            "stylegen.storage.conditional.detect_conditional_writes": (
+                "storage/conditional.html#detect_conditional_writes",
+                "stylegen/storage/conditional.py",
+            ),
+            "stylegen.storage.conditional.is_complete": (
+                "storage/conditional.html#is_complete",
+                "stylegen/storage/conditional.py",
+            ),
+            "stylegen.storage.conditional.put_if_absent": (
+                "storage/conditional.html#put_if_absent",
+                "stylegen/storage/conditional.py",
+            ),
+            "stylegen.storage.conditional.put_if_not_seen": (
+                "storage/conditional.html#put_if_not_seen",
+                "stylegen/storage/conditional.py",
+            ),
+            "stylegen.storage.conditional.read_complete": (
+                "storage/conditional.html#read_complete",
+                "stylegen/storage/conditional.py",
+            ),
+            "stylegen.storage.conditional.with_length": (
+                "storage/conditional.html#with_length",
+                "stylegen/storage/conditional.py",
+            ),
+        },
         "stylegen.storage.download": {
-            "stylegen.storage.download.default_store": (
-                "storage/download.html#default_store",
+            "stylegen.storage.download.download_object": (
+                "storage/download.html#download_object",
                 "stylegen/storage/download.py",
             ),
-            "stylegen.storage.download.download_lora_model": (
-                "storage/download.html#download_lora_model",
+            "stylegen.storage.download.downloaded": (
+                "storage/download.html#downloaded",
                 "stylegen/storage/download.py",
             ),
         },
         "stylegen.storage.folder": {
+            "stylegen.storage.folder.FolderObjects": (
+                "storage/folder.html#folderobjects",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderObjects.__init__": (
+                "storage/folder.html#folderobjects.__init__",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderObjects.check": (
+                "storage/folder.html#folderobjects.check",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderObjects.put": (
+                "storage/folder.html#folderobjects.put",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderObjects.read": (
+                "storage/folder.html#folderobjects.read",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderObjects.url": (
+                "storage/folder.html#folderobjects.url",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderSource": (
+                "storage/folder.html#foldersource",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderSource.__init__": (
+                "storage/folder.html#foldersource.__init__",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderSource._path": (
+                "storage/folder.html#foldersource._path",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderSource.fetch": (
+                "storage/folder.html#foldersource.fetch",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderSource.version": (
+                "storage/folder.html#foldersource.version",
+                "stylegen/storage/folder.py",
+            ),
             "stylegen.storage.folder.FolderStore": (
                 "storage/folder.html#folderstore",
                 "stylegen/storage/folder.py",
             ),
-            "stylegen.storage.folder.FolderStore.__init__": (
-                "storage/folder.html#folderstore.__init__",
-                "stylegen/storage/folder.py",
-            ),
-            "stylegen.storage.folder.FolderStore._inside": (
-                "storage/folder.html#folderstore._inside",
-                "stylegen/storage/folder.py",
-            ),
-            "stylegen.storage.folder.FolderStore._link": (
-                "storage/folder.html#folderstore._link",
-                "stylegen/storage/folder.py",
-            ),
-            "stylegen.storage.folder.FolderStore._source": (
-                "storage/folder.html#folderstore._source",
-                "stylegen/storage/folder.py",
-            ),
-            "stylegen.storage.folder.FolderStore.check": (
-                "storage/folder.html#folderstore.check",
+            "stylegen.storage.folder.FolderStore._create": (
+                "storage/folder.html#folderstore._create",
                 "stylegen/storage/folder.py",
             ),
             "stylegen.storage.folder.FolderStore.compare_and_swap": (
@@ -2328,37 +2438,61 @@ d = {
                 "storage/folder.html#folderstore.detect_conditional_writes",
                 "stylegen/storage/folder.py",
             ),
-            "stylegen.storage.folder.FolderStore.fetch": (
-                "storage/folder.html#folderstore.fetch",
-                "stylegen/storage/folder.py",
-            ),
-            "stylegen.storage.folder.FolderStore.put": (
-                "storage/folder.html#folderstore.put",
-                "stylegen/storage/folder.py",
-            ),
             "stylegen.storage.folder.FolderStore.put_if_absent": (
                 "storage/folder.html#folderstore.put_if_absent",
                 "stylegen/storage/folder.py",
             ),
-            "stylegen.storage.folder.FolderStore.read": (
-                "storage/folder.html#folderstore.read",
+            "stylegen.storage.folder._storage_errors": (
+                "storage/folder.html#_storage_errors",
                 "stylegen/storage/folder.py",
             ),
-            "stylegen.storage.folder.FolderStore.url": (
-                "storage/folder.html#folderstore.url",
+            "stylegen.storage.folder.beside": (
+                "storage/folder.html#beside",
                 "stylegen/storage/folder.py",
             ),
-            "stylegen.storage.folder.FolderStore.version": (
-                "storage/folder.html#folderstore.version",
+            "stylegen.storage.folder.create_file": (
+                "storage/folder.html#create_file",
                 "stylegen/storage/folder.py",
             ),
-            "stylegen.storage.folder._beside": (
-                "storage/folder.html#_beside",
+            "stylegen.storage.folder.file_path": (
+                "storage/folder.html#file_path",
                 "stylegen/storage/folder.py",
             ),
-            "stylegen.storage.folder._file_path": (
-                "storage/folder.html#_file_path",
+            "stylegen.storage.folder.path_below": (
+                "storage/folder.html#path_below",
                 "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.replace_file": (
+                "storage/folder.html#replace_file",
+                "stylegen/storage/folder.py",
+            ),
+        },
+        "stylegen.storage.keys": {
+            "stylegen.storage.keys.canceled_key": (
+                "storage/keys.html#canceled_key",
+                "stylegen/storage/keys.py",
+            ),
+            "stylegen.storage.keys.job_key": (
+                "storage/keys.html#job_key",
+                "stylegen/storage/keys.py",
+            ),
+            "stylegen.storage.keys.manifest_key": (
+                "storage/keys.html#manifest_key",
+                "stylegen/storage/keys.py",
+            ),
+            "stylegen.storage.keys.picture_key": (
+                "storage/keys.html#picture_key",
+                "stylegen/storage/keys.py",
+            ),
+        },
+        "stylegen.storage.lora": {
+            "stylegen.storage.lora.download_lora_model": (
+                "storage/lora.html#download_lora_model",
+                "stylegen/storage/lora.py",
+            ),
+            "stylegen.storage.lora.lora_errors": (
+                "storage/lora.html#lora_errors",
+                "stylegen/storage/lora.py",
             ),
         },
         "stylegen.storage.manifest": {
@@ -2370,16 +2504,8 @@ d = {
                 "storage/manifest.html#manifest.is_superseded_by",
                 "stylegen/storage/manifest.py",
             ),
-            "stylegen.storage.manifest._manifest": (
-                "storage/manifest.html#_manifest",
-                "stylegen/storage/manifest.py",
-            ),
             "stylegen.storage.manifest._same_job": (
                 "storage/manifest.html#_same_job",
-                "stylegen/storage/manifest.py",
-            ),
-            "stylegen.storage.manifest.canceled_key": (
-                "storage/manifest.html#canceled_key",
                 "stylegen/storage/manifest.py",
             ),
             "stylegen.storage.manifest.commit": (
@@ -2390,12 +2516,16 @@ d = {
                 "storage/manifest.html#find_manifest",
                 "stylegen/storage/manifest.py",
             ),
-            "stylegen.storage.manifest.manifest_key": (
-                "storage/manifest.html#manifest_key",
+            "stylegen.storage.manifest.manifest_json": (
+                "storage/manifest.html#manifest_json",
                 "stylegen/storage/manifest.py",
             ),
             "stylegen.storage.manifest.mark_canceled": (
                 "storage/manifest.html#mark_canceled",
+                "stylegen/storage/manifest.py",
+            ),
+            "stylegen.storage.manifest.read_manifest": (
+                "storage/manifest.html#read_manifest",
                 "stylegen/storage/manifest.py",
             ),
         },
@@ -2414,29 +2544,58 @@ d = {
             ),
         },
         "stylegen.storage.s3": {
+            "stylegen.storage.s3.PublicWriter": (
+                "storage/s3.html#publicwriter",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.PublicWriter.__init__": (
+                "storage/s3.html#publicwriter.__init__",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.PublicWriter.put": (
+                "storage/s3.html#publicwriter.put",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.S3Objects": (
+                "storage/s3.html#s3objects",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.S3Objects.__init__": (
+                "storage/s3.html#s3objects.__init__",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.S3Objects.check": (
+                "storage/s3.html#s3objects.check",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.S3Objects.put": (
+                "storage/s3.html#s3objects.put",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.S3Objects.read": (
+                "storage/s3.html#s3objects.read",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.S3Objects.url": (
+                "storage/s3.html#s3objects.url",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.S3Source": ("storage/s3.html#s3source", "stylegen/storage/s3.py"),
+            "stylegen.storage.s3.S3Source.__init__": (
+                "storage/s3.html#s3source.__init__",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.S3Source.fetch": (
+                "storage/s3.html#s3source.fetch",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.S3Source.version": (
+                "storage/s3.html#s3source.version",
+                "stylegen/storage/s3.py",
+            ),
             "stylegen.storage.s3.S3Store": ("storage/s3.html#s3store", "stylegen/storage/s3.py"),
             "stylegen.storage.s3.S3Store.__init__": (
                 "storage/s3.html#s3store.__init__",
-                "stylegen/storage/s3.py",
-            ),
-            "stylegen.storage.s3.S3Store._head": (
-                "storage/s3.html#s3store._head",
-                "stylegen/storage/s3.py",
-            ),
-            "stylegen.storage.s3.S3Store._is_conditional": (
-                "storage/s3.html#s3store._is_conditional",
-                "stylegen/storage/s3.py",
-            ),
-            "stylegen.storage.s3.S3Store._put": (
-                "storage/s3.html#s3store._put",
-                "stylegen/storage/s3.py",
-            ),
-            "stylegen.storage.s3.S3Store._put_public": (
-                "storage/s3.html#s3store._put_public",
-                "stylegen/storage/s3.py",
-            ),
-            "stylegen.storage.s3.S3Store.check": (
-                "storage/s3.html#s3store.check",
                 "stylegen/storage/s3.py",
             ),
             "stylegen.storage.s3.S3Store.compare_and_swap": (
@@ -2447,41 +2606,16 @@ d = {
                 "storage/s3.html#s3store.detect_conditional_writes",
                 "stylegen/storage/s3.py",
             ),
-            "stylegen.storage.s3.S3Store.fetch": (
-                "storage/s3.html#s3store.fetch",
-                "stylegen/storage/s3.py",
-            ),
-            "stylegen.storage.s3.S3Store.put": (
-                "storage/s3.html#s3store.put",
-                "stylegen/storage/s3.py",
-            ),
             "stylegen.storage.s3.S3Store.put_if_absent": (
                 "storage/s3.html#s3store.put_if_absent",
                 "stylegen/storage/s3.py",
             ),
-            "stylegen.storage.s3.S3Store.read": (
-                "storage/s3.html#s3store.read",
-                "stylegen/storage/s3.py",
-            ),
-            "stylegen.storage.s3.S3Store.url": (
-                "storage/s3.html#s3store.url",
-                "stylegen/storage/s3.py",
-            ),
-            "stylegen.storage.s3.S3Store.version": (
-                "storage/s3.html#s3store.version",
-                "stylegen/storage/s3.py",
-            ),
-            "stylegen.storage.s3._is_busy": ("storage/s3.html#_is_busy", "stylegen/storage/s3.py"),
             "stylegen.storage.s3._public_base": (
                 "storage/s3.html#_public_base",
                 "stylegen/storage/s3.py",
             ),
-            "stylegen.storage.s3._s3_errors": (
-                "storage/s3.html#_s3_errors",
-                "stylegen/storage/s3.py",
-            ),
-            "stylegen.storage.s3.is_complete": (
-                "storage/s3.html#is_complete",
+            "stylegen.storage.s3.default_store": (
+                "storage/s3.html#default_store",
                 "stylegen/storage/s3.py",
             ),
             "stylegen.storage.s3.make_s3_store": (
@@ -2489,13 +2623,83 @@ d = {
                 "stylegen/storage/s3.py",
             ),
         },
+        "stylegen.storage.s3_client": {
+            "stylegen.storage.s3_client.Bucket": (
+                "storage/s3_client.html#bucket",
+                "stylegen/storage/s3_client.py",
+            ),
+            "stylegen.storage.s3_client.Bucket.get": (
+                "storage/s3_client.html#bucket.get",
+                "stylegen/storage/s3_client.py",
+            ),
+            "stylegen.storage.s3_client.Bucket.head": (
+                "storage/s3_client.html#bucket.head",
+                "stylegen/storage/s3_client.py",
+            ),
+            "stylegen.storage.s3_client.Bucket.put": (
+                "storage/s3_client.html#bucket.put",
+                "stylegen/storage/s3_client.py",
+            ),
+            "stylegen.storage.s3_client.client_config": (
+                "storage/s3_client.html#client_config",
+                "stylegen/storage/s3_client.py",
+            ),
+            "stylegen.storage.s3_client.error_code": (
+                "storage/s3_client.html#error_code",
+                "stylegen/storage/s3_client.py",
+            ),
+            "stylegen.storage.s3_client.s3_errors": (
+                "storage/s3_client.html#s3_errors",
+                "stylegen/storage/s3_client.py",
+            ),
+        },
         "stylegen.storage.store": {
-            "stylegen.storage.store.Store": (
-                "storage/store.html#store",
+            "stylegen.storage.store.InvalidUrl": (
+                "storage/store.html#invalidurl",
                 "stylegen/storage/store.py",
             ),
-            "stylegen.storage.store.Store.check": (
-                "storage/store.html#store.check",
+            "stylegen.storage.store.ObjectNotFound": (
+                "storage/store.html#objectnotfound",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.ObjectTooLarge": (
+                "storage/store.html#objecttoolarge",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.Objects": (
+                "storage/store.html#objects",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.Objects.check": (
+                "storage/store.html#objects.check",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.Objects.put": (
+                "storage/store.html#objects.put",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.Objects.read": (
+                "storage/store.html#objects.read",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.Objects.url": (
+                "storage/store.html#objects.url",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.Source": (
+                "storage/store.html#source",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.Source.fetch": (
+                "storage/store.html#source.fetch",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.Source.version": (
+                "storage/store.html#source.version",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.Store": (
+                "storage/store.html#store",
                 "stylegen/storage/store.py",
             ),
             "stylegen.storage.store.Store.compare_and_swap": (
@@ -2506,28 +2710,8 @@ d = {
                 "storage/store.html#store.detect_conditional_writes",
                 "stylegen/storage/store.py",
             ),
-            "stylegen.storage.store.Store.fetch": (
-                "storage/store.html#store.fetch",
-                "stylegen/storage/store.py",
-            ),
-            "stylegen.storage.store.Store.put": (
-                "storage/store.html#store.put",
-                "stylegen/storage/store.py",
-            ),
             "stylegen.storage.store.Store.put_if_absent": (
                 "storage/store.html#store.put_if_absent",
-                "stylegen/storage/store.py",
-            ),
-            "stylegen.storage.store.Store.read": (
-                "storage/store.html#store.read",
-                "stylegen/storage/store.py",
-            ),
-            "stylegen.storage.store.Store.url": (
-                "storage/store.html#store.url",
-                "stylegen/storage/store.py",
-            ),
-            "stylegen.storage.store.Store.version": (
-                "storage/store.html#store.version",
                 "stylegen/storage/store.py",
             ),
             "stylegen.storage.store.check_size": (

@@ -26,7 +26,8 @@ from stylegen.job import GenerationJob, InvalidMessage, WebhookError, check_job,
 from stylegen.pipeline import load_pipeline
 from stylegen.pipeline.engine import Engine
 from stylegen.signature.provenance import read_provenance
-from stylegen.storage import FolderStore, S3Store, Store, store_result
+from stylegen.storage import FolderStore, ObjectTooLarge, S3Store, Store, store_result
+from stylegen.storage.cache import LoraFiles
 from stylegen.webhook import WebhookReceiver
 from stylegen.worker import Labelling, Parts, handle_generation_task, main
 
@@ -257,6 +258,51 @@ def test_bad_loras(
     assert failed.body["error_code"] == "LORA_INVALID"
     assert str(pocket) not in failed.body["error_message"]
     assert not result_file(parts, bad).exists()
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_the_lora_that_is_wrong_is_named(
+    parts: Parts, order: Order, tmp_path: Path, cached: bool
+) -> None:
+    """By its field, as it stands in the message: the style's own, or one of the extra ones."""
+    loras = LoraFiles(parts.store, tmp_path) if cached else None
+    undrawable = replace(parts, draw=None, loras=loras)
+    own = order["lora_model_url"]
+    for field, code, url in (
+        ("lora_model_url", "INVALID_MESSAGE", "http://x/y"),
+        ("lora_model_url", "LORA_NOT_FOUND", "s3://models/none.safetensors"),
+        ("extra_loras.0.url", "INVALID_MESSAGE", "http://x/y"),
+        ("extra_loras.0.url", "INVALID_MESSAGE", "s3://models/../x"),
+        ("extra_loras.1.url", "LORA_NOT_FOUND", "s3://models/none.safetensors"),
+    ):
+        extra_urls = [url] if field.endswith("0.url") else [own, url]
+        changes: Order = {"extra_loras": [{"url": each} for each in extra_urls]}
+        outcome = handle_generation_task(
+            order | (changes if "extra" in field else {field: url}), undrawable
+        )
+        assert outcome.error_code == code
+        assert str(outcome.error_message).startswith(f"{field}: ")
+
+
+@pytest.mark.parametrize(("url", "max_bytes"), [("lora_model_url", 2 * 2**30), ("hand", 5 * 2**20)])
+def test_what_is_fetched_and_how_much_of_it(
+    parts: Parts, order: Order, url: str, max_bytes: int
+) -> None:
+    """A LoRA into a ``.safetensors`` file, the artist's hand into a ``.png``, each by its limit."""
+    fetched: list[tuple[str, int]] = []
+
+    class Watched(FolderStore):
+        """A folder that notes what is fetched and has nothing."""
+
+        def fetch(self, url: str, target: Path, *, max_bytes: int) -> None:
+            fetched.append((target.suffix, max_bytes))
+            raise ObjectTooLarge("the object is larger than that")
+
+    watched = replace(parts, store=Watched(parts.store.root), draw=None)  # type: ignore
+    hand = {"signature": {"image_url": "s3://models/hand.png"}} if url == "hand" else {}
+    outcome = handle_generation_task(order | hand, watched)
+    suffix, code = (".png", "SIGNATURE_UNRENDERABLE") if hand else (".safetensors", "LORA_INVALID")
+    assert fetched == [(suffix, max_bytes)] and outcome.error_code == code
 
 
 def test_every_event_is_signed(parts: Parts, order: Order, backend: WebhookReceiver) -> None:

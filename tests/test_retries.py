@@ -607,7 +607,7 @@ def test_a_spent_job_touches_nothing(
     class Deadly(FolderStore):
         """A bucket whose files kill."""
 
-        def fetch(self, url: str, target: Path) -> None:
+        def fetch(self, url: str, target: Path, *, max_bytes: int) -> None:
             raise AssertionError("fetched")
 
     parts = replace(flat, store=Deadly(flat.store.root))  # type: ignore[attr-defined]

@@ -153,7 +153,7 @@ class World:
     def requests(self, **variables: Any) -> list[Any]:
         """What a store asks an S3 server when it reads: requests as they go over the wire."""
         store, asked = make_store(self.on_s3(**variables)), []
-        events = store._client.meta.events  # type: ignore[attr-defined]
+        events = store.client.meta.events  # type: ignore[attr-defined]
         events.register("before-send.s3", lambda request, **_: asked.append(request))
         assert store.read("none") is None
         return asked
@@ -434,7 +434,7 @@ def _aws_access_key_id(world: World) -> None:
 
 def _aws_secret_access_key(world: World) -> None:
     store = make_store(world.on_s3(aws_secret_access_key="a-secret-of-ours"))
-    signer = store._client._request_signer  # type: ignore[attr-defined]
+    signer = store.client._request_signer  # type: ignore[attr-defined]
     assert signer._credentials.secret_key == "a-secret-of-ours"
 
 

@@ -5,64 +5,86 @@
 # %% auto #0
 __all__ = [
     "ANY_JOB",
-    "FolderStore",
-    "MAX_LORA_BYTES",
-    "MAX_READ_BYTES",
-    "Manifest",
-    "DETECTION_KEY",
-    "S3Store",
-    "Store",
     "commit",
+    "DETECTION_KEY",
     "download_lora_model",
+    "download_object",
+    "downloaded",
     "encode_jpeg",
     "find_manifest",
-    "mark_canceled",
+    "FolderStore",
+    "InvalidUrl",
+    "lora_errors",
+    "LoraFiles",
     "make_s3_store",
+    "Manifest",
     "manifest_key",
+    "mark_canceled",
+    "MAX_LORA_BYTES",
+    "MAX_READ_BYTES",
+    "ObjectNotFound",
+    "ObjectTooLarge",
     "parse_s3_url",
+    "picture_key",
+    "S3Store",
+    "Source",
+    "Store",
     "store_result",
     "upload_image_to_s3",
 ]
 
-# %% ../../nbs/storage/index.ipynb #228ec744
-from .download import download_lora_model
+# %% ../../nbs/storage/index.ipynb #b7dd92c2
+from .cache import LoraFiles
+from .download import download_object, downloaded
 from .folder import FolderStore
+from .keys import DETECTION_KEY, manifest_key, picture_key
+from .lora import MAX_LORA_BYTES, download_lora_model, lora_errors
 from stylegen.storage.manifest import (
     ANY_JOB,
     Manifest,
     commit,
     find_manifest,
     mark_canceled,
-    manifest_key,
 )
 from .picture import encode_jpeg, store_result, upload_image_to_s3
 from .s3 import S3Store, make_s3_store
 from stylegen.storage.store import (
-    MAX_LORA_BYTES,
     MAX_READ_BYTES,
-    DETECTION_KEY,
+    InvalidUrl,
+    ObjectNotFound,
+    ObjectTooLarge,
+    Source,
     Store,
     parse_s3_url,
 )
 
-# %% ../../nbs/storage/index.ipynb #0d691535
+# %% ../../nbs/storage/index.ipynb #842bcf44
 _all_ = [
     "ANY_JOB",
-    "FolderStore",
-    "MAX_LORA_BYTES",
-    "MAX_READ_BYTES",
-    "Manifest",
-    "DETECTION_KEY",
-    "S3Store",
-    "Store",
     "commit",
+    "DETECTION_KEY",
     "download_lora_model",
+    "download_object",
+    "downloaded",
     "encode_jpeg",
     "find_manifest",
-    "mark_canceled",
+    "FolderStore",
+    "InvalidUrl",
+    "lora_errors",
+    "LoraFiles",
     "make_s3_store",
+    "Manifest",
     "manifest_key",
+    "mark_canceled",
+    "MAX_LORA_BYTES",
+    "MAX_READ_BYTES",
+    "ObjectNotFound",
+    "ObjectTooLarge",
     "parse_s3_url",
+    "picture_key",
+    "S3Store",
+    "Source",
+    "Store",
     "store_result",
     "upload_image_to_s3",
 ]

@@ -72,8 +72,6 @@ from stylegen.job import (
     DeviceLost,
     GenerationJob,
     InvalidMessage,
-    LoraInvalid,
-    LoraNotFound,
     RetriesExhausted,
     SignatureUnrenderable,
     StorageError,
@@ -107,12 +105,16 @@ from ..signature.c2pa import ContentCredentials
 from ..signature.label import Label, encode_labelled
 from stylegen.storage import (
     ANY_JOB,
+    MAX_LORA_BYTES,
     FolderStore,
     Manifest,
+    ObjectNotFound,
+    ObjectTooLarge,
     Store,
     commit,
-    download_lora_model,
+    downloaded,
     find_manifest,
+    lora_errors,
     make_s3_store,
     mark_canceled,
     store_result,
@@ -304,30 +306,31 @@ def make_signer(job: GenerationJob, parts: Parts) -> Callable[["Image"], "Image"
 
 def _fetch_mark(url: str, store: Store) -> "Image":
     try:
-        with _downloaded(url, store) as path:
-            if path.stat().st_size > MAX_SIGNATURE_BYTES:
-                raise SignatureUnrenderable(f"the signature is over {MAX_SIGNATURE_BYTES} bytes")
+        with downloaded(url, store, max_bytes=MAX_SIGNATURE_BYTES, suffix=".png") as path:
             return read_signature_image(path.read_bytes())
-    except (InvalidMessage, LoraNotFound, LoraInvalid):
+    except ObjectTooLarge:
+        raise SignatureUnrenderable(f"the signature is over {MAX_SIGNATURE_BYTES} bytes") from None
+    except (InvalidMessage, ObjectNotFound):
         raise SignatureUnrenderable("the signature's picture can't be fetched") from None
-
-
-@contextmanager
-def _downloaded(url: str, store: Store) -> Iterator[Path]:
-    path = Path(download_lora_model(url, store=store))
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
 
 
 @contextmanager
 def _loras(job: GenerationJob, parts: Parts) -> Iterator[list[Path]]:
     """The files of a job's LoRAs, the artist's own first."""
-    get = parts.loras.get if parts.loras else partial(_downloaded, store=parts.store)
+    urls = {"lora_model_url": job.lora_model_url}
+    urls |= {f"extra_loras.{n}.url": extra.url for n, extra in enumerate(job.extra_loras)}
     with ExitStack() as stack:
-        urls = [job.lora_model_url, *(extra.url for extra in job.extra_loras)]
-        yield [stack.enter_context(get(url)) for url in urls]
+        paths = []
+        for field_name, url in urls.items():
+            with lora_errors(field_name):
+                paths.append(stack.enter_context(_lora(url, parts)))
+        yield paths
+
+
+def _lora(url: str, parts: Parts) -> AbstractContextManager[Path]:
+    if parts.loras:
+        return parts.loras.get(url)
+    return downloaded(url, parts.store, max_bytes=MAX_LORA_BYTES, suffix=".safetensors")
 
 
 def make_picture(job: GenerationJob, parts: Parts, on_step: OnStep) -> tuple[str, str]:
