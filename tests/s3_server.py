@@ -1,5 +1,6 @@
 """A real S3-compatible server over HTTP, on loopback, for tests."""
 
+import atexit
 import http.client
 import os
 import signal
@@ -11,12 +12,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from typing import Any
 from urllib.parse import urlsplit
 
 import boto3
 import requests
+from botocore.awsrequest import AWSResponse
 from botocore.config import Config
+from urllib3 import HTTPResponse
 from waiting import wait_until
 
 
@@ -49,6 +53,7 @@ class S3Server:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
+        atexit.register(self.stop)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "ministack"],
             env=self._environment,
@@ -64,6 +69,7 @@ class S3Server:
 
     def stop(self) -> None:
         """End it, and what it started."""
+        atexit.unregister(self.stop)
         if self._process:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
@@ -161,6 +167,40 @@ def put_half(server: S3Server, bucket: str, key: str, metadata: dict[str, str]) 
         line.sendall(f"PUT /{bucket}/{key} HTTP/1.1\r\n{head}\r\n".encode() + b'{"half":')
     client = server.client()
     wait_until(lambda: "Contents" in client.list_objects_v2(Bucket=bucket, Prefix=key))
+
+
+def lose_conditions(client: Any) -> Any:
+    """Make a client send its writes without conditions, as if the server ignored them."""
+
+    def lose(request: Any, **_: Any) -> None:
+        for name in ("If-None-Match", "If-Match"):
+            del request.headers[name]
+
+    client.meta.events.register("before-sign.s3.PutObject", lose)
+    return client
+
+
+def answer(client: Any, *answers: tuple[int, bytes]) -> list[tuple[int, bytes]]:
+    """Answer a client's next uploads in the server's place.
+
+    Args:
+        client: A boto3 client.
+        answers: Status and body of each answer.
+
+    Returns:
+        The answers that are left.
+    """
+    left = list(answers)
+
+    def before_send(request: Any, **_: Any) -> AWSResponse | None:
+        if not left:
+            return None
+        status, body = left.pop(0)
+        raw = HTTPResponse(BytesIO(body), preload_content=False)
+        return AWSResponse(request.url, status, {}, raw)
+
+    client.meta.events.register("before-send.s3.PutObject", before_send)
+    return left
 
 
 _SHOWN = ("content-type", "if-none-match", "if-match", "x-amz-acl")

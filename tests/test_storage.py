@@ -15,11 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from botocore.awsrequest import AWSResponse
 from PIL import Image
-from s3_server import OwnerEnforcedGate, S3Server, put_half, recorded
-
-from urllib3 import HTTPResponse
+from s3_server import (
+    OwnerEnforcedGate,
+    S3Server,
+    answer,
+    lose_conditions,
+    put_half,
+    recorded,
+)
 
 from stylegen.job import (
     InvalidMessage,
@@ -487,23 +491,51 @@ def test_conditions_go_out_with_the_write(server: S3Server, conditional: bool) -
     assert store.read(key) == b"[]"
 
 
+def _error(code: str | None) -> bytes:
+    return f"<Error><Code>{code}</Code></Error>".encode() if code else b""
+
+
 @pytest.mark.parametrize("code", ["ConditionalRequestConflict", "OperationAborted", None])
 def test_a_conflict_of_two_writers_is_asked_again(server: S3Server, code: str | None) -> None:
     """S3's 409 means the same PUT again, not another picture; it may come without a body."""
-    store, left = S3Store(BUCKET, server.client(), conditional=True), [1, 1]
-    body = f"<Error><Code>{code}</Code></Error>".encode() if code else b""
-
-    def answer_conflict(request: Any, **_: Any) -> AWSResponse | None:
-        if not left:
-            return None
-        left.pop()
-        raw = HTTPResponse(BytesIO(body), preload_content=False)
-        return AWSResponse(request.url, 409, {}, raw)
-
-    store.client.meta.events.register("before-send.s3.PutObject", answer_conflict)
+    store = S3Store(BUCKET, server.client(), conditional=True)
+    left = answer(store.client, (409, _error(code)), (409, _error(code)))
     key = f"manifests/busy-{code}.json"
     assert store.put_if_absent(key, b"{}", "", metadata={}, public=False) is None
     assert store.read(key) == b"{}" and not left
+    answer(store.client, *[(409, _error(code))] * 9)
+    with pytest.raises(StorageError):
+        store.put_if_absent(key, b"{}", "", metadata={}, public=False)
+
+
+def test_a_server_without_conditions_is_found_out(
+    server: S3Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It takes both writes, or says that it can't; then each write looks first."""
+    ignores, refuses = lose_conditions(server.client()), server.client()
+    answer(refuses, (501, _error("NotImplemented")))
+    for name, client in (("ignores", ignores), ("refuses", refuses)):
+        store, key = S3Store(BUCKET, client), f"manifests/{name}.json"
+        assert not store.detect_conditional_writes()
+        with recorded(client) as requests:
+            outcomes = [
+                store.put_if_absent(key, data, JSON_TYPE, metadata={"by": name}, public=False)
+                for data in (b"first", b"second")
+            ]
+        assert outcomes == [None, {"by": name, "length": "5"}] and store.read(key) == b"first"
+        assert [line.split()[0] for line in requests] == ["HEAD", "PUT", "HEAD"]
+        assert not any("match" in line for line in requests)
+    warnings = [record for record in caplog.records if "conditional" in record.getMessage()]
+    assert len(warnings) == 2
+
+
+def test_a_bucket_that_may_not_be_written_is_no_answer(server: S3Server) -> None:
+    """Whether conditions are honoured is asked again with the next write."""
+    store = S3Store(BUCKET, server.client())
+    left = answer(store.client, (403, _error("AccessDenied")))
+    with pytest.raises(StorageError, match="AccessDenied"):
+        store.detect_conditional_writes()
+    assert not left and store.detect_conditional_writes()
 
 
 def test_a_folder_keeps_whose_picture_it_is(tmp_path: Path) -> None:

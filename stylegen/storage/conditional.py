@@ -85,7 +85,7 @@ def detect_conditional_writes(bucket: Bucket) -> bool:
     return False
 
 
-# %% ../../nbs/storage/04_conditional.ipynb #9d1fb2bb
+# %% ../../nbs/storage/04_conditional.ipynb #a4dba827
 def put_if_absent(bucket: Bucket, key: str, put: Callable[..., None]) -> dict[str, str] | None:
     """Put an object with ``If-None-Match: *``.
 
@@ -111,7 +111,7 @@ def put_if_absent(bucket: Bucket, key: str, put: Callable[..., None]) -> dict[st
     return None
 
 
-# %% ../../nbs/storage/04_conditional.ipynb #8581def3
+# %% ../../nbs/storage/04_conditional.ipynb #9a0b4307
 def put_if_not_seen(bucket: Bucket, key: str, put: Callable[..., None]) -> dict[str, str] | None:
     """As `put_if_absent`, for a server without conditions: look, then put."""
     first = bucket.head(key)
@@ -121,7 +121,7 @@ def put_if_not_seen(bucket: Bucket, key: str, put: Callable[..., None]) -> dict[
     return None
 
 
-# %% ../../nbs/storage/04_conditional.ipynb #9b02a3d9
+# %% ../../nbs/storage/04_conditional.ipynb #251fe409
 def compare_and_swap(
     bucket: Bucket, key: str, old: bytes, put: Callable[..., None], *, conditional: bool
 ) -> bool:
@@ -149,7 +149,7 @@ def compare_and_swap(
     return True
 
 
-# %% ../../nbs/storage/04_conditional.ipynb #7245629e
+# %% ../../nbs/storage/04_conditional.ipynb #930639bb
 class ConditionalWrites:
     """Conditional writes to a bucket, as far as its server honours conditions.
 

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from .conditional import ConditionalWrites, read_complete, with_length
 from .keys import DETECTION_KEY
-from .s3_client import Bucket, client_config, s3_errors
+from .s3_client import Bucket, client_config, error_code, s3_errors
 from .store import ObjectNotFound, check_size, parse_s3_url
 
 _log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class S3Source:
                 self.client.download_fileobj(bucket, key, stream)
 
 
-# %% ../../nbs/storage/05_s3.ipynb #f93db696
+# %% ../../nbs/storage/05_s3.ipynb #c25dce3b
 PUBLIC_HEADERS = {"ACL": "public-read"}
 """What makes an object public, by boto3's names."""
 
@@ -72,21 +72,21 @@ class PublicWriter:
         try:
             self._bucket.put(key, data, content_type, **headers, **self._headers)
         except self._bucket.client.exceptions.ClientError as error:
-            if error.response["Error"]["Code"] != "AccessControlListNotSupported":
+            if error_code(error) != "AccessControlListNotSupported":
                 raise
             _log.warning("the bucket refuses ACLs; results are stored without one")
             self._headers = {}
             self._bucket.put(key, data, content_type, **headers)
 
 
-# %% ../../nbs/storage/05_s3.ipynb #a63569c0
+# %% ../../nbs/storage/05_s3.ipynb #1e8ba643
 def _public_base(bucket: str, endpoint: str) -> str:
     host = urlsplit(endpoint).hostname or ""
     on_aws = host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
     return f"https://{bucket}.s3.amazonaws.com" if on_aws else f"{endpoint.rstrip('/')}/{bucket}"
 
 
-# %% ../../nbs/storage/05_s3.ipynb #b1c41fce
+# %% ../../nbs/storage/05_s3.ipynb #ddc48db1
 class S3Objects(S3Source):
     """Objects by key, in one bucket.
 
@@ -124,7 +124,7 @@ class S3Objects(S3Source):
         self.read(f"{DETECTION_KEY}.none")
 
 
-# %% ../../nbs/storage/05_s3.ipynb #40016603
+# %% ../../nbs/storage/05_s3.ipynb #208d786b
 class S3Store(S3Objects):
     """A bucket for results; other objects may come from any bucket the credentials can read.
 
@@ -208,7 +208,7 @@ def make_s3_store(
     return S3Store(bucket, client, public_url=public_url)
 
 
-# %% ../../nbs/storage/05_s3.ipynb #41d9eff0
+# %% ../../nbs/storage/05_s3.ipynb #290ffb81
 def default_store() -> S3Store:
     """The bucket that the environment names, as in the guide."""
     bucket = os.environ.get("S3_BUCKET") or "stylelicense-images"
