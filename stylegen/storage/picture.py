@@ -10,7 +10,7 @@ import hashlib
 from io import BytesIO
 from typing import TYPE_CHECKING
 
-from ..job import StorageError
+from ..job import JPEG_QUALITY, JPEG_SUBSAMPLING, StorageError
 from .keys import JPEG_TYPE, picture_key
 from .s3 import default_store
 from .store import Objects, Store
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/storage/08_picture.ipynb #2b718168
 def encode_jpeg(image: "Image") -> bytes:
-    """Encode a picture as JPEG of quality 95, full colour resolution."""
+    """Encode a picture as JPEG of `JPEG_QUALITY`, full colour resolution."""
     buffer = BytesIO()
-    image.convert("RGB").save(buffer, "JPEG", quality=95, subsampling=0)
+    image.convert("RGB").save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=JPEG_SUBSAMPLING)
     return buffer.getvalue()
 
 
