@@ -35,6 +35,7 @@ from stylegen.job import (
 from stylegen.settings import load_settings
 from stylegen.storage import (
     MAX_LORA_BYTES,
+    MAX_READ_BYTES,
     FolderStore,
     InvalidUrl,
     Manifest,
@@ -148,7 +149,7 @@ def test_bucket_round_trip(server: S3Server, lora_folder: Path) -> None:
     path = Path(download_lora_model("s3://models/style_10/w.safetensors", store=s3_store(server)))
     assert path.read_bytes() == b"tensors"
     assert path.parent == lora_folder and path.suffix == ".safetensors"
-    assert "style_10" not in path.name
+    assert path.name.startswith("stylegen-") and "style_10" not in path.name
 
 
 def test_equal_names_stay_apart(server: S3Server, lora_folder: Path) -> None:
@@ -361,6 +362,8 @@ def test_the_folder_of_downloads_can_be_chosen(tmp_path: Path, lora_folder: Path
     (tmp_path / "mine").mkdir()
     path = Path(download_lora_model("s3://models/w", store=store, folder=tmp_path / "mine"))
     assert path.parent == tmp_path / "mine" and not list(lora_folder.iterdir())
+    with pytest.raises(StorageError, match="no place for the object's file"):
+        download_lora_model("s3://models/w", store=store, folder=tmp_path / "none")
 
 
 def test_a_folder_has_the_size_limit_too(tmp_path: Path, lora_folder: Path) -> None:
@@ -449,6 +452,17 @@ def test_a_picture_that_was_cut_off_is_stored_anew(server: S3Server, conditional
     there = server.client().get_object(Bucket=BUCKET, Key="generations/gen_7.jpg")
     assert there["Body"].read() == jpeg
     assert there["Metadata"]["sha256"] == sha256
+
+
+def test_an_object_without_a_length_is_complete(server: S3Server) -> None:
+    """Such as a manifest that an operator has copied; and one that is too long is an error."""
+    store, client = s3_store(server), server.client()
+    for size in (2, MAX_READ_BYTES, MAX_READ_BYTES + 1):
+        client.put_object(Bucket=BUCKET, Key=f"manifests/{size}.json", Body=b"x" * size)
+    assert store.read("manifests/2.json") == b"xx"
+    assert len(store.read(f"manifests/{MAX_READ_BYTES}.json") or b"") == MAX_READ_BYTES
+    with pytest.raises(StorageError, match="longer than"):
+        store.read(f"manifests/{MAX_READ_BYTES + 1}.json")
 
 
 def test_an_unknown_bucket_is_asked_before_it_is_written(server: S3Server) -> None:
