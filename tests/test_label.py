@@ -167,6 +167,7 @@ def test_content_credentials(signer: tuple[Path, Path]) -> None:
     titles = [ingredient["title"] for ingredient in manifest["ingredients"]]
     assert titles == [f"base model pocket sha256:{'a1' * 32}", f"LoRA sha256:{'0f' * 32}"]
     assert {each["relationship"] for each in manifest["ingredients"]} == {"inputTo"}
+    assert "thumbnail" not in manifest, "a second, smaller picture in each file"
     assert read_provenance(signed) == read_provenance(plain)
 
 

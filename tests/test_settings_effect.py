@@ -725,6 +725,14 @@ def test_limits(name: str) -> None:
             load_settings(**needed, **{name: value})
 
 
+def test_one_delay_is_enough() -> None:
+    """And at least one is needed: a job that is never tried again would be no retry."""
+    needed = {"internal_api_token": "t", "webhook_allowed_origins": "https://a.example"}
+    assert load_settings(**needed, stylegen_retry_delays="7").stylegen_retry_delays == (7,)
+    with pytest.raises(SettingsError, match="STYLEGEN_RETRY_DELAYS"):
+        load_settings(**needed, stylegen_retry_delays=())
+
+
 def test_tables() -> None:
     """README's table and the help's text name each variable as an operator writes it."""
     rows, told = settings_table().splitlines(), settings_help().splitlines()
