@@ -255,7 +255,7 @@ def test_bad_loras(
     outcome = handle_generation_task(bad, parts)
     assert outcome.error_code == "LORA_INVALID"
     (failed,) = backend.wait_for(1, "failed")
-    assert failed.body["error_code"] == "LORA_INVALID"
+    assert (failed.body["error_code"], failed.body["retry_count"]) == ("LORA_INVALID", 0)
     assert str(pocket) not in failed.body["error_message"]
     assert not result_file(parts, bad).exists()
 
