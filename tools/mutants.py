@@ -1,10 +1,11 @@
 """Small mistakes in the code, made one at a time: does a test notice?
 
 mutmut's operators make the mutants of functions; constants and regular expressions of a module get
-a few of our own. Of each module a sample is drawn by the seed. One run of the tests under coverage
-tells which of them pass through a line; those of a mutated line are run on a copy of the tree that
-holds the mutant, the quickest first, until one fails. Survivors are printed with their lines; those
-that no test can tell apart are in ``tools/mutants.toml``, each with the reason.
+a few of our own. A sample of each module is drawn by the seed, larger for a larger module. One run
+of the tests under coverage tells which of them pass through a line; those of a mutated line are run
+on a copy of the tree that holds the mutant, the quickest first, until one fails. Survivors are
+printed with their lines; those that no test can tell apart are in ``tools/mutants.toml``, each with
+the reason.
 
 Texts for people, in errors and in the log, are left alone: their wording is no behaviour.
 """
@@ -67,6 +68,8 @@ TESTS = {
     "worker/__init__": ["flow", "health", "retries", "settings_effect", "consumer", "signed"],
 }
 """For each module, by its path, the tests that are about it, as in ``tests/test_NAME.py``."""
+LEAST = 4
+"""Mutants of the smallest module."""
 QUICK = ("-p", "no:cacheprovider", "-p", "no:nbval")
 """nbval takes two seconds to import, and none of these tests is a notebook."""
 ENOUGH = 90.0
@@ -184,7 +187,7 @@ def _other(value: object, text: str) -> list[str]:
 def sampled(module: str, code: str, count: int, seed: int) -> list[Mutant]:
     """Some of a module's mutants, an eighth of them of constants; a seed takes the same ones."""
     chosen, found = random.Random(f"{seed} {module}"), list[Mutant]()
-    for makers, wanted in ((of_constants(code), count // 8), (in_functions(code), count)):
+    for makers, wanted in ((of_constants(code), max(1, count // 8)), (in_functions(code), count)):
         chosen.shuffle(makers)
         mutants = (_mutant(module, code, make()) for make in makers)
         mutants = (
@@ -361,15 +364,20 @@ def main() -> None:
     """Read the command line, draw the sample, run it, and report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--modules", nargs="+", choices=TESTS, default=list(TESTS))
-    parser.add_argument("--sample", type=int, default=24, help="mutants of each module")
+    parser.add_argument("--sample", type=int, default=220, help="mutants in all, by size of module")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2, help="mutants that are tried at a time")
     parser.add_argument("--minutes", type=float, default=60.0, help="then no further one is tried")
     options = parser.parse_args()
     begun, mutants = time.monotonic(), []
-    for module in options.modules:
-        code = (ROOT / f"stylegen/{module}.py").read_text(encoding="utf-8")
-        mutants += sampled(module, code, options.sample, options.seed)
+    codes = {
+        module: (ROOT / f"stylegen/{module}.py").read_text(encoding="utf-8")
+        for module in options.modules
+    }
+    whole = sum(map(len, codes.values()))
+    for module, code in codes.items():
+        count = max(LEAST, round(options.sample * len(code) / whole))
+        mutants += sampled(module, code, count, options.seed)
     random.Random(options.seed).shuffle(mutants)
     trees = Trees(options.jobs)
     names = dict.fromkeys(name for module in options.modules for name in TESTS[module])
