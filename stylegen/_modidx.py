@@ -1971,5 +1971,189 @@ d = {
                 "stylegen/storage/cache.py",
             ),
         },
+        "stylegen.webhook.delivery": {
+            "stylegen.webhook.delivery.Silences": (
+                "webhook/delivery.html#silences",
+                "stylegen/webhook/delivery.py",
+            ),
+            "stylegen.webhook.delivery.Silences.__contains__": (
+                "webhook/delivery.html#silences.__contains__",
+                "stylegen/webhook/delivery.py",
+            ),
+            "stylegen.webhook.delivery.Silences.__init__": (
+                "webhook/delivery.html#silences.__init__",
+                "stylegen/webhook/delivery.py",
+            ),
+            "stylegen.webhook.delivery.Silences.add": (
+                "webhook/delivery.html#silences.add",
+                "stylegen/webhook/delivery.py",
+            ),
+            "stylegen.webhook.delivery._pause": (
+                "webhook/delivery.html#_pause",
+                "stylegen/webhook/delivery.py",
+            ),
+            "stylegen.webhook.delivery._seconds": (
+                "webhook/delivery.html#_seconds",
+                "stylegen/webhook/delivery.py",
+            ),
+            "stylegen.webhook.delivery._worth_retrying": (
+                "webhook/delivery.html#_worth_retrying",
+                "stylegen/webhook/delivery.py",
+            ),
+            "stylegen.webhook.delivery.deliver_event": (
+                "webhook/delivery.html#deliver_event",
+                "stylegen/webhook/delivery.py",
+            ),
+            "stylegen.webhook.delivery.send_complete_webhook": (
+                "webhook/delivery.html#send_complete_webhook",
+                "stylegen/webhook/delivery.py",
+            ),
+            "stylegen.webhook.delivery.send_failed_webhook": (
+                "webhook/delivery.html#send_failed_webhook",
+                "stylegen/webhook/delivery.py",
+            ),
+        },
+        "stylegen.webhook.events": {
+            "stylegen.webhook.events.complete_payload": (
+                "webhook/events.html#complete_payload",
+                "stylegen/webhook/events.py",
+            ),
+            "stylegen.webhook.events.failed_payload": (
+                "webhook/events.html#failed_payload",
+                "stylegen/webhook/events.py",
+            ),
+        },
+        "stylegen.webhook.origins": {
+            "stylegen.webhook.origins.WebhookUrls": (
+                "webhook/origins.html#webhookurls",
+                "stylegen/webhook/origins.py",
+            ),
+            "stylegen.webhook.origins._origin": (
+                "webhook/origins.html#_origin",
+                "stylegen/webhook/origins.py",
+            ),
+            "stylegen.webhook.origins.allowed_url": (
+                "webhook/origins.html#allowed_url",
+                "stylegen/webhook/origins.py",
+            ),
+            "stylegen.webhook.origins.webhook_urls": (
+                "webhook/origins.html#webhook_urls",
+                "stylegen/webhook/origins.py",
+            ),
+        },
+        "stylegen.webhook.progress": {
+            "stylegen.webhook.progress.ProgressReporter": (
+                "webhook/progress.html#progressreporter",
+                "stylegen/webhook/progress.py",
+            ),
+            "stylegen.webhook.progress.ProgressReporter.__call__": (
+                "webhook/progress.html#progressreporter.__call__",
+                "stylegen/webhook/progress.py",
+            ),
+            "stylegen.webhook.progress.ProgressReporter.__enter__": (
+                "webhook/progress.html#progressreporter.__enter__",
+                "stylegen/webhook/progress.py",
+            ),
+            "stylegen.webhook.progress.ProgressReporter.__exit__": (
+                "webhook/progress.html#progressreporter.__exit__",
+                "stylegen/webhook/progress.py",
+            ),
+            "stylegen.webhook.progress.ProgressReporter.__init__": (
+                "webhook/progress.html#progressreporter.__init__",
+                "stylegen/webhook/progress.py",
+            ),
+            "stylegen.webhook.progress.ProgressReporter._deliver": (
+                "webhook/progress.html#progressreporter._deliver",
+                "stylegen/webhook/progress.py",
+            ),
+            "stylegen.webhook.progress.ProgressReporter.close": (
+                "webhook/progress.html#progressreporter.close",
+                "stylegen/webhook/progress.py",
+            ),
+            "stylegen.webhook.progress.send_progress": (
+                "webhook/progress.html#send_progress",
+                "stylegen/webhook/progress.py",
+            ),
+        },
+        "stylegen.webhook.receiver": {
+            "stylegen.webhook.receiver.ReceivedWebhook": (
+                "webhook/receiver.html#receivedwebhook",
+                "stylegen/webhook/receiver.py",
+            ),
+            "stylegen.webhook.receiver.ReceivedWebhook.event": (
+                "webhook/receiver.html#receivedwebhook.event",
+                "stylegen/webhook/receiver.py",
+            ),
+            "stylegen.webhook.receiver.ReceivedWebhook.read": (
+                "webhook/receiver.html#receivedwebhook.read",
+                "stylegen/webhook/receiver.py",
+            ),
+            "stylegen.webhook.receiver.WebhookReceiver": (
+                "webhook/receiver.html#webhookreceiver",
+                "stylegen/webhook/receiver.py",
+            ),
+            "stylegen.webhook.receiver.WebhookReceiver.__enter__": (
+                "webhook/receiver.html#webhookreceiver.__enter__",
+                "stylegen/webhook/receiver.py",
+            ),
+            "stylegen.webhook.receiver.WebhookReceiver.__exit__": (
+                "webhook/receiver.html#webhookreceiver.__exit__",
+                "stylegen/webhook/receiver.py",
+            ),
+            "stylegen.webhook.receiver.WebhookReceiver.__init__": (
+                "webhook/receiver.html#webhookreceiver.__init__",
+                "stylegen/webhook/receiver.py",
+            ),
+            "stylegen.webhook.receiver.WebhookReceiver.take": (
+                "webhook/receiver.html#webhookreceiver.take",
+                "stylegen/webhook/receiver.py",
+            ),
+            "stylegen.webhook.receiver.WebhookReceiver.wait_for": (
+                "webhook/receiver.html#webhookreceiver.wait_for",
+                "stylegen/webhook/receiver.py",
+            ),
+            "stylegen.webhook.receiver._Handler": (
+                "webhook/receiver.html#_handler",
+                "stylegen/webhook/receiver.py",
+            ),
+            "stylegen.webhook.receiver._Handler._take": (
+                "webhook/receiver.html#_handler._take",
+                "stylegen/webhook/receiver.py",
+            ),
+            "stylegen.webhook.receiver._Handler.log_message": (
+                "webhook/receiver.html#_handler.log_message",
+                "stylegen/webhook/receiver.py",
+            ),
+        },
+        "stylegen.webhook.request": {
+            "stylegen.webhook.request._Authorization": (
+                "webhook/request.html#_authorization",
+                "stylegen/webhook/request.py",
+            ),
+            "stylegen.webhook.request._Authorization.__call__": (
+                "webhook/request.html#_authorization.__call__",
+                "stylegen/webhook/request.py",
+            ),
+            "stylegen.webhook.request._Authorization.__init__": (
+                "webhook/request.html#_authorization.__init__",
+                "stylegen/webhook/request.py",
+            ),
+            "stylegen.webhook.request._check": (
+                "webhook/request.html#_check",
+                "stylegen/webhook/request.py",
+            ),
+            "stylegen.webhook.request._known": (
+                "webhook/request.html#_known",
+                "stylegen/webhook/request.py",
+            ),
+            "stylegen.webhook.request._options": (
+                "webhook/request.html#_options",
+                "stylegen/webhook/request.py",
+            ),
+            "stylegen.webhook.request._within": (
+                "webhook/request.html#_within",
+                "stylegen/webhook/request.py",
+            ),
+        },
     },
 }

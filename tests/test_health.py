@@ -274,7 +274,7 @@ def test_webhooks_are_counted_by_their_fate(
     store: FolderStore, order: Order, monkeypatch: pytest.MonkeyPatch, refused: str, code: int
 ) -> None:
     """An alert lives on those that were not taken, refused or in vain: one for each event."""
-    monkeypatch.setattr("stylegen.webhook.WAIT", wait_none())
+    monkeypatch.setattr("stylegen.webhook.delivery.WAIT", wait_none())
 
     def answer(hook: ReceivedWebhook) -> int:
         return code if hook.event == refused else 200
@@ -305,7 +305,7 @@ def test_a_receiver_that_is_gone_counts(
     store: FolderStore, order: Order, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody listens: neither progress nor the end was taken."""
-    monkeypatch.setattr("stylegen.webhook.WAIT", wait_none())
+    monkeypatch.setattr("stylegen.webhook.delivery.WAIT", wait_none())
     (port,) = free_ports(1)
     gone = f"http://127.0.0.1:{port}"
 

@@ -274,7 +274,7 @@ def test_dead_letters_say_why(
     case: str,
 ) -> None:
     """Whatever ends among the dead letters has its reason, in a word and in words, and its past."""
-    monkeypatch.setattr("stylegen.webhook.WAIT", wait_none())
+    monkeypatch.setattr("stylegen.webhook.delivery.WAIT", wait_none())
     make, status, code, text = DEAD[case]
     with WebhookReceiver(lambda _: status) as receiver:
         parts = replace(_on_bucket(flat, tmp_path), allowed_origins=(receiver.url,))

@@ -18,7 +18,6 @@ import pytest
 import requests
 import tenacity
 
-from stylegen import webhook
 from stylegen.job import InvalidMessage, WebhookError
 from stylegen.webhook import (
     ProgressReporter,
@@ -29,6 +28,7 @@ from stylegen.webhook import (
     send_progress,
     webhook_urls,
 )
+from stylegen.webhook import delivery, progress, request
 
 TOKEN = "internal-t0ken"
 MILESTONES = (0, 25, 50, 75, 90)  # by the contract
@@ -42,7 +42,7 @@ ALLOWED = (
 @pytest.fixture(autouse=True)
 def _calm(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pauses between attempts, no token from outside."""
-    monkeypatch.setattr(webhook, "WAIT", tenacity.wait_none())
+    monkeypatch.setattr(delivery, "WAIT", tenacity.wait_none())
     monkeypatch.delenv("INTERNAL_API_TOKEN", raising=False)
 
 
@@ -241,7 +241,7 @@ def test_ten_seconds_unless_told_otherwise(
         asked.append(timeout)
         raise requests.ConnectionError
 
-    within = webhook._within
+    within = request._within
 
     def waits(whole: float, *rest: Any) -> None:
         asked.append(whole)
@@ -249,7 +249,8 @@ def test_ten_seconds_unless_told_otherwise(
 
     for name in ("patch", "post"):
         monkeypatch.setattr(requests, name, refuse)
-    monkeypatch.setattr(webhook, "_within", waits)
+    for module in (delivery, progress):
+        monkeypatch.setattr(module, "_within", waits)
     with pytest.raises(WebhookError):
         send_failed_webhook("http://127.0.0.1:1", 500, "no", **options)
     with pytest.raises(WebhookError):
@@ -260,7 +261,7 @@ def test_ten_seconds_unless_told_otherwise(
 
 def test_hanging_calls_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A receiver whose headers drip for ever keeps so many threads busy, and no more."""
-    monkeypatch.setattr(webhook, "MAX_CALLS", 2)
+    monkeypatch.setattr(request, "MAX_CALLS", 2)
     ended = threading.Event()
 
     def drip(server: socket.socket) -> None:
@@ -349,8 +350,8 @@ def test_retry_after_is_honoured_and_bounded(
 ) -> None:
     """Seconds or a date, at most 30 s from now, no sooner than our own pause; else nothing."""
     pauses: list[float] = []
-    monkeypatch.setattr(webhook, "WAIT", tenacity.wait_fixed(2))
-    monkeypatch.setattr(webhook, "Retrying", partial(tenacity.Retrying, sleep=pauses.append))
+    monkeypatch.setattr(delivery, "WAIT", tenacity.wait_fixed(2))
+    monkeypatch.setattr(delivery, "Retrying", partial(tenacity.Retrying, sleep=pauses.append))
     if asked.startswith("DATE"):
         asked = in_seconds(float(asked[5:]))
     with busy_receiver(asked) as receiver:
@@ -363,9 +364,9 @@ def test_retry_after_is_honoured_and_bounded(
 def test_a_long_pause_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who has less patience than is asked for gives up at once: the job waits elsewhere."""
     pauses: list[float] = []
-    monkeypatch.setattr(webhook, "Retrying", partial(tenacity.Retrying, sleep=pauses.append))
+    monkeypatch.setattr(delivery, "Retrying", partial(tenacity.Retrying, sleep=pauses.append))
     with busy_receiver("20") as receiver, pytest.raises(WebhookError):
-        webhook.deliver_event(receiver.url, {}, "complete_1", patience=10)
+        delivery.deliver_event(receiver.url, {}, "complete_1", patience=10)
     assert len(receiver.bodies) == 1 and not pauses
 
 
@@ -462,7 +463,7 @@ def test_milestones(total: int) -> None:
 def test_estimates_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps that are left, at the speed of those that were taken; time in line is none of it."""
     now, seconds, sent = [0.0], [], threading.Semaphore(0)
-    monkeypatch.setattr(webhook, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def send(step: int, total: int, *, estimated_seconds: int, **__: Any) -> None:
         seconds.append((step, total, estimated_seconds))
@@ -502,7 +503,7 @@ def test_a_slow_receiver_does_not_slow_the_caller() -> None:
 
 
 def test_a_receiver_that_lags_is_told_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stylegen.webhook._STALE", 0.0)
+    monkeypatch.setattr("stylegen.webhook.progress._STALE", 0.0)
     sent: list[int] = []
     begun, go = threading.Event(), threading.Event()
 

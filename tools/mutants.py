@@ -42,7 +42,10 @@ ROOT = Path(__file__).parent.parent
 OUT = ROOT / "out/mutants"
 REASONS = Path(__file__).with_name("mutants.toml")
 TESTS = {
-    "webhook/__init__": ["webhook", "retries", "flow"],
+    "webhook/delivery": ["webhook", "retries", "flow"],
+    "webhook/origins": ["webhook", "flow"],
+    "webhook/progress": ["webhook", "flow"],
+    "webhook/request": ["webhook", "flow"],
     "queue/__init__": ["queue", "retries", "consumer"],
     "storage/__init__": ["storage", "flow", "retries"],
     "pipeline/lora": ["lora", "engine", "settings_effect"],
