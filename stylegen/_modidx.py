@@ -1972,36 +1972,44 @@ d = {
             ),
         },
         "stylegen.webhook.delivery": {
-            "stylegen.webhook.delivery.Silences": (
-                "webhook/delivery.html#silences",
+            "stylegen.webhook.delivery.ReceiverBreaker": (
+                "webhook/delivery.html#receiverbreaker",
                 "stylegen/webhook/delivery.py",
             ),
-            "stylegen.webhook.delivery.Silences.__contains__": (
-                "webhook/delivery.html#silences.__contains__",
+            "stylegen.webhook.delivery.ReceiverBreaker.__init__": (
+                "webhook/delivery.html#receiverbreaker.__init__",
                 "stylegen/webhook/delivery.py",
             ),
-            "stylegen.webhook.delivery.Silences.__init__": (
-                "webhook/delivery.html#silences.__init__",
+            "stylegen.webhook.delivery.ReceiverBreaker.is_open": (
+                "webhook/delivery.html#receiverbreaker.is_open",
                 "stylegen/webhook/delivery.py",
             ),
-            "stylegen.webhook.delivery.Silences.add": (
-                "webhook/delivery.html#silences.add",
+            "stylegen.webhook.delivery.ReceiverBreaker.trip": (
+                "webhook/delivery.html#receiverbreaker.trip",
+                "stylegen/webhook/delivery.py",
+            ),
+            "stylegen.webhook.delivery._attempts": (
+                "webhook/delivery.html#_attempts",
+                "stylegen/webhook/delivery.py",
+            ),
+            "stylegen.webhook.delivery._failure": (
+                "webhook/delivery.html#_failure",
                 "stylegen/webhook/delivery.py",
             ),
             "stylegen.webhook.delivery._pause": (
                 "webhook/delivery.html#_pause",
                 "stylegen/webhook/delivery.py",
             ),
-            "stylegen.webhook.delivery._seconds": (
-                "webhook/delivery.html#_seconds",
-                "stylegen/webhook/delivery.py",
-            ),
-            "stylegen.webhook.delivery._worth_retrying": (
-                "webhook/delivery.html#_worth_retrying",
-                "stylegen/webhook/delivery.py",
-            ),
             "stylegen.webhook.delivery.deliver_event": (
                 "webhook/delivery.html#deliver_event",
+                "stylegen/webhook/delivery.py",
+            ),
+            "stylegen.webhook.delivery.is_retryable": (
+                "webhook/delivery.html#is_retryable",
+                "stylegen/webhook/delivery.py",
+            ),
+            "stylegen.webhook.delivery.retry_after": (
+                "webhook/delivery.html#retry_after",
                 "stylegen/webhook/delivery.py",
             ),
             "stylegen.webhook.delivery.send_complete_webhook": (
@@ -2014,26 +2022,50 @@ d = {
             ),
         },
         "stylegen.webhook.events": {
+            "stylegen.webhook.events.complete_event_id": (
+                "webhook/events.html#complete_event_id",
+                "stylegen/webhook/events.py",
+            ),
             "stylegen.webhook.events.complete_payload": (
                 "webhook/events.html#complete_payload",
+                "stylegen/webhook/events.py",
+            ),
+            "stylegen.webhook.events.failed_event_id": (
+                "webhook/events.html#failed_event_id",
                 "stylegen/webhook/events.py",
             ),
             "stylegen.webhook.events.failed_payload": (
                 "webhook/events.html#failed_payload",
                 "stylegen/webhook/events.py",
             ),
+            "stylegen.webhook.events.progress_event_id": (
+                "webhook/events.html#progress_event_id",
+                "stylegen/webhook/events.py",
+            ),
+            "stylegen.webhook.events.progress_payload": (
+                "webhook/events.html#progress_payload",
+                "stylegen/webhook/events.py",
+            ),
         },
         "stylegen.webhook.origins": {
+            "stylegen.webhook.origins.Origin": (
+                "webhook/origins.html#origin",
+                "stylegen/webhook/origins.py",
+            ),
+            "stylegen.webhook.origins.Origin.__str__": (
+                "webhook/origins.html#origin.__str__",
+                "stylegen/webhook/origins.py",
+            ),
             "stylegen.webhook.origins.WebhookUrls": (
                 "webhook/origins.html#webhookurls",
                 "stylegen/webhook/origins.py",
             ),
-            "stylegen.webhook.origins._origin": (
-                "webhook/origins.html#_origin",
-                "stylegen/webhook/origins.py",
-            ),
             "stylegen.webhook.origins.allowed_url": (
                 "webhook/origins.html#allowed_url",
+                "stylegen/webhook/origins.py",
+            ),
+            "stylegen.webhook.origins.parse_origin": (
+                "webhook/origins.html#parse_origin",
                 "stylegen/webhook/origins.py",
             ),
             "stylegen.webhook.origins.webhook_urls": (
@@ -2042,6 +2074,42 @@ d = {
             ),
         },
         "stylegen.webhook.progress": {
+            "stylegen.webhook.progress.Milestone": (
+                "webhook/progress.html#milestone",
+                "stylegen/webhook/progress.py",
+            ),
+            "stylegen.webhook.progress.MilestoneSender": (
+                "webhook/progress.html#milestonesender",
+                "stylegen/webhook/progress.py",
+            ),
+            "stylegen.webhook.progress.MilestoneSender.__init__": (
+                "webhook/progress.html#milestonesender.__init__",
+                "stylegen/webhook/progress.py",
+            ),
+            "stylegen.webhook.progress.MilestoneSender._run": (
+                "webhook/progress.html#milestonesender._run",
+                "stylegen/webhook/progress.py",
+            ),
+            "stylegen.webhook.progress.MilestoneSender.close": (
+                "webhook/progress.html#milestonesender.close",
+                "stylegen/webhook/progress.py",
+            ),
+            "stylegen.webhook.progress.MilestoneSender.put": (
+                "webhook/progress.html#milestonesender.put",
+                "stylegen/webhook/progress.py",
+            ),
+            "stylegen.webhook.progress.MilestoneTracker": (
+                "webhook/progress.html#milestonetracker",
+                "stylegen/webhook/progress.py",
+            ),
+            "stylegen.webhook.progress.MilestoneTracker.__init__": (
+                "webhook/progress.html#milestonetracker.__init__",
+                "stylegen/webhook/progress.py",
+            ),
+            "stylegen.webhook.progress.MilestoneTracker.advance": (
+                "webhook/progress.html#milestonetracker.advance",
+                "stylegen/webhook/progress.py",
+            ),
             "stylegen.webhook.progress.ProgressReporter": (
                 "webhook/progress.html#progressreporter",
                 "stylegen/webhook/progress.py",
@@ -2062,12 +2130,12 @@ d = {
                 "webhook/progress.html#progressreporter.__init__",
                 "stylegen/webhook/progress.py",
             ),
-            "stylegen.webhook.progress.ProgressReporter._deliver": (
-                "webhook/progress.html#progressreporter._deliver",
-                "stylegen/webhook/progress.py",
-            ),
             "stylegen.webhook.progress.ProgressReporter.close": (
                 "webhook/progress.html#progressreporter.close",
+                "stylegen/webhook/progress.py",
+            ),
+            "stylegen.webhook.progress._send_quietly": (
+                "webhook/progress.html#_send_quietly",
                 "stylegen/webhook/progress.py",
             ),
             "stylegen.webhook.progress.send_progress": (
@@ -2104,6 +2172,10 @@ d = {
                 "webhook/receiver.html#webhookreceiver.__init__",
                 "stylegen/webhook/receiver.py",
             ),
+            "stylegen.webhook.receiver.WebhookReceiver.of": (
+                "webhook/receiver.html#webhookreceiver.of",
+                "stylegen/webhook/receiver.py",
+            ),
             "stylegen.webhook.receiver.WebhookReceiver.take": (
                 "webhook/receiver.html#webhookreceiver.take",
                 "stylegen/webhook/receiver.py",
@@ -2126,32 +2198,48 @@ d = {
             ),
         },
         "stylegen.webhook.request": {
-            "stylegen.webhook.request._Authorization": (
-                "webhook/request.html#_authorization",
+            "stylegen.webhook.request.WebhookAuth": (
+                "webhook/request.html#webhookauth",
                 "stylegen/webhook/request.py",
             ),
-            "stylegen.webhook.request._Authorization.__call__": (
-                "webhook/request.html#_authorization.__call__",
+            "stylegen.webhook.request.WebhookAuth.__call__": (
+                "webhook/request.html#webhookauth.__call__",
                 "stylegen/webhook/request.py",
             ),
-            "stylegen.webhook.request._Authorization.__init__": (
-                "webhook/request.html#_authorization.__init__",
+            "stylegen.webhook.request.WebhookAuth.__init__": (
+                "webhook/request.html#webhookauth.__init__",
                 "stylegen/webhook/request.py",
             ),
-            "stylegen.webhook.request._check": (
-                "webhook/request.html#_check",
+            "stylegen.webhook.request._Call": (
+                "webhook/request.html#_call",
                 "stylegen/webhook/request.py",
             ),
-            "stylegen.webhook.request._known": (
-                "webhook/request.html#_known",
+            "stylegen.webhook.request._Call.__init__": (
+                "webhook/request.html#_call.__init__",
                 "stylegen/webhook/request.py",
             ),
-            "stylegen.webhook.request._options": (
-                "webhook/request.html#_options",
+            "stylegen.webhook.request._Call.run": (
+                "webhook/request.html#_call.run",
                 "stylegen/webhook/request.py",
             ),
-            "stylegen.webhook.request._within": (
-                "webhook/request.html#_within",
+            "stylegen.webhook.request._calls": (
+                "webhook/request.html#_calls",
+                "stylegen/webhook/request.py",
+            ),
+            "stylegen.webhook.request._given_or_set": (
+                "webhook/request.html#_given_or_set",
+                "stylegen/webhook/request.py",
+            ),
+            "stylegen.webhook.request._request": (
+                "webhook/request.html#_request",
+                "stylegen/webhook/request.py",
+            ),
+            "stylegen.webhook.request.call_within": (
+                "webhook/request.html#call_within",
+                "stylegen/webhook/request.py",
+            ),
+            "stylegen.webhook.request.send_event": (
+                "webhook/request.html#send_event",
                 "stylegen/webhook/request.py",
             ),
         },

@@ -196,7 +196,7 @@ def test_a_job_is_done_once(
     keys = {"access_key_id": "test", "secret_access_key": "test", "region": "us-east-1"}
     store = make_s3_store(bucket, endpoint_url=s3.endpoint_url, **keys)
     assert store.probe()
-    parts = replace(flat, store=store, once=True)
+    parts = replace(flat, store=store, idempotent=True)
     mine = order | {"lora_model_url": f"s3://{bucket}/lora.safetensors"}
     drawn.extend([lambda: None] * 3)
     for fields in (mine, mine, mine | {"seed": 9}):
@@ -439,7 +439,7 @@ def test_commands_say_what_stands_in_their_way(monkeypatch: Any, capsys: Any) ->
 def _on_bucket(flat: Parts, tmp_path: Path) -> Parts:
     """Parts that write results down, with a bucket that works."""
     (tmp_path / "generations").unlink()
-    return replace(flat, once=True)
+    return replace(flat, idempotent=True)
 
 
 def _ends(backend: WebhookReceiver) -> list[tuple[str, bytes]]:
@@ -502,7 +502,7 @@ def test_what_cannot_be_written_down_is_not_told(
     """While the bucket is away nobody knows whether the job is done: it waits, however often."""
     (tmp_path / "manifests").write_text("a file where a folder must be", encoding="ascii")
     patient = Retries(rabbit.url, f"test-{uuid.uuid4().hex}", (1, 600))
-    parts = replace(flat, once=True)
+    parts = replace(flat, idempotent=True)
     for attempt in (1, 2, 2):
         _bring(parts, patient, order | {"seed": -1}, headers={ATTEMPT: attempt})
     assert not _ends(backend)

@@ -42,10 +42,11 @@ ROOT = Path(__file__).parent.parent
 OUT = ROOT / "out/mutants"
 REASONS = Path(__file__).with_name("mutants.toml")
 TESTS = {
-    "webhook/delivery": ["webhook", "retries", "flow"],
     "webhook/origins": ["webhook", "flow"],
-    "webhook/progress": ["webhook", "flow"],
+    "webhook/events": ["webhook", "retries", "flow"],
     "webhook/request": ["webhook", "flow"],
+    "webhook/delivery": ["webhook", "retries", "flow"],
+    "webhook/progress": ["webhook", "flow"],
     "queue/__init__": ["queue", "retries", "consumer"],
     "storage/__init__": ["storage", "flow", "retries"],
     "pipeline/lora": ["lora", "engine", "settings_effect"],

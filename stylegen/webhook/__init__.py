@@ -5,61 +5,82 @@
 # %% auto #0
 __all__ = [
     "ATTEMPTS",
+    "HEADERS",
     "Id",
     "MAX_CALLS",
     "MILESTONES",
     "PATIENCE",
     "ProgressReporter",
     "ReceivedWebhook",
-    "Silences",
+    "ReceiverBreaker",
     "TIMEOUT",
     "WAIT",
     "WebhookReceiver",
     "WebhookUrls",
     "allowed_url",
+    "complete_event_id",
     "complete_payload",
     "deliver_event",
+    "failed_event_id",
     "failed_payload",
+    "progress_event_id",
+    "progress_payload",
+    "retry_after",
     "send_complete_webhook",
     "send_failed_webhook",
     "send_progress",
     "webhook_urls",
 ]
 
-# %% ../../nbs/webhook/index.ipynb #77d2fc02
+# %% ../../nbs/webhook/index.ipynb #aca37c44
 from stylegen.webhook.delivery import (
     ATTEMPTS,
     PATIENCE,
     WAIT,
-    Silences,
+    ReceiverBreaker,
     deliver_event,
+    retry_after,
     send_complete_webhook,
     send_failed_webhook,
 )
-from .events import Id, complete_payload, failed_payload
+from stylegen.webhook.events import (
+    Id,
+    complete_event_id,
+    complete_payload,
+    failed_event_id,
+    failed_payload,
+    progress_event_id,
+    progress_payload,
+)
 from .origins import WebhookUrls, allowed_url, webhook_urls
 from .progress import MILESTONES, ProgressReporter, send_progress
 from .receiver import ReceivedWebhook, WebhookReceiver
-from .request import MAX_CALLS, TIMEOUT
+from .request import HEADERS, MAX_CALLS, TIMEOUT
 
-# %% ../../nbs/webhook/index.ipynb #54cba675
+# %% ../../nbs/webhook/index.ipynb #a8b281af
 _all_ = [
     "ATTEMPTS",
+    "HEADERS",
     "Id",
     "MAX_CALLS",
     "MILESTONES",
     "PATIENCE",
     "ProgressReporter",
     "ReceivedWebhook",
-    "Silences",
+    "ReceiverBreaker",
     "TIMEOUT",
     "WAIT",
     "WebhookReceiver",
     "WebhookUrls",
     "allowed_url",
+    "complete_event_id",
     "complete_payload",
     "deliver_event",
+    "failed_event_id",
     "failed_payload",
+    "progress_event_id",
+    "progress_payload",
+    "retry_after",
     "send_complete_webhook",
     "send_failed_webhook",
     "send_progress",

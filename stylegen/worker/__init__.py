@@ -25,6 +25,7 @@ __all__ = [
     "run_job",
     "check_machine",
     "main",
+    "report_errors",
 ]
 
 # %% ../../nbs/worker/index.ipynb #8f3fa807
@@ -122,11 +123,13 @@ from stylegen.webhook import (
     PATIENCE,
     TIMEOUT,
     ProgressReporter,
-    Silences,
+    ReceiverBreaker,
     WebhookUrls,
     allowed_url,
+    complete_event_id,
     complete_payload,
     deliver_event,
+    failed_event_id,
     failed_payload,
     send_progress,
     webhook_urls,
@@ -181,10 +184,10 @@ class Parts:
     secret: str = field(default="", repr=False)
     loras: LoraFiles | None = None
     """A cache of LoRA files; None fetches each anew."""
-    once: bool = False
-    """Whether a job's result is written down, and told again instead of drawn again."""
+    idempotent: bool = False
+    """Whether a job's result is stored, and reported again instead of drawn again."""
     watch: Watch = field(default_factory=Watch, repr=False)
-    silences: Silences = field(default_factory=Silences, repr=False)
+    breaker: ReceiverBreaker = field(default_factory=ReceiverBreaker, repr=False)
     metrics: Metrics = field(default_factory=Metrics, repr=False)
     on_state: Callable[[str], None] = partial(_log.debug, "the job is %s")
     """Called when a job is validated, generated, uploaded, committed, notified."""
@@ -355,7 +358,7 @@ def make_picture(job: GenerationJob, parts: Parts, on_step: OnStep) -> tuple[str
     with stage("encode"):
         jpeg = parts.labelling.encode(sign(image), label)
     with stage("upload"):
-        if parts.once:
+        if parts.idempotent:
             return store_result(parts.store, job.generation_id, jpeg, job_digest(job))
         url = upload_image_to_s3(jpeg, job.generation_id, store=parts.store)
         return url, hashlib.sha256(jpeg).hexdigest()
@@ -458,7 +461,7 @@ def handle_generation_task(
     Raises:
         InvalidMessage: The message is wrong, and names nobody who may be told.
         WebhookError: The receiver did not take the terminal webhook.
-        Conflict: The id belongs to another job (with `Parts.once`).
+        Conflict: The id belongs to another job (with `Parts.idempotent`).
         DeviceLost: The GPU is gone; another process must do the job.
         TransientError: Try later, if `tries` lets it.
     """
@@ -481,7 +484,7 @@ def _default_parts() -> Parts:
 # %% ../../nbs/worker/index.ipynb #c63620a8
 def _result(order: _Order, parts: Parts, draw: Callable[[], Manifest]) -> Manifest:
     """What there is to tell: found, or made now and written down."""
-    write = partial(commit, parts.store) if parts.once else lambda made: made
+    write = partial(commit, parts.store) if parts.idempotent else lambda made: made
     try:
         return _found(order, parts) or write(draw())
     except (Conflict, DeviceLost):
@@ -492,7 +495,7 @@ def _result(order: _Order, parts: Parts, draw: Callable[[], Manifest]) -> Manife
 
 
 def _found(order: _Order, parts: Parts) -> Manifest | None:
-    if not parts.once:
+    if not parts.idempotent:
         return None
     return find_manifest(parts.store, order.generation_id, order.digest, order.tries.redrives)
 
@@ -503,8 +506,8 @@ def _tell(done: Manifest, order: _Order, parts: Parts) -> None:
     patience = PATIENCE
     if order.tries.has_more:  # the retry queues are more patient than a hand
         patience = TIMEOUT
-        if url in parts.silences:
-            raise WebhookError("the receiver was silent a moment ago")
+        if parts.breaker.is_open(url):
+            raise WebhookError("the receiver failed a moment ago")
     with parts.metrics.stage("notify"), _counted(parts, done.event, url):
         told = (url, done.payload, done.event_id)
         deliver_event(*told, patience=patience, **parts.authorization)
@@ -518,7 +521,7 @@ def _counted(parts: Parts, event: str, url: str) -> Iterator[None]:
     except WebhookError as error:
         parts.metrics.count_webhook(event, delivered=False)
         if error.transient:
-            parts.silences.add(url)
+            parts.breaker.trip(url)
         raise
     parts.metrics.count_webhook(event, delivered=True)
 
@@ -535,7 +538,7 @@ def _draw_and_report(
         raise order.fault or InvalidMessage("no job")
 
     def send(*step: int, **more: Any) -> None:
-        if order.urls.progress in parts.silences:
+        if parts.breaker.is_open(order.urls.progress):
             return
         told = (order.urls.progress, order.generation_id, *step)
         taken = send_progress(*told, **more, **parts.authorization)
@@ -552,7 +555,7 @@ def _draw_and_report(
     url, sha256 = make_picture(job, parts, each_step)
     parts.on_state("uploaded")
     payload = complete_payload(job.generation_id, url, job.seed, describe(job))
-    event_id, redrives = f"complete_{job.generation_id}", order.tries.redrives
+    event_id, redrives = complete_event_id(job.generation_id), order.tries.redrives
     return Manifest(
         job.generation_id, order.digest, "complete", payload, event_id, sha256, redrives
     )
@@ -569,7 +572,7 @@ def _failure(order: _Order, error: Exception) -> Manifest:
         code, text = StylegenError.error_code, f"unexpected {type(error).__name__}"
         _log.error("generation %s failed", generation_id, exc_info=error)
     payload = failed_payload(generation_id, text, code, tries.attempt)
-    event_id = f"failed_{generation_id}" + (f"_{tries.redrives}" if tries.redrives else "")
+    event_id = failed_event_id(generation_id, tries.redrives)
     return Manifest(
         generation_id, order.digest, "failed", payload, event_id, redrives=tries.redrives
     )
@@ -679,7 +682,7 @@ def cancel_job(generation_id: int | str, store: Store) -> bool:
         StorageError: It could not be written.
     """
     payload = failed_payload(generation_id, "the job was canceled", Canceled.error_code)
-    event_id = f"failed_{generation_id}"
+    event_id = failed_event_id(generation_id)
     try:
         commit(store, Manifest(generation_id, ANY_JOB, "failed", payload, event_id))
     except Conflict:
@@ -726,7 +729,7 @@ def consume(settings: Settings, stop: threading.Event) -> None:
     health = Health(watch, stop.is_set)
     guard(watch)
     with _health_server(settings, health, metrics):
-        parts = replace(make_parts(settings, metrics), once=True, watch=watch)
+        parts = replace(make_parts(settings, metrics), idempotent=True, watch=watch)
         _probe(parts.store)
         url, hands = broker_url(settings), settings.stylegen_prefetch or 2 * settings.stylegen_batch
         delays, most = settings.stylegen_retry_delays, settings.stylegen_max_redeliveries
@@ -914,9 +917,9 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.check:
         return _show_check(settings)
     if chosen.redrive:
-        return _said(partial(_redrive, chosen.redrive, settings))
+        return report_errors(partial(_redrive, chosen.redrive, settings))
     if chosen.cancel:
-        return _said(partial(_cancel, chosen.cancel, settings))
+        return report_errors(partial(_cancel, chosen.cancel, settings))
     return _show_job(chosen.job, settings) if chosen.job else _consume(settings)
 
 
@@ -960,7 +963,7 @@ def _consume(settings: Settings) -> int:
 
 
 # %% ../../nbs/worker/index.ipynb #0c80b101
-def _said(command: Callable[[], int]) -> int:
+def report_errors(command: Callable[[], int]) -> int:
     """Run a command; say in a line what stands in its way."""
     try:
         return command()
