@@ -1803,6 +1803,224 @@ d = {
                 "stylegen/playground/runner.py",
             ),
         },
+        "stylegen.queue.connection": {
+            "stylegen.queue.connection.WrongQueue": (
+                "queue/connection.html#wrongqueue",
+                "stylegen/queue/connection.py",
+            ),
+            "stylegen.queue.connection._log_loss": (
+                "queue/connection.html#_log_loss",
+                "stylegen/queue/connection.py",
+            ),
+            "stylegen.queue.connection._tolerant_table": (
+                "queue/connection.html#_tolerant_table",
+                "stylegen/queue/connection.py",
+            ),
+            "stylegen.queue.connection.connect": (
+                "queue/connection.html#connect",
+                "stylegen/queue/connection.py",
+            ),
+            "stylegen.queue.connection.connection_parameters": (
+                "queue/connection.html#connection_parameters",
+                "stylegen/queue/connection.py",
+            ),
+            "stylegen.queue.connection.ensure_queue": (
+                "queue/connection.html#ensure_queue",
+                "stylegen/queue/connection.py",
+            ),
+            "stylegen.queue.connection.reconnecting": (
+                "queue/connection.html#reconnecting",
+                "stylegen/queue/connection.py",
+            ),
+        },
+        "stylegen.queue.consumer": {
+            "stylegen.queue.consumer._Session": (
+                "queue/consumer.html#_session",
+                "stylegen/queue/consumer.py",
+            ),
+            "stylegen.queue.consumer._Session.__init__": (
+                "queue/consumer.html#_session.__init__",
+                "stylegen/queue/consumer.py",
+            ),
+            "stylegen.queue.consumer._Session._acknowledge": (
+                "queue/consumer.html#_session._acknowledge",
+                "stylegen/queue/consumer.py",
+            ),
+            "stylegen.queue.consumer._Session._done": (
+                "queue/consumer.html#_session._done",
+                "stylegen/queue/consumer.py",
+            ),
+            "stylegen.queue.consumer._Session._take": (
+                "queue/consumer.html#_session._take",
+                "stylegen/queue/consumer.py",
+            ),
+            "stylegen.queue.consumer._Setup": (
+                "queue/consumer.html#_setup",
+                "stylegen/queue/consumer.py",
+            ),
+            "stylegen.queue.consumer._consume": (
+                "queue/consumer.html#_consume",
+                "stylegen/queue/consumer.py",
+            ),
+            "stylegen.queue.consumer._counting_from_one": (
+                "queue/consumer.html#_counting_from_one",
+                "stylegen/queue/consumer.py",
+            ),
+            "stylegen.queue.consumer._drain": (
+                "queue/consumer.html#_drain",
+                "stylegen/queue/consumer.py",
+            ),
+            "stylegen.queue.consumer._serve": (
+                "queue/consumer.html#_serve",
+                "stylegen/queue/consumer.py",
+            ),
+            "stylegen.queue.consumer._tick": (
+                "queue/consumer.html#_tick",
+                "stylegen/queue/consumer.py",
+            ),
+            "stylegen.queue.consumer._until_the_end": (
+                "queue/consumer.html#_until_the_end",
+                "stylegen/queue/consumer.py",
+            ),
+            "stylegen.queue.consumer.start_rabbitmq_consumer": (
+                "queue/consumer.html#start_rabbitmq_consumer",
+                "stylegen/queue/consumer.py",
+            ),
+        },
+        "stylegen.queue.control": {
+            "stylegen.queue.control._listen": (
+                "queue/control.html#_listen",
+                "stylegen/queue/control.py",
+            ),
+            "stylegen.queue.control.control_exchange": (
+                "queue/control.html#control_exchange",
+                "stylegen/queue/control.py",
+            ),
+            "stylegen.queue.control.publish_control": (
+                "queue/control.html#publish_control",
+                "stylegen/queue/control.py",
+            ),
+        },
+        "stylegen.queue.delivery": {
+            "stylegen.queue.delivery.Delivery": (
+                "queue/delivery.html#delivery",
+                "stylegen/queue/delivery.py",
+            ),
+            "stylegen.queue.delivery.Delivery._count": (
+                "queue/delivery.html#delivery._count",
+                "stylegen/queue/delivery.py",
+            ),
+            "stylegen.queue.delivery.Delivery.attempt": (
+                "queue/delivery.html#delivery.attempt",
+                "stylegen/queue/delivery.py",
+            ),
+            "stylegen.queue.delivery.Delivery.counts": (
+                "queue/delivery.html#delivery.counts",
+                "stylegen/queue/delivery.py",
+            ),
+            "stylegen.queue.delivery.Delivery.is_suspect": (
+                "queue/delivery.html#delivery.is_suspect",
+                "stylegen/queue/delivery.py",
+            ),
+            "stylegen.queue.delivery.Delivery.redeliveries": (
+                "queue/delivery.html#delivery.redeliveries",
+                "stylegen/queue/delivery.py",
+            ),
+            "stylegen.queue.delivery.Delivery.redrives": (
+                "queue/delivery.html#delivery.redrives",
+                "stylegen/queue/delivery.py",
+            ),
+        },
+        "stylegen.queue.executor": {
+            "stylegen.queue.executor.JobThread": (
+                "queue/executor.html#jobthread",
+                "stylegen/queue/executor.py",
+            ),
+            "stylegen.queue.executor.JobThread.__init__": (
+                "queue/executor.html#jobthread.__init__",
+                "stylegen/queue/executor.py",
+            ),
+            "stylegen.queue.executor.JobThread._call": (
+                "queue/executor.html#jobthread._call",
+                "stylegen/queue/executor.py",
+            ),
+            "stylegen.queue.executor.JobThread._run": (
+                "queue/executor.html#jobthread._run",
+                "stylegen/queue/executor.py",
+            ),
+            "stylegen.queue.executor.JobThread.ending": (
+                "queue/executor.html#jobthread.ending",
+                "stylegen/queue/executor.py",
+            ),
+            "stylegen.queue.executor.JobThread.is_busy": (
+                "queue/executor.html#jobthread.is_busy",
+                "stylegen/queue/executor.py",
+            ),
+            "stylegen.queue.executor.JobThread.settle": (
+                "queue/executor.html#jobthread.settle",
+                "stylegen/queue/executor.py",
+            ),
+            "stylegen.queue.executor.JobThread.submit": (
+                "queue/executor.html#jobthread.submit",
+                "stylegen/queue/executor.py",
+            ),
+            "stylegen.queue.executor.Turns": (
+                "queue/executor.html#turns",
+                "stylegen/queue/executor.py",
+            ),
+            "stylegen.queue.executor.Turns.__init__": (
+                "queue/executor.html#turns.__init__",
+                "stylegen/queue/executor.py",
+            ),
+            "stylegen.queue.executor.Turns._is_free": (
+                "queue/executor.html#turns._is_free",
+                "stylegen/queue/executor.py",
+            ),
+            "stylegen.queue.executor.Turns.take": (
+                "queue/executor.html#turns.take",
+                "stylegen/queue/executor.py",
+            ),
+        },
+        "stylegen.queue.publish": {
+            "stylegen.queue.publish._log_alarm": (
+                "queue/publish.html#_log_alarm",
+                "stylegen/queue/publish.py",
+            ),
+            "stylegen.queue.publish.publish_job": (
+                "queue/publish.html#publish_job",
+                "stylegen/queue/publish.py",
+            ),
+        },
+        "stylegen.queue.retries": {
+            "stylegen.queue.retries.Retries": (
+                "queue/retries.html#retries",
+                "stylegen/queue/retries.py",
+            ),
+            "stylegen.queue.retries.Retries.again": (
+                "queue/retries.html#retries.again",
+                "stylegen/queue/retries.py",
+            ),
+            "stylegen.queue.retries.Retries.later": (
+                "queue/retries.html#retries.later",
+                "stylegen/queue/retries.py",
+            ),
+            "stylegen.queue.retries.Retries.set_aside": (
+                "queue/retries.html#retries.set_aside",
+                "stylegen/queue/retries.py",
+            ),
+            "stylegen.queue.retries._publish_surely": (
+                "queue/retries.html#_publish_surely",
+                "stylegen/queue/retries.py",
+            ),
+            "stylegen.queue.retries.dead_letters": (
+                "queue/retries.html#dead_letters",
+                "stylegen/queue/retries.py",
+            ),
+            "stylegen.queue.retries.redrive": (
+                "queue/retries.html#redrive",
+                "stylegen/queue/retries.py",
+            ),
+        },
         "stylegen.settings": {
             "stylegen.settings.Settings": ("settings.html#settings", "stylegen/settings.py"),
             "stylegen.settings.Settings._are_origins": (

@@ -21,10 +21,9 @@ from rabbit import RabbitNode, free_ports
 from tenacity import wait_fixed, wait_none
 from waiting import wait_until
 
-from stylegen import queue as stylegen_queue
 from stylegen.health import Health, HealthServer, Metrics, Watch, guard
 from stylegen.job import WebhookError
-from stylegen.queue import publish_job
+from stylegen.queue import connection, publish_job
 from stylegen.settings import Settings
 from stylegen.storage import FolderStore
 from stylegen.webhook import ReceivedWebhook, WebhookReceiver
@@ -89,7 +88,7 @@ def test_a_worker_without_a_broker_is_not_ready(
     settings: Settings, painter: Painter, rabbit: RabbitNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It lives all the time, and is ready but for the while between two connections."""
-    monkeypatch.setattr(stylegen_queue, "wait_random_exponential", lambda **_: wait_fixed(2))
+    monkeypatch.setattr(connection, "wait_random_exponential", lambda **_: wait_fixed(2))
     port = settings.stylegen_health_port or 0
     with consuming(settings, painter):
         wait_until(lambda: status(port, "readyz") == 200)

@@ -18,7 +18,6 @@ from rabbit import RabbitNode, free_ports
 from tenacity import wait_fixed
 from waiting import wait_until
 
-from stylegen import queue as stylegen_queue
 from stylegen.queue import (
     REDELIVERIES,
     Delivery,
@@ -28,6 +27,7 @@ from stylegen.queue import (
     ensure_queue,
     publish_control,
     publish_job,
+    connection,
     start_rabbitmq_consumer,
 )
 
@@ -359,7 +359,7 @@ def test_a_channel_closed_by_the_broker_is_noticed(impatient: RabbitNode, queue:
 def test_a_killed_broker_comes_back_with_the_job(
     rabbit: RabbitNode, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stylegen_queue, "wait_random_exponential", lambda **_: wait_fixed(0.5))
+    monkeypatch.setattr(connection, "wait_random_exponential", lambda **_: wait_fixed(0.5))
     with _Consumer(rabbit, queue, held=True) as consumer:
         publish_job(b"persistent", url=rabbit.url, queue_name=queue)
         consumer.wait_seen(1)
@@ -435,7 +435,7 @@ def test_a_stale_delivery_is_neither_run_nor_reported() -> None:
 
 def test_suspects_go_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was in hand twice when a worker died has nobody beside it; others go together."""
-    monkeypatch.setattr("stylegen.queue.random.random", lambda: 0.0)
+    monkeypatch.setattr("stylegen.queue.executor.random.random", lambda: 0.0)
     beside: list[int] = []
     going: list[int] = []
     pair, on = threading.Barrier(3), threading.Event()

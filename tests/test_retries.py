@@ -21,7 +21,6 @@ from s3_server import S3Server
 from tenacity import wait_none
 from waiting import wait_until
 
-from stylegen import queue as stylegen_queue
 from stylegen.queue import (
     ATTEMPT,
     REDELIVERIES,
@@ -151,7 +150,7 @@ def test_a_broker_that_stays_away(
 ) -> None:
     """A retry that can be put nowhere ends no worker: the message stays, and comes back."""
     assert flat
-    monkeypatch.setattr(stylegen_queue, "_PUBLISHING", 1)
+    monkeypatch.setattr("stylegen.queue.retries._PUBLISHING", 1)
     published = threading.Event()
     drawn.append(lambda: rabbit.kill() if published.wait(30) else None)
     publish_job(json.dumps(order).encode(), url=retries.url, queue_name=retries.queue_name)
