@@ -1808,12 +1808,12 @@ d = {
                 "queue/connection.html#wrongqueue",
                 "stylegen/queue/connection.py",
             ),
-            "stylegen.queue.connection._log_loss": (
-                "queue/connection.html#_log_loss",
+            "stylegen.queue.connection._TolerantConnection": (
+                "queue/connection.html#_tolerantconnection",
                 "stylegen/queue/connection.py",
             ),
-            "stylegen.queue.connection._tolerant_table": (
-                "queue/connection.html#_tolerant_table",
+            "stylegen.queue.connection._TolerantConnection._read_frame": (
+                "queue/connection.html#_tolerantconnection._read_frame",
                 "stylegen/queue/connection.py",
             ),
             "stylegen.queue.connection.connect": (
@@ -1828,12 +1828,40 @@ d = {
                 "queue/connection.html#ensure_queue",
                 "stylegen/queue/connection.py",
             ),
+            "stylegen.queue.connection.log_broker_error": (
+                "queue/connection.html#log_broker_error",
+                "stylegen/queue/connection.py",
+            ),
+            "stylegen.queue.connection.open_connection": (
+                "queue/connection.html#open_connection",
+                "stylegen/queue/connection.py",
+            ),
             "stylegen.queue.connection.reconnecting": (
                 "queue/connection.html#reconnecting",
                 "stylegen/queue/connection.py",
             ),
+            "stylegen.queue.connection.without_headers": (
+                "queue/connection.html#without_headers",
+                "stylegen/queue/connection.py",
+            ),
         },
         "stylegen.queue.consumer": {
+            "stylegen.queue.consumer.ConsumerHealth": (
+                "queue/consumer.html#consumerhealth",
+                "stylegen/queue/consumer.py",
+            ),
+            "stylegen.queue.consumer.ConsumerHealth.beat": (
+                "queue/consumer.html#consumerhealth.beat",
+                "stylegen/queue/consumer.py",
+            ),
+            "stylegen.queue.consumer.Unwatched": (
+                "queue/consumer.html#unwatched",
+                "stylegen/queue/consumer.py",
+            ),
+            "stylegen.queue.consumer.Unwatched.beat": (
+                "queue/consumer.html#unwatched.beat",
+                "stylegen/queue/consumer.py",
+            ),
             "stylegen.queue.consumer._Session": (
                 "queue/consumer.html#_session",
                 "stylegen/queue/consumer.py",
@@ -1846,12 +1874,12 @@ d = {
                 "queue/consumer.html#_session._acknowledge",
                 "stylegen/queue/consumer.py",
             ),
-            "stylegen.queue.consumer._Session._done": (
-                "queue/consumer.html#_session._done",
+            "stylegen.queue.consumer._Session._on_done": (
+                "queue/consumer.html#_session._on_done",
                 "stylegen/queue/consumer.py",
             ),
-            "stylegen.queue.consumer._Session._take": (
-                "queue/consumer.html#_session._take",
+            "stylegen.queue.consumer._Session._on_message": (
+                "queue/consumer.html#_session._on_message",
                 "stylegen/queue/consumer.py",
             ),
             "stylegen.queue.consumer._Setup": (
@@ -1874,12 +1902,16 @@ d = {
                 "queue/consumer.html#_serve",
                 "stylegen/queue/consumer.py",
             ),
+            "stylegen.queue.consumer._serve_until_stopped": (
+                "queue/consumer.html#_serve_until_stopped",
+                "stylegen/queue/consumer.py",
+            ),
             "stylegen.queue.consumer._tick": (
                 "queue/consumer.html#_tick",
                 "stylegen/queue/consumer.py",
             ),
-            "stylegen.queue.consumer._until_the_end": (
-                "queue/consumer.html#_until_the_end",
+            "stylegen.queue.consumer._with_body": (
+                "queue/consumer.html#_with_body",
                 "stylegen/queue/consumer.py",
             ),
             "stylegen.queue.consumer.start_rabbitmq_consumer": (
@@ -1888,8 +1920,8 @@ d = {
             ),
         },
         "stylegen.queue.control": {
-            "stylegen.queue.control._listen": (
-                "queue/control.html#_listen",
+            "stylegen.queue.control.consume_control": (
+                "queue/control.html#consume_control",
                 "stylegen/queue/control.py",
             ),
             "stylegen.queue.control.control_exchange": (
@@ -1906,78 +1938,90 @@ d = {
                 "queue/delivery.html#delivery",
                 "stylegen/queue/delivery.py",
             ),
-            "stylegen.queue.delivery.Delivery._count": (
-                "queue/delivery.html#delivery._count",
-                "stylegen/queue/delivery.py",
-            ),
-            "stylegen.queue.delivery.Delivery.attempt": (
-                "queue/delivery.html#delivery.attempt",
-                "stylegen/queue/delivery.py",
-            ),
             "stylegen.queue.delivery.Delivery.counts": (
                 "queue/delivery.html#delivery.counts",
                 "stylegen/queue/delivery.py",
             ),
-            "stylegen.queue.delivery.Delivery.is_suspect": (
-                "queue/delivery.html#delivery.is_suspect",
+            "stylegen.queue.delivery.Delivery.is_poison_candidate": (
+                "queue/delivery.html#delivery.is_poison_candidate",
                 "stylegen/queue/delivery.py",
             ),
-            "stylegen.queue.delivery.Delivery.redeliveries": (
-                "queue/delivery.html#delivery.redeliveries",
+            "stylegen.queue.delivery.DeliveryCounts": (
+                "queue/delivery.html#deliverycounts",
                 "stylegen/queue/delivery.py",
             ),
-            "stylegen.queue.delivery.Delivery.redrives": (
-                "queue/delivery.html#delivery.redrives",
+            "stylegen.queue.delivery.DeliveryCounts.from_headers": (
+                "queue/delivery.html#deliverycounts.from_headers",
+                "stylegen/queue/delivery.py",
+            ),
+            "stylegen.queue.delivery.DeliveryCounts.to_headers": (
+                "queue/delivery.html#deliverycounts.to_headers",
+                "stylegen/queue/delivery.py",
+            ),
+            "stylegen.queue.delivery._count": (
+                "queue/delivery.html#_count",
+                "stylegen/queue/delivery.py",
+            ),
+            "stylegen.queue.delivery.from_pika": (
+                "queue/delivery.html#from_pika",
                 "stylegen/queue/delivery.py",
             ),
         },
         "stylegen.queue.executor": {
-            "stylegen.queue.executor.JobThread": (
-                "queue/executor.html#jobthread",
+            "stylegen.queue.executor.CallbackRunner": (
+                "queue/executor.html#callbackrunner",
                 "stylegen/queue/executor.py",
             ),
-            "stylegen.queue.executor.JobThread.__init__": (
-                "queue/executor.html#jobthread.__init__",
+            "stylegen.queue.executor.CallbackRunner.__init__": (
+                "queue/executor.html#callbackrunner.__init__",
                 "stylegen/queue/executor.py",
             ),
-            "stylegen.queue.executor.JobThread._call": (
-                "queue/executor.html#jobthread._call",
+            "stylegen.queue.executor.CallbackRunner.is_stopping": (
+                "queue/executor.html#callbackrunner.is_stopping",
                 "stylegen/queue/executor.py",
             ),
-            "stylegen.queue.executor.JobThread._run": (
-                "queue/executor.html#jobthread._run",
+            "stylegen.queue.executor.CallbackRunner.run": (
+                "queue/executor.html#callbackrunner.run",
                 "stylegen/queue/executor.py",
             ),
-            "stylegen.queue.executor.JobThread.ending": (
-                "queue/executor.html#jobthread.ending",
+            "stylegen.queue.executor.JobExecutor": (
+                "queue/executor.html#jobexecutor",
                 "stylegen/queue/executor.py",
             ),
-            "stylegen.queue.executor.JobThread.is_busy": (
-                "queue/executor.html#jobthread.is_busy",
+            "stylegen.queue.executor.JobExecutor.__init__": (
+                "queue/executor.html#jobexecutor.__init__",
                 "stylegen/queue/executor.py",
             ),
-            "stylegen.queue.executor.JobThread.settle": (
-                "queue/executor.html#jobthread.settle",
+            "stylegen.queue.executor.JobExecutor._run": (
+                "queue/executor.html#jobexecutor._run",
                 "stylegen/queue/executor.py",
             ),
-            "stylegen.queue.executor.JobThread.submit": (
-                "queue/executor.html#jobthread.submit",
+            "stylegen.queue.executor.JobExecutor.is_busy": (
+                "queue/executor.html#jobexecutor.is_busy",
                 "stylegen/queue/executor.py",
             ),
-            "stylegen.queue.executor.Turns": (
-                "queue/executor.html#turns",
+            "stylegen.queue.executor.JobExecutor.next_epoch": (
+                "queue/executor.html#jobexecutor.next_epoch",
                 "stylegen/queue/executor.py",
             ),
-            "stylegen.queue.executor.Turns.__init__": (
-                "queue/executor.html#turns.__init__",
+            "stylegen.queue.executor.JobExecutor.submit": (
+                "queue/executor.html#jobexecutor.submit",
                 "stylegen/queue/executor.py",
             ),
-            "stylegen.queue.executor.Turns._is_free": (
-                "queue/executor.html#turns._is_free",
+            "stylegen.queue.executor.SharedExclusiveLock": (
+                "queue/executor.html#sharedexclusivelock",
                 "stylegen/queue/executor.py",
             ),
-            "stylegen.queue.executor.Turns.take": (
-                "queue/executor.html#turns.take",
+            "stylegen.queue.executor.SharedExclusiveLock.__init__": (
+                "queue/executor.html#sharedexclusivelock.__init__",
+                "stylegen/queue/executor.py",
+            ),
+            "stylegen.queue.executor.SharedExclusiveLock._is_free": (
+                "queue/executor.html#sharedexclusivelock._is_free",
+                "stylegen/queue/executor.py",
+            ),
+            "stylegen.queue.executor.SharedExclusiveLock.hold": (
+                "queue/executor.html#sharedexclusivelock.hold",
                 "stylegen/queue/executor.py",
             ),
         },
@@ -1986,8 +2030,16 @@ d = {
                 "queue/publish.html#_log_alarm",
                 "stylegen/queue/publish.py",
             ),
+            "stylegen.queue.publish._persistent": (
+                "queue/publish.html#_persistent",
+                "stylegen/queue/publish.py",
+            ),
             "stylegen.queue.publish.publish_job": (
                 "queue/publish.html#publish_job",
+                "stylegen/queue/publish.py",
+            ),
+            "stylegen.queue.publish.publish_with_retries": (
+                "queue/publish.html#publish_with_retries",
                 "stylegen/queue/publish.py",
             ),
         },
@@ -1996,28 +2048,64 @@ d = {
                 "queue/retries.html#retries",
                 "stylegen/queue/retries.py",
             ),
-            "stylegen.queue.retries.Retries.again": (
-                "queue/retries.html#retries.again",
+            "stylegen.queue.retries.Retries.dead_letter": (
+                "queue/retries.html#retries.dead_letter",
                 "stylegen/queue/retries.py",
             ),
-            "stylegen.queue.retries.Retries.later": (
-                "queue/retries.html#retries.later",
+            "stylegen.queue.retries.Retries.requeue": (
+                "queue/retries.html#retries.requeue",
                 "stylegen/queue/retries.py",
             ),
-            "stylegen.queue.retries.Retries.set_aside": (
-                "queue/retries.html#retries.set_aside",
+            "stylegen.queue.retries.Retries.schedule_retry": (
+                "queue/retries.html#retries.schedule_retry",
                 "stylegen/queue/retries.py",
             ),
-            "stylegen.queue.retries._publish_surely": (
-                "queue/retries.html#_publish_surely",
+            "stylegen.queue.retries.RetryState": (
+                "queue/retries.html#retrystate",
+                "stylegen/queue/retries.py",
+            ),
+            "stylegen.queue.retries.RetryState.final_error": (
+                "queue/retries.html#retrystate.final_error",
+                "stylegen/queue/retries.py",
+            ),
+            "stylegen.queue.retries.RetryState.has_retries": (
+                "queue/retries.html#retrystate.has_retries",
+                "stylegen/queue/retries.py",
+            ),
+            "stylegen.queue.retries.RetryState.is_retryable": (
+                "queue/retries.html#retrystate.is_retryable",
+                "stylegen/queue/retries.py",
+            ),
+            "stylegen.queue.retries._copy": (
+                "queue/retries.html#_copy",
+                "stylegen/queue/retries.py",
+            ),
+            "stylegen.queue.retries._is_transient": (
+                "queue/retries.html#_is_transient",
                 "stylegen/queue/retries.py",
             ),
             "stylegen.queue.retries.dead_letters": (
                 "queue/retries.html#dead_letters",
                 "stylegen/queue/retries.py",
             ),
+            "stylegen.queue.retries.next_retry": (
+                "queue/retries.html#next_retry",
+                "stylegen/queue/retries.py",
+            ),
             "stylegen.queue.retries.redrive": (
                 "queue/retries.html#redrive",
+                "stylegen/queue/retries.py",
+            ),
+            "stylegen.queue.retries.retry_queue": (
+                "queue/retries.html#retry_queue",
+                "stylegen/queue/retries.py",
+            ),
+            "stylegen.queue.retries.retry_queue_arguments": (
+                "queue/retries.html#retry_queue_arguments",
+                "stylegen/queue/retries.py",
+            ),
+            "stylegen.queue.retries.retry_state": (
+                "queue/retries.html#retry_state",
                 "stylegen/queue/retries.py",
             ),
         },

@@ -353,7 +353,7 @@ def test_the_documented_rights_are_enough(
     dead = rabbit.queue_states().get(f"{QUEUE}.dead", (0, 0))[0]
     with worker(environment | {"RABBITMQ_URL": url}, log, paints=True) as process:
         assert backend.wait_for(1, "complete", timeout=120), log.read_text()
-        retries.later(Delivery(0, 1, job(backend, 42, num_inference_steps=1)))
+        retries.schedule_retry(Delivery(0, 1, job(backend, 42, num_inference_steps=1)))
         assert backend.wait_for(2, "complete", timeout=60), log.read_text()
         wait_until(lambda: rabbit.queue_state(QUEUE) == (0, 0))
         process.send_signal(signal.SIGTERM)

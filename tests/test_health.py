@@ -88,7 +88,7 @@ def test_a_worker_without_a_broker_is_not_ready(
     settings: Settings, painter: Painter, rabbit: RabbitNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It lives all the time, and is ready but for the while between two connections."""
-    monkeypatch.setattr(connection, "wait_random_exponential", lambda **_: wait_fixed(2))
+    monkeypatch.setattr(connection, "RECONNECT_WAIT", wait_fixed(2))
     port = settings.stylegen_health_port or 0
     with consuming(settings, painter):
         wait_until(lambda: status(port, "readyz") == 200)

@@ -6,14 +6,21 @@
 __all__ = [
     "ATTEMPT",
     "BLOCKED_TIMEOUT",
+    "CallbackRunner",
+    "ConsumerHealth",
     "Delivery",
-    "JobThread",
+    "DeliveryCounts",
+    "ERROR",
+    "ERROR_CODE",
+    "HEARTBEAT",
+    "JobExecutor",
     "REDELIVERIES",
     "REDRIVES",
     "Retries",
+    "RetryState",
     "SETTLED",
+    "SharedExclusiveLock",
     "TICK",
-    "Turns",
     "WrongQueue",
     "connect",
     "connection_parameters",
@@ -22,40 +29,59 @@ __all__ = [
     "ensure_queue",
     "publish_control",
     "publish_job",
+    "publish_with_retries",
     "reconnecting",
     "redrive",
+    "retry_queue",
+    "retry_state",
     "start_rabbitmq_consumer",
 ]
 
-# %% ../../nbs/queue/index.ipynb #3563025c
+# %% ../../nbs/queue/index.ipynb #832ac786
 from stylegen.queue.connection import (
     BLOCKED_TIMEOUT,
-    SETTLED,
+    HEARTBEAT,
     WrongQueue,
     connect,
     connection_parameters,
     ensure_queue,
     reconnecting,
 )
-from .consumer import start_rabbitmq_consumer
+from .consumer import SETTLED, ConsumerHealth, start_rabbitmq_consumer
 from .control import control_exchange, publish_control
-from .delivery import ATTEMPT, REDELIVERIES, REDRIVES, Delivery
-from .executor import JobThread, TICK, Turns
-from .publish import publish_job
-from .retries import Retries, dead_letters, redrive
+from .delivery import ATTEMPT, REDELIVERIES, REDRIVES, Delivery, DeliveryCounts
+from .executor import TICK, CallbackRunner, JobExecutor, SharedExclusiveLock
+from .publish import publish_job, publish_with_retries
+from stylegen.queue.retries import (
+    ERROR,
+    ERROR_CODE,
+    Retries,
+    RetryState,
+    dead_letters,
+    redrive,
+    retry_queue,
+    retry_state,
+)
 
-# %% ../../nbs/queue/index.ipynb #fd3aa590
+# %% ../../nbs/queue/index.ipynb #92396d83
 _all_ = [
     "ATTEMPT",
     "BLOCKED_TIMEOUT",
+    "CallbackRunner",
+    "ConsumerHealth",
     "Delivery",
-    "JobThread",
+    "DeliveryCounts",
+    "ERROR",
+    "ERROR_CODE",
+    "HEARTBEAT",
+    "JobExecutor",
     "REDELIVERIES",
     "REDRIVES",
     "Retries",
+    "RetryState",
     "SETTLED",
+    "SharedExclusiveLock",
     "TICK",
-    "Turns",
     "WrongQueue",
     "connect",
     "connection_parameters",
@@ -64,7 +90,10 @@ _all_ = [
     "ensure_queue",
     "publish_control",
     "publish_job",
+    "publish_with_retries",
     "reconnecting",
     "redrive",
+    "retry_queue",
+    "retry_state",
     "start_rabbitmq_consumer",
 ]
