@@ -47,7 +47,7 @@ def styles_of(jobs: int, artists: int, popularity: str) -> list[int]:
 class Far:
     """Every style's file, as far away as a bucket."""
 
-    def fetch(self, url: str, target: Path) -> None:
+    def fetch(self, url: str, target: Path, *, max_bytes: int) -> None:
         """Write the file that `url` names, after a while."""
         time.sleep(FETCH)
         target.write_bytes(url.encode().ljust(SIZE))

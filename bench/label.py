@@ -18,7 +18,8 @@ from PIL import Image
 
 from stylegen.pocket import Scene, draw
 from stylegen.signature import add_watermark
-from stylegen.signature.label import ContentCredentials, Label, encode_labelled
+from stylegen.signature.c2pa import ContentCredentials
+from stylegen.signature.label import Label, encode_labelled
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 # pylint: disable=wrong-import-position

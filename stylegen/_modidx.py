@@ -1803,6 +1803,196 @@ d = {
                 "stylegen/playground/runner.py",
             ),
         },
+        "stylegen.pocket.judgement": {
+            "stylegen.pocket.judgement.Judgement": (
+                "pocket/judgement.html#judgement",
+                "stylegen/pocket/judgement.py",
+            ),
+            "stylegen.pocket.judgement._apart": (
+                "pocket/judgement.html#_apart",
+                "stylegen/pocket/judgement.py",
+            ),
+            "stylegen.pocket.judgement._clear": (
+                "pocket/judgement.html#_clear",
+                "stylegen/pocket/judgement.py",
+            ),
+            "stylegen.pocket.judgement._crop": (
+                "pocket/judgement.html#_crop",
+                "stylegen/pocket/judgement.py",
+            ),
+            "stylegen.pocket.judgement._difference": (
+                "pocket/judgement.html#_difference",
+                "stylegen/pocket/judgement.py",
+            ),
+            "stylegen.pocket.judgement._filled": (
+                "pocket/judgement.html#_filled",
+                "stylegen/pocket/judgement.py",
+            ),
+            "stylegen.pocket.judgement._grounds": (
+                "pocket/judgement.html#_grounds",
+                "stylegen/pocket/judgement.py",
+            ),
+            "stylegen.pocket.judgement._is_hatched": (
+                "pocket/judgement.html#_is_hatched",
+                "stylegen/pocket/judgement.py",
+            ),
+            "stylegen.pocket.judgement._largest": (
+                "pocket/judgement.html#_largest",
+                "stylegen/pocket/judgement.py",
+            ),
+            "stylegen.pocket.judgement._mean": (
+                "pocket/judgement.html#_mean",
+                "stylegen/pocket/judgement.py",
+            ),
+            "stylegen.pocket.judgement._nearest": (
+                "pocket/judgement.html#_nearest",
+                "stylegen/pocket/judgement.py",
+            ),
+            "stylegen.pocket.judgement._palette": (
+                "pocket/judgement.html#_palette",
+                "stylegen/pocket/judgement.py",
+            ),
+            "stylegen.pocket.judgement._shape": (
+                "pocket/judgement.html#_shape",
+                "stylegen/pocket/judgement.py",
+            ),
+            "stylegen.pocket.judgement._style": (
+                "pocket/judgement.html#_style",
+                "stylegen/pocket/judgement.py",
+            ),
+            "stylegen.pocket.judgement._templates": (
+                "pocket/judgement.html#_templates",
+                "stylegen/pocket/judgement.py",
+            ),
+            "stylegen.pocket.judgement.judge": (
+                "pocket/judgement.html#judge",
+                "stylegen/pocket/judgement.py",
+            ),
+        },
+        "stylegen.pocket.model": {
+            "stylegen.pocket.model._brighten": (
+                "pocket/model.html#_brighten",
+                "stylegen/pocket/model.py",
+            ),
+            "stylegen.pocket.model._scheduler": (
+                "pocket/model.html#_scheduler",
+                "stylegen/pocket/model.py",
+            ),
+            "stylegen.pocket.model.build_lora": (
+                "pocket/model.html#build_lora",
+                "stylegen/pocket/model.py",
+            ),
+            "stylegen.pocket.model.build_pocket": (
+                "pocket/model.html#build_pocket",
+                "stylegen/pocket/model.py",
+            ),
+            "stylegen.pocket.model.make_text_encoder": (
+                "pocket/model.html#make_text_encoder",
+                "stylegen/pocket/model.py",
+            ),
+            "stylegen.pocket.model.make_unet": (
+                "pocket/model.html#make_unet",
+                "stylegen/pocket/model.py",
+            ),
+            "stylegen.pocket.model.make_vae": (
+                "pocket/model.html#make_vae",
+                "stylegen/pocket/model.py",
+            ),
+        },
+        "stylegen.pocket.scenes": {
+            "stylegen.pocket.scenes.Scene": (
+                "pocket/scenes.html#scene",
+                "stylegen/pocket/scenes.py",
+            ),
+            "stylegen.pocket.scenes.Scene.random": (
+                "pocket/scenes.html#scene.random",
+                "stylegen/pocket/scenes.py",
+            ),
+            "stylegen.pocket.scenes.caption": (
+                "pocket/scenes.html#caption",
+                "stylegen/pocket/scenes.py",
+            ),
+            "stylegen.pocket.scenes.is_held_out": (
+                "pocket/scenes.html#is_held_out",
+                "stylegen/pocket/scenes.py",
+            ),
+        },
+        "stylegen.pocket.shapes": {
+            "stylegen.pocket.shapes._heart": (
+                "pocket/shapes.html#_heart",
+                "stylegen/pocket/shapes.py",
+            ),
+            "stylegen.pocket.shapes._polygon": (
+                "pocket/shapes.html#_polygon",
+                "stylegen/pocket/shapes.py",
+            ),
+            "stylegen.pocket.shapes._star": (
+                "pocket/shapes.html#_star",
+                "stylegen/pocket/shapes.py",
+            ),
+            "stylegen.pocket.shapes.outline_of": (
+                "pocket/shapes.html#outline_of",
+                "stylegen/pocket/shapes.py",
+            ),
+        },
+        "stylegen.pocket.styles": {
+            "stylegen.pocket.styles._cover": (
+                "pocket/styles.html#_cover",
+                "stylegen/pocket/styles.py",
+            ),
+            "stylegen.pocket.styles._hatching": (
+                "pocket/styles.html#_hatching",
+                "stylegen/pocket/styles.py",
+            ),
+            "stylegen.pocket.styles._inks": (
+                "pocket/styles.html#_inks",
+                "stylegen/pocket/styles.py",
+            ),
+            "stylegen.pocket.styles._mix": ("pocket/styles.html#_mix", "stylegen/pocket/styles.py"),
+            "stylegen.pocket.styles._mosaic": (
+                "pocket/styles.html#_mosaic",
+                "stylegen/pocket/styles.py",
+            ),
+            "stylegen.pocket.styles._neon": (
+                "pocket/styles.html#_neon",
+                "stylegen/pocket/styles.py",
+            ),
+            "stylegen.pocket.styles._plain": (
+                "pocket/styles.html#_plain",
+                "stylegen/pocket/styles.py",
+            ),
+            "stylegen.pocket.styles._watercolour": (
+                "pocket/styles.html#_watercolour",
+                "stylegen/pocket/styles.py",
+            ),
+            "stylegen.pocket.styles.draw": ("pocket/styles.html#draw", "stylegen/pocket/styles.py"),
+            "stylegen.pocket.styles.hatch_strokes": (
+                "pocket/styles.html#hatch_strokes",
+                "stylegen/pocket/styles.py",
+            ),
+            "stylegen.pocket.styles.paint": (
+                "pocket/styles.html#paint",
+                "stylegen/pocket/styles.py",
+            ),
+        },
+        "stylegen.pocket.words": {
+            "stylegen.pocket.words._bytes": (
+                "pocket/words.html#_bytes",
+                "stylegen/pocket/words.py",
+            ),
+            "stylegen.pocket.words._merge": (
+                "pocket/words.html#_merge",
+                "stylegen/pocket/words.py",
+            ),
+            "stylegen.pocket.words._vocabulary": (
+                "pocket/words.html#_vocabulary",
+                "stylegen/pocket/words.py",
+            ),
+            "stylegen.pocket.words.make_tokenizer": (
+                "pocket/words.html#make_tokenizer",
+                "stylegen/pocket/words.py",
+            ),
+        },
         "stylegen.queue.connection": {
             "stylegen.queue.connection.WrongQueue": (
                 "queue/connection.html#wrongqueue",
@@ -2153,37 +2343,79 @@ d = {
                 "stylegen/settings.py",
             ),
         },
+        "stylegen.signature.c2pa": {
+            "stylegen.signature.c2pa.ContentCredentials": (
+                "signature/c2pa.html#contentcredentials",
+                "stylegen/signature/c2pa.py",
+            ),
+            "stylegen.signature.c2pa.ContentCredentials.__init__": (
+                "signature/c2pa.html#contentcredentials.__init__",
+                "stylegen/signature/c2pa.py",
+            ),
+            "stylegen.signature.c2pa.ContentCredentials.sign": (
+                "signature/c2pa.html#contentcredentials.sign",
+                "stylegen/signature/c2pa.py",
+            ),
+            "stylegen.signature.c2pa.c2pa_manifest": (
+                "signature/c2pa.html#c2pa_manifest",
+                "stylegen/signature/c2pa.py",
+            ),
+        },
+        "stylegen.signature.fonts": {
+            "stylegen.signature.fonts._candidates": (
+                "signature/fonts.html#_candidates",
+                "stylegen/signature/fonts.py",
+            ),
+            "stylegen.signature.fonts.choose_font": (
+                "signature/fonts.html#choose_font",
+                "stylegen/signature/fonts.py",
+            ),
+            "stylegen.signature.fonts.choose_fonts": (
+                "signature/fonts.html#choose_fonts",
+                "stylegen/signature/fonts.py",
+            ),
+            "stylegen.signature.fonts.covered_scripts": (
+                "signature/fonts.html#covered_scripts",
+                "stylegen/signature/fonts.py",
+            ),
+            "stylegen.signature.fonts.font_characters": (
+                "signature/fonts.html#font_characters",
+                "stylegen/signature/fonts.py",
+            ),
+            "stylegen.signature.fonts.installed_fonts": (
+                "signature/fonts.html#installed_fonts",
+                "stylegen/signature/fonts.py",
+            ),
+            "stylegen.signature.fonts.needs_shaping": (
+                "signature/fonts.html#needs_shaping",
+                "stylegen/signature/fonts.py",
+            ),
+            "stylegen.signature.fonts.normalise_name": (
+                "signature/fonts.html#normalise_name",
+                "stylegen/signature/fonts.py",
+            ),
+            "stylegen.signature.fonts.packaged_font": (
+                "signature/fonts.html#packaged_font",
+                "stylegen/signature/fonts.py",
+            ),
+        },
+        "stylegen.signature.image": {
+            "stylegen.signature.image._with_halo": (
+                "signature/image.html#_with_halo",
+                "stylegen/signature/image.py",
+            ),
+            "stylegen.signature.image.add_signature_image": (
+                "signature/image.html#add_signature_image",
+                "stylegen/signature/image.py",
+            ),
+            "stylegen.signature.image.read_signature_image": (
+                "signature/image.html#read_signature_image",
+                "stylegen/signature/image.py",
+            ),
+        },
         "stylegen.signature.label": {
-            "stylegen.signature.label.ContentCredentials": (
-                "signature/label.html#contentcredentials",
-                "stylegen/signature/label.py",
-            ),
-            "stylegen.signature.label.ContentCredentials.__init__": (
-                "signature/label.html#contentcredentials.__init__",
-                "stylegen/signature/label.py",
-            ),
-            "stylegen.signature.label.ContentCredentials.sign": (
-                "signature/label.html#contentcredentials.sign",
-                "stylegen/signature/label.py",
-            ),
             "stylegen.signature.label.Label": (
                 "signature/label.html#label",
-                "stylegen/signature/label.py",
-            ),
-            "stylegen.signature.label._comment_text": (
-                "signature/label.html#_comment_text",
-                "stylegen/signature/label.py",
-            ),
-            "stylegen.signature.label._exif_text": (
-                "signature/label.html#_exif_text",
-                "stylegen/signature/label.py",
-            ),
-            "stylegen.signature.label._xmp_root": (
-                "signature/label.html#_xmp_root",
-                "stylegen/signature/label.py",
-            ),
-            "stylegen.signature.label.c2pa_manifest": (
-                "signature/label.html#c2pa_manifest",
                 "stylegen/signature/label.py",
             ),
             "stylegen.signature.label.encode_labelled": (
@@ -2202,20 +2434,138 @@ d = {
                 "signature/label.html#label_xmp",
                 "stylegen/signature/label.py",
             ),
-            "stylegen.signature.label.read_job": (
-                "signature/label.html#read_job",
-                "stylegen/signature/label.py",
-            ),
-            "stylegen.signature.label.read_provenance": (
-                "signature/label.html#read_provenance",
-                "stylegen/signature/label.py",
-            ),
             "stylegen.signature.label.srgb_profile": (
                 "signature/label.html#srgb_profile",
                 "stylegen/signature/label.py",
             ),
         },
+        "stylegen.signature.overlay": {
+            "stylegen.signature.overlay.fade": (
+                "signature/overlay.html#fade",
+                "stylegen/signature/overlay.py",
+            ),
+            "stylegen.signature.overlay.get_position": (
+                "signature/overlay.html#get_position",
+                "stylegen/signature/overlay.py",
+            ),
+            "stylegen.signature.overlay.margin_of": (
+                "signature/overlay.html#margin_of",
+                "stylegen/signature/overlay.py",
+            ),
+            "stylegen.signature.overlay.paste_overlay": (
+                "signature/overlay.html#paste_overlay",
+                "stylegen/signature/overlay.py",
+            ),
+        },
+        "stylegen.signature.provenance": {
+            "stylegen.signature.provenance._comment_text": (
+                "signature/provenance.html#_comment_text",
+                "stylegen/signature/provenance.py",
+            ),
+            "stylegen.signature.provenance._exif_text": (
+                "signature/provenance.html#_exif_text",
+                "stylegen/signature/provenance.py",
+            ),
+            "stylegen.signature.provenance._xmp_root": (
+                "signature/provenance.html#_xmp_root",
+                "stylegen/signature/provenance.py",
+            ),
+            "stylegen.signature.provenance.read_job": (
+                "signature/provenance.html#read_job",
+                "stylegen/signature/provenance.py",
+            ),
+            "stylegen.signature.provenance.read_provenance": (
+                "signature/provenance.html#read_provenance",
+                "stylegen/signature/provenance.py",
+            ),
+        },
+        "stylegen.signature.text": {
+            "stylegen.signature.text._Face": (
+                "signature/text.html#_face",
+                "stylegen/signature/text.py",
+            ),
+            "stylegen.signature.text._Layout": (
+                "signature/text.html#_layout",
+                "stylegen/signature/text.py",
+            ),
+            "stylegen.signature.text._box": (
+                "signature/text.html#_box",
+                "stylegen/signature/text.py",
+            ),
+            "stylegen.signature.text._draw": (
+                "signature/text.html#_draw",
+                "stylegen/signature/text.py",
+            ),
+            "stylegen.signature.text._extent": (
+                "signature/text.html#_extent",
+                "stylegen/signature/text.py",
+            ),
+            "stylegen.signature.text._fit": (
+                "signature/text.html#_fit",
+                "stylegen/signature/text.py",
+            ),
+            "stylegen.signature.text._layout": (
+                "signature/text.html#_layout",
+                "stylegen/signature/text.py",
+            ),
+            "stylegen.signature.text._placed": (
+                "signature/text.html#_placed",
+                "stylegen/signature/text.py",
+            ),
+            "stylegen.signature.text._runs": (
+                "signature/text.html#_runs",
+                "stylegen/signature/text.py",
+            ),
+            "stylegen.signature.text._wrap": (
+                "signature/text.html#_wrap",
+                "stylegen/signature/text.py",
+            ),
+            "stylegen.signature.text.add_watermark": (
+                "signature/text.html#add_watermark",
+                "stylegen/signature/text.py",
+            ),
+            "stylegen.signature.text.create_text_overlay": (
+                "signature/text.html#create_text_overlay",
+                "stylegen/signature/text.py",
+            ),
+        },
         "stylegen.storage.cache": {
+            "stylegen.storage.cache.Blobs": (
+                "storage/cache.html#blobs",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.Blobs.__init__": (
+                "storage/cache.html#blobs.__init__",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.Blobs.add": (
+                "storage/cache.html#blobs.add",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.Blobs.evict": (
+                "storage/cache.html#blobs.evict",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.Blobs.path": (
+                "storage/cache.html#blobs.path",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.CurrentFiles": (
+                "storage/cache.html#currentfiles",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.CurrentFiles.__init__": (
+                "storage/cache.html#currentfiles.__init__",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.CurrentFiles._tidy": (
+                "storage/cache.html#currentfiles._tidy",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.CurrentFiles.get": (
+                "storage/cache.html#currentfiles.get",
+                "stylegen/storage/cache.py",
+            ),
             "stylegen.storage.cache.LoraFiles": (
                 "storage/cache.html#lorafiles",
                 "stylegen/storage/cache.py",
@@ -2224,57 +2574,459 @@ d = {
                 "storage/cache.html#lorafiles.__init__",
                 "stylegen/storage/cache.py",
             ),
-            "stylegen.storage.cache.LoraFiles._current": (
-                "storage/cache.html#lorafiles._current",
-                "stylegen/storage/cache.py",
-            ),
-            "stylegen.storage.cache.LoraFiles._download": (
-                "storage/cache.html#lorafiles._download",
-                "stylegen/storage/cache.py",
-            ),
-            "stylegen.storage.cache.LoraFiles._evict": (
-                "storage/cache.html#lorafiles._evict",
-                "stylegen/storage/cache.py",
-            ),
-            "stylegen.storage.cache.LoraFiles._link": (
-                "storage/cache.html#lorafiles._link",
-                "stylegen/storage/cache.py",
-            ),
-            "stylegen.storage.cache.LoraFiles._sweep": (
-                "storage/cache.html#lorafiles._sweep",
-                "stylegen/storage/cache.py",
-            ),
             "stylegen.storage.cache.LoraFiles.get": (
                 "storage/cache.html#lorafiles.get",
                 "stylegen/storage/cache.py",
             ),
-            "stylegen.storage.cache.Source": (
-                "storage/cache.html#source",
+            "stylegen.storage.cache.Versions": (
+                "storage/cache.html#versions",
                 "stylegen/storage/cache.py",
             ),
-            "stylegen.storage.cache.Source.fetch": (
-                "storage/cache.html#source.fetch",
+            "stylegen.storage.cache.Versions.__init__": (
+                "storage/cache.html#versions.__init__",
                 "stylegen/storage/cache.py",
             ),
-            "stylegen.storage.cache.Source.version": (
-                "storage/cache.html#source.version",
+            "stylegen.storage.cache.Versions._note": (
+                "storage/cache.html#versions._note",
                 "stylegen/storage/cache.py",
             ),
-            "stylegen.storage.cache._elsewhere": (
-                "storage/cache.html#_elsewhere",
+            "stylegen.storage.cache.Versions.find": (
+                "storage/cache.html#versions.find",
                 "stylegen/storage/cache.py",
             ),
-            "stylegen.storage.cache._place": (
-                "storage/cache.html#_place",
+            "stylegen.storage.cache.Versions.prune": (
+                "storage/cache.html#versions.prune",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.Versions.write": (
+                "storage/cache.html#versions.write",
                 "stylegen/storage/cache.py",
             ),
             "stylegen.storage.cache._read_note": (
                 "storage/cache.html#_read_note",
                 "stylegen/storage/cache.py",
             ),
-            "stylegen.storage.cache._size": (
-                "storage/cache.html#_size",
+            "stylegen.storage.cache.job_folder": (
+                "storage/cache.html#job_folder",
                 "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.link_or_copy": (
+                "storage/cache.html#link_or_copy",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.remove_abandoned": (
+                "storage/cache.html#remove_abandoned",
+                "stylegen/storage/cache.py",
+            ),
+        },
+        "stylegen.storage.conditional": {
+            "stylegen.storage.conditional.ConditionalWrites": (
+                "storage/conditional.html#conditionalwrites",
+                "stylegen/storage/conditional.py",
+            ),
+            "stylegen.storage.conditional.ConditionalWrites.__init__": (
+                "storage/conditional.html#conditionalwrites.__init__",
+                "stylegen/storage/conditional.py",
+            ),
+            "stylegen.storage.conditional.ConditionalWrites._are_honoured": (
+                "storage/conditional.html#conditionalwrites._are_honoured",
+                "stylegen/storage/conditional.py",
+            ),
+            "stylegen.storage.conditional.ConditionalWrites.compare_and_swap": (
+                "storage/conditional.html#conditionalwrites.compare_and_swap",
+                "stylegen/storage/conditional.py",
+            ),
+            "stylegen.storage.conditional.ConditionalWrites.detect": (
+                "storage/conditional.html#conditionalwrites.detect",
+                "stylegen/storage/conditional.py",
+            ),
+            "stylegen.storage.conditional.ConditionalWrites.put_if_absent": (
+                "storage/conditional.html#conditionalwrites.put_if_absent",
+                "stylegen/storage/conditional.py",
+            ),
+            "stylegen.storage.conditional.compare_and_swap": (
+                "storage/conditional.html#compare_and_swap",
+                "stylegen/storage/conditional.py",
+            ),
+            "stylegen.storage.conditional.detect_conditional_writes": (
+                "storage/conditional.html#detect_conditional_writes",
+                "stylegen/storage/conditional.py",
+            ),
+            "stylegen.storage.conditional.is_complete": (
+                "storage/conditional.html#is_complete",
+                "stylegen/storage/conditional.py",
+            ),
+            "stylegen.storage.conditional.put_if_absent": (
+                "storage/conditional.html#put_if_absent",
+                "stylegen/storage/conditional.py",
+            ),
+            "stylegen.storage.conditional.put_if_not_seen": (
+                "storage/conditional.html#put_if_not_seen",
+                "stylegen/storage/conditional.py",
+            ),
+            "stylegen.storage.conditional.read_complete": (
+                "storage/conditional.html#read_complete",
+                "stylegen/storage/conditional.py",
+            ),
+            "stylegen.storage.conditional.with_length": (
+                "storage/conditional.html#with_length",
+                "stylegen/storage/conditional.py",
+            ),
+        },
+        "stylegen.storage.download": {
+            "stylegen.storage.download.download_object": (
+                "storage/download.html#download_object",
+                "stylegen/storage/download.py",
+            ),
+            "stylegen.storage.download.downloaded": (
+                "storage/download.html#downloaded",
+                "stylegen/storage/download.py",
+            ),
+        },
+        "stylegen.storage.folder": {
+            "stylegen.storage.folder.FolderObjects": (
+                "storage/folder.html#folderobjects",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderObjects.__init__": (
+                "storage/folder.html#folderobjects.__init__",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderObjects.check": (
+                "storage/folder.html#folderobjects.check",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderObjects.put": (
+                "storage/folder.html#folderobjects.put",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderObjects.read": (
+                "storage/folder.html#folderobjects.read",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderObjects.url": (
+                "storage/folder.html#folderobjects.url",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderSource": (
+                "storage/folder.html#foldersource",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderSource.__init__": (
+                "storage/folder.html#foldersource.__init__",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderSource._path": (
+                "storage/folder.html#foldersource._path",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderSource.fetch": (
+                "storage/folder.html#foldersource.fetch",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderSource.version": (
+                "storage/folder.html#foldersource.version",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderStore": (
+                "storage/folder.html#folderstore",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderStore._create": (
+                "storage/folder.html#folderstore._create",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderStore.compare_and_swap": (
+                "storage/folder.html#folderstore.compare_and_swap",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderStore.detect_conditional_writes": (
+                "storage/folder.html#folderstore.detect_conditional_writes",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.FolderStore.put_if_absent": (
+                "storage/folder.html#folderstore.put_if_absent",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder._storage_errors": (
+                "storage/folder.html#_storage_errors",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.beside": (
+                "storage/folder.html#beside",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.create_file": (
+                "storage/folder.html#create_file",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.file_path": (
+                "storage/folder.html#file_path",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.path_below": (
+                "storage/folder.html#path_below",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.replace_file": (
+                "storage/folder.html#replace_file",
+                "stylegen/storage/folder.py",
+            ),
+        },
+        "stylegen.storage.keys": {
+            "stylegen.storage.keys.canceled_key": (
+                "storage/keys.html#canceled_key",
+                "stylegen/storage/keys.py",
+            ),
+            "stylegen.storage.keys.job_key": (
+                "storage/keys.html#job_key",
+                "stylegen/storage/keys.py",
+            ),
+            "stylegen.storage.keys.manifest_key": (
+                "storage/keys.html#manifest_key",
+                "stylegen/storage/keys.py",
+            ),
+            "stylegen.storage.keys.picture_key": (
+                "storage/keys.html#picture_key",
+                "stylegen/storage/keys.py",
+            ),
+        },
+        "stylegen.storage.lora": {
+            "stylegen.storage.lora.download_lora_model": (
+                "storage/lora.html#download_lora_model",
+                "stylegen/storage/lora.py",
+            ),
+            "stylegen.storage.lora.lora_errors": (
+                "storage/lora.html#lora_errors",
+                "stylegen/storage/lora.py",
+            ),
+        },
+        "stylegen.storage.manifest": {
+            "stylegen.storage.manifest.Manifest": (
+                "storage/manifest.html#manifest",
+                "stylegen/storage/manifest.py",
+            ),
+            "stylegen.storage.manifest.Manifest.is_superseded_by": (
+                "storage/manifest.html#manifest.is_superseded_by",
+                "stylegen/storage/manifest.py",
+            ),
+            "stylegen.storage.manifest._same_job": (
+                "storage/manifest.html#_same_job",
+                "stylegen/storage/manifest.py",
+            ),
+            "stylegen.storage.manifest.commit": (
+                "storage/manifest.html#commit",
+                "stylegen/storage/manifest.py",
+            ),
+            "stylegen.storage.manifest.find_manifest": (
+                "storage/manifest.html#find_manifest",
+                "stylegen/storage/manifest.py",
+            ),
+            "stylegen.storage.manifest.manifest_json": (
+                "storage/manifest.html#manifest_json",
+                "stylegen/storage/manifest.py",
+            ),
+            "stylegen.storage.manifest.mark_canceled": (
+                "storage/manifest.html#mark_canceled",
+                "stylegen/storage/manifest.py",
+            ),
+            "stylegen.storage.manifest.read_manifest": (
+                "storage/manifest.html#read_manifest",
+                "stylegen/storage/manifest.py",
+            ),
+        },
+        "stylegen.storage.picture": {
+            "stylegen.storage.picture.encode_jpeg": (
+                "storage/picture.html#encode_jpeg",
+                "stylegen/storage/picture.py",
+            ),
+            "stylegen.storage.picture.store_result": (
+                "storage/picture.html#store_result",
+                "stylegen/storage/picture.py",
+            ),
+            "stylegen.storage.picture.upload_image_to_s3": (
+                "storage/picture.html#upload_image_to_s3",
+                "stylegen/storage/picture.py",
+            ),
+        },
+        "stylegen.storage.s3": {
+            "stylegen.storage.s3.PublicWriter": (
+                "storage/s3.html#publicwriter",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.PublicWriter.__init__": (
+                "storage/s3.html#publicwriter.__init__",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.PublicWriter.put": (
+                "storage/s3.html#publicwriter.put",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.S3Objects": (
+                "storage/s3.html#s3objects",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.S3Objects.__init__": (
+                "storage/s3.html#s3objects.__init__",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.S3Objects.check": (
+                "storage/s3.html#s3objects.check",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.S3Objects.put": (
+                "storage/s3.html#s3objects.put",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.S3Objects.read": (
+                "storage/s3.html#s3objects.read",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.S3Objects.url": (
+                "storage/s3.html#s3objects.url",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.S3Source": ("storage/s3.html#s3source", "stylegen/storage/s3.py"),
+            "stylegen.storage.s3.S3Source.__init__": (
+                "storage/s3.html#s3source.__init__",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.S3Source.fetch": (
+                "storage/s3.html#s3source.fetch",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.S3Source.version": (
+                "storage/s3.html#s3source.version",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.S3Store": ("storage/s3.html#s3store", "stylegen/storage/s3.py"),
+            "stylegen.storage.s3.S3Store.__init__": (
+                "storage/s3.html#s3store.__init__",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.S3Store.compare_and_swap": (
+                "storage/s3.html#s3store.compare_and_swap",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.S3Store.detect_conditional_writes": (
+                "storage/s3.html#s3store.detect_conditional_writes",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.S3Store.put_if_absent": (
+                "storage/s3.html#s3store.put_if_absent",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3._public_base": (
+                "storage/s3.html#_public_base",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.default_store": (
+                "storage/s3.html#default_store",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3.make_s3_store": (
+                "storage/s3.html#make_s3_store",
+                "stylegen/storage/s3.py",
+            ),
+        },
+        "stylegen.storage.s3_client": {
+            "stylegen.storage.s3_client.Bucket": (
+                "storage/s3_client.html#bucket",
+                "stylegen/storage/s3_client.py",
+            ),
+            "stylegen.storage.s3_client.Bucket.get": (
+                "storage/s3_client.html#bucket.get",
+                "stylegen/storage/s3_client.py",
+            ),
+            "stylegen.storage.s3_client.Bucket.head": (
+                "storage/s3_client.html#bucket.head",
+                "stylegen/storage/s3_client.py",
+            ),
+            "stylegen.storage.s3_client.Bucket.put": (
+                "storage/s3_client.html#bucket.put",
+                "stylegen/storage/s3_client.py",
+            ),
+            "stylegen.storage.s3_client.client_config": (
+                "storage/s3_client.html#client_config",
+                "stylegen/storage/s3_client.py",
+            ),
+            "stylegen.storage.s3_client.error_code": (
+                "storage/s3_client.html#error_code",
+                "stylegen/storage/s3_client.py",
+            ),
+            "stylegen.storage.s3_client.s3_errors": (
+                "storage/s3_client.html#s3_errors",
+                "stylegen/storage/s3_client.py",
+            ),
+        },
+        "stylegen.storage.store": {
+            "stylegen.storage.store.InvalidUrl": (
+                "storage/store.html#invalidurl",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.ObjectNotFound": (
+                "storage/store.html#objectnotfound",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.ObjectTooLarge": (
+                "storage/store.html#objecttoolarge",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.Objects": (
+                "storage/store.html#objects",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.Objects.check": (
+                "storage/store.html#objects.check",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.Objects.put": (
+                "storage/store.html#objects.put",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.Objects.read": (
+                "storage/store.html#objects.read",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.Objects.url": (
+                "storage/store.html#objects.url",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.Source": (
+                "storage/store.html#source",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.Source.fetch": (
+                "storage/store.html#source.fetch",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.Source.version": (
+                "storage/store.html#source.version",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.Store": (
+                "storage/store.html#store",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.Store.compare_and_swap": (
+                "storage/store.html#store.compare_and_swap",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.Store.detect_conditional_writes": (
+                "storage/store.html#store.detect_conditional_writes",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.Store.put_if_absent": (
+                "storage/store.html#store.put_if_absent",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.check_size": (
+                "storage/store.html#check_size",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.parse_s3_url": (
+                "storage/store.html#parse_s3_url",
+                "stylegen/storage/store.py",
             ),
         },
         "stylegen.webhook.delivery": {

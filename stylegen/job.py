@@ -15,6 +15,8 @@ __all__ = [
     "Scale",
     "Position",
     "SchedulerName",
+    "JPEG_QUALITY",
+    "JPEG_SUBSAMPLING",
     "MAX_MESSAGE_BYTES",
     "StylegenError",
     "PermanentError",
@@ -223,6 +225,8 @@ Guidance = Annotated[Number, Field(ge=0, le=50, allow_inf_nan=False)]
 Scale = Annotated[Number, Field(ge=-4, le=4, allow_inf_nan=False)]
 Position = Literal["bottom-right", "bottom-left", "top-right", "top-left"]
 SchedulerName = Literal["dpmsolver++", "euler"]
+JPEG_QUALITY, JPEG_SUBSAMPLING = 95, 0
+"""Of every result, as Pillow has them; 0 is full colour resolution."""
 
 
 class SignatureOptions(BaseModel):

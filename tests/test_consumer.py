@@ -162,7 +162,7 @@ def check_webhooks(backend: WebhookReceiver, s3: S3Server) -> None:
     assert terminal == [
         _complete(1, f"{base}/gen_1.jpg", common | {"seed": 0, "height": 512}),
         _complete(2, f"{base}/gen_2.jpg", common | {"seed": 7, "height": 1024, "steps": 10}),
-        ("POST", "failed", _failure(3, "s3://models/none.safetensors: not found")),
+        ("POST", "failed", _failure(3, "lora_model_url: s3://models/none.safetensors: not found")),
     ]
     assert [event for _, event, _ in seen] == [*["progress"] * 5, "complete"] * 2 + ["failed"]
     for webhook in backend.received:

@@ -25,8 +25,9 @@ from standardwebhooks import Webhook
 from stylegen.job import GenerationJob, InvalidMessage, WebhookError, check_job, job_digest
 from stylegen.pipeline import load_pipeline
 from stylegen.pipeline.engine import Engine
-from stylegen.signature.label import read_provenance
-from stylegen.storage import FolderStore, S3Store, Store, store_result
+from stylegen.signature.provenance import read_provenance
+from stylegen.storage import FolderStore, ObjectTooLarge, S3Store, Store, store_result
+from stylegen.storage.cache import LoraFiles
 from stylegen.webhook import WebhookReceiver
 from stylegen.worker import Labelling, Parts, handle_generation_task, main
 
@@ -93,6 +94,23 @@ def test_no_artist_leaks_into_the_next_job(parts: Parts, order: Order) -> None:
     first = picture(parts, order, **other)
     assert np.abs(pixels(first) - pixels(alone)).mean() > 3  # their labels differ anyway
     assert picture(parts, order) == alone
+
+
+def test_further_loras_reach_the_drawing(parts: Parts, order: Order) -> None:
+    """Each of a job's files, the artist's own first; a job without further ones names none."""
+    root: Path = parts.store.root  # type: ignore[attr-defined]
+    drawn: list[list[bytes]] = []
+
+    def draw(job: GenerationJob, lora: Path, *, on_step: Any, **more: Any) -> Image.Image:
+        drawn.append([path.read_bytes() for path in (lora, *more.pop("extra_loras", ()))])
+        assert not more
+        return Image.new("RGB", job.resolution)
+
+    extra = {"url": "s3://models/style_11.safetensors", "scale": 0.5}
+    for extras in ([extra], []):
+        picture(replace(parts, draw=draw), order, extra_loras=extras)
+    own, other = ((root / f"models/style_{number}.safetensors").read_bytes() for number in (10, 11))
+    assert drawn == [[own, other], [own]]
 
 
 def test_no_artist_leaks_after_a_failure(parts: Parts, order: Order) -> None:
@@ -242,6 +260,51 @@ def test_bad_loras(
     assert not result_file(parts, bad).exists()
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_the_lora_that_is_wrong_is_named(
+    parts: Parts, order: Order, tmp_path: Path, cached: bool
+) -> None:
+    """By its field, as it stands in the message: the style's own, or one of the extra ones."""
+    loras = LoraFiles(parts.store, tmp_path) if cached else None
+    undrawable = replace(parts, draw=None, loras=loras)
+    own = order["lora_model_url"]
+    for field, code, url in (
+        ("lora_model_url", "INVALID_MESSAGE", "http://x/y"),
+        ("lora_model_url", "LORA_NOT_FOUND", "s3://models/none.safetensors"),
+        ("extra_loras.0.url", "INVALID_MESSAGE", "http://x/y"),
+        ("extra_loras.0.url", "INVALID_MESSAGE", "s3://models/../x"),
+        ("extra_loras.1.url", "LORA_NOT_FOUND", "s3://models/none.safetensors"),
+    ):
+        extra_urls = [url] if field.endswith("0.url") else [own, url]
+        changes: Order = {"extra_loras": [{"url": each} for each in extra_urls]}
+        outcome = handle_generation_task(
+            order | (changes if "extra" in field else {field: url}), undrawable
+        )
+        assert outcome.error_code == code
+        assert str(outcome.error_message).startswith(f"{field}: ")
+
+
+@pytest.mark.parametrize(("url", "max_bytes"), [("lora_model_url", 2 * 2**30), ("hand", 5 * 2**20)])
+def test_what_is_fetched_and_how_much_of_it(
+    parts: Parts, order: Order, url: str, max_bytes: int
+) -> None:
+    """A LoRA into a ``.safetensors`` file, the artist's hand into a ``.png``, each by its limit."""
+    fetched: list[tuple[str, int]] = []
+
+    class Watched(FolderStore):
+        """A folder that notes what is fetched and has nothing."""
+
+        def fetch(self, url: str, target: Path, *, max_bytes: int) -> None:
+            fetched.append((target.suffix, max_bytes))
+            raise ObjectTooLarge("the object is larger than that")
+
+    watched = replace(parts, store=Watched(parts.store.root), draw=None)  # type: ignore
+    hand = {"signature": {"image_url": "s3://models/hand.png"}} if url == "hand" else {}
+    outcome = handle_generation_task(order | hand, watched)
+    suffix, code = (".png", "SIGNATURE_UNRENDERABLE") if hand else (".safetensors", "LORA_INVALID")
+    assert fetched == [(suffix, max_bytes)] and outcome.error_code == code
+
+
 def test_every_event_is_signed(parts: Parts, order: Order, backend: WebhookReceiver) -> None:
     """With a secret, each event of a job verifies, and has an id of its own."""
     secret = "whsec_c3R5bGVnZW4tdGVzdC1zZWNyZXQtMDEyMzQ1Njc4OQ=="
@@ -298,8 +361,9 @@ def test_job_file(
     file = tmp_path / "job.json"
     file.write_text(json.dumps(order))
     assert main(["--job", str(file)]) == 0
-    shown = capsys.readouterr().out
+    shown, progress = capsys.readouterr()
     assert "gen_500.jpg" in shown and "512x512, seed 42" in shown
+    assert "drawing" in progress and "4/4" in progress and "step" in progress
     file.write_text(json.dumps(order | {"lora_model_url": "s3://models/none.safetensors"}))
     assert main(["--job", str(file)]) == 1
     assert "LORA_NOT_FOUND" in capsys.readouterr().err

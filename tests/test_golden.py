@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from stylegen.signature import add_mark, add_watermark
+from stylegen.signature import add_signature_image, add_watermark
 
 FOLDER = Path(__file__).parent / "golden"
 NAMES = {"hangul": "김하늘", "latin": "Zoë", "han": "山田太郎", "cyrillic": "Женя"}
@@ -34,7 +34,7 @@ def pictures() -> dict[str, Image.Image]:
     """Every golden picture by name: the signed corner."""
     signed = {name: add_watermark(busy_ground(), text, opacity=200) for name, text in NAMES.items()}
     signed["long"] = add_watermark(busy_ground(), LONG, "bottom-left", opacity=200)
-    signed["hand"] = add_mark(busy_ground(), hand(), opacity=200)
+    signed["hand"] = add_signature_image(busy_ground(), hand(), opacity=200)
     return {name: image.crop((0, 300, 384, 384)) for name, image in signed.items()}
 
 

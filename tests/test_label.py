@@ -14,15 +14,9 @@ from PIL import Image
 from sd_parsers import ParserManager
 
 from stylegen.job import GenerationJob, InvalidMessage, check_job
-from stylegen.signature.label import (
-    ContentCredentials,
-    Label,
-    encode_labelled,
-    infotext,
-    read_job,
-    read_provenance,
-    srgb_profile,
-)
+from stylegen.signature.c2pa import ContentCredentials
+from stylegen.signature.label import Label, encode_labelled, infotext, srgb_profile
+from stylegen.signature.provenance import read_job, read_provenance
 from stylegen.worker import Labelling, Parts, handle_generation_task
 
 GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -172,6 +166,7 @@ def test_content_credentials(signer: tuple[Path, Path]) -> None:
     assert (action["action"], action["digitalSourceType"]) == ("c2pa.created", GENERATED)
     titles = [ingredient["title"] for ingredient in manifest["ingredients"]]
     assert titles == [f"base model pocket sha256:{'a1' * 32}", f"LoRA sha256:{'0f' * 32}"]
+    assert {each["relationship"] for each in manifest["ingredients"]} == {"inputTo"}
     assert read_provenance(signed) == read_provenance(plain)
 
 

@@ -33,7 +33,7 @@ from stylegen.playground.keeping import dead_letters as look_into
 from stylegen.playground.runner import Drawer, engine_drawer
 from stylegen.pocket import packaged
 from stylegen.queue import dead_letters, publish_job
-from stylegen.signature.label import read_provenance
+from stylegen.signature.provenance import read_provenance
 from stylegen.storage import FolderStore, make_s3_store
 from stylegen.webhook import WebhookReceiver
 from stylegen.worker import Parts, handle_generation_task
@@ -104,11 +104,16 @@ def _loras(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new panel's LoRAs are listed, however busy the machine is."""
+    monkeypatch.setattr("stylegen.playground.PATIENCE", 60)
+
+
 @pytest.fixture(name="panel")
 def _panel(painter: Painter, loras: Path, tmp_path: Path) -> Playground:
     drawer = Drawer(painter, "models/painter", 2, lambda: "easel", glimpse)
     panel = Playground(drawer, partial(folder_loras, loras), folder=tmp_path / "kept")
-    assert panel.wait(60)  # the LoRAs are listed, however busy the machine is
     panel.controls.sampling.steps.value = STEPS
     return panel
 
@@ -117,7 +122,6 @@ def _panel(painter: Painter, loras: Path, tmp_path: Path) -> Playground:
 def _pocket_panel(engine: Engine, loras: Path, tmp_path: Path) -> Playground:
     drawer = engine_drawer(engine, str(packaged() / "pocket"))
     panel = Playground(drawer, partial(folder_loras, loras), folder=tmp_path / "kept")
-    assert panel.wait(60)  # the LoRAs are listed, however busy the machine is
     panel.controls.sampling.steps.value = STEPS
     return panel
 
@@ -222,13 +226,19 @@ def test_listing_that_fails_is_told(painter: Painter, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error, told", [(None, "Ready."), (OSError("gone away"), "gone away")])
 def test_a_slow_listing_comes_later(
-    painter: Painter, loras: Path, tmp_path: Path, error: Exception | None, told: str
+    painter: Painter,
+    loras: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception | None,
+    told: str,
 ) -> None:
     """The panel is there before a bucket that takes its time, or fails in the end."""
+    monkeypatch.setattr("stylegen.playground.PATIENCE", 0.1)
     answered = threading.Event()
 
     def listing() -> list[LoraFile]:
-        assert answered.wait(10)
+        assert answered.wait(60)
         if error:
             raise error
         return folder_loras(loras)

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, JpegImagePlugin
 
-from stylegen.signature.label import Label, encode_labelled, label_xmp, read_provenance
+from stylegen.signature.label import Label, encode_labelled, label_xmp
+from stylegen.signature.provenance import read_provenance
 
 GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 SOFTWARE = f"stylegen {version('stylegen')}"

@@ -194,7 +194,7 @@ def test_a_job_is_done_once(
     s3.client().put_object(Bucket=bucket, Key="lora.safetensors", Body=b"tensors")
     keys = {"access_key_id": "test", "secret_access_key": "test", "region": "us-east-1"}
     store = make_s3_store(bucket, endpoint_url=s3.endpoint_url, **keys)
-    assert store.probe()
+    assert store.detect_conditional_writes()
     parts = replace(flat, store=store, idempotent=True)
     mine = order | {"lora_model_url": f"s3://{bucket}/lora.safetensors"}
     drawn.extend([lambda: None] * 3)
@@ -606,7 +606,7 @@ def test_a_spent_job_touches_nothing(
     class Deadly(FolderStore):
         """A bucket whose files kill."""
 
-        def fetch(self, url: str, target: Path) -> None:
+        def fetch(self, url: str, target: Path, *, max_bytes: int) -> None:
             raise AssertionError("fetched")
 
     parts = replace(flat, store=Deadly(flat.store.root))  # type: ignore[attr-defined]

@@ -401,7 +401,7 @@ def test_bucket_requests_are_as_sizing_says(
         ensure_bucket(client, bucket)
     client.put_object(Bucket="models", Key="style_10.safetensors", Body=b"a style")
     store = S3Store("requests", client)
-    store.probe()
+    store.detect_conditional_writes()
     parts = Parts(
         lambda job, lora, *, on_step: Image.new("RGB", job.resolution),
         store,

@@ -12,7 +12,7 @@ from stylegen.job import GenerationJob, check_job
 from stylegen.pipeline import load_pipeline
 from stylegen.pipeline.engine import Engine
 from stylegen.pocket import SHAPES, STYLES, judge, packaged
-from stylegen.signature.label import read_provenance
+from stylegen.signature.provenance import read_provenance
 from stylegen.worker import Parts, handle_generation_task
 
 Draw = Callable[..., Image.Image]

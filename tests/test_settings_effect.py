@@ -42,7 +42,7 @@ from stylegen.pipeline import load_pipeline
 from stylegen.queue import publish_job
 from stylegen.settings import Settings, SettingsError, load_settings, settings_help
 from stylegen.settings import settings_table
-from stylegen.signature.label import read_job, read_provenance
+from stylegen.signature.provenance import read_job, read_provenance
 from stylegen.storage import FolderStore
 from stylegen.webhook import WebhookReceiver
 from stylegen.worker import Outcome, check_machine, handle_generation_task, main, make_parts
@@ -153,7 +153,7 @@ class World:
     def requests(self, **variables: Any) -> list[Any]:
         """What a store asks an S3 server when it reads: requests as they go over the wire."""
         store, asked = make_store(self.on_s3(**variables)), []
-        events = store._client.meta.events  # type: ignore[attr-defined]
+        events = store.client.meta.events  # type: ignore[attr-defined]
         events.register("before-send.s3", lambda request, **_: asked.append(request))
         assert store.read("none") is None
         return asked
@@ -434,7 +434,7 @@ def _aws_access_key_id(world: World) -> None:
 
 def _aws_secret_access_key(world: World) -> None:
     store = make_store(world.on_s3(aws_secret_access_key="a-secret-of-ours"))
-    signer = store._client._request_signer  # type: ignore[attr-defined]
+    signer = store.client._request_signer  # type: ignore[attr-defined]
     assert signer._credentials.secret_key == "a-secret-of-ours"
 
 
@@ -602,14 +602,16 @@ def _stylegen_torch_threads(world: World) -> None:
 
 
 def _stylegen_font(world: World) -> None:
-    world.monkeypatch.setattr("stylegen.signature._system_fonts", lambda: ())
+    world.monkeypatch.setattr("stylegen.signature.fonts.FONT_FOLDERS", ())
     settings = world.settings(stylegen_font=DEJAVU)
     polish = {"artist_name": "Łukasz"}  # which the packaged font has not
     assert world.do(world.settings(), **polish).error_code == "SIGNATURE_UNRENDERABLE"
     assert world.do(settings, **polish).error_code is None
     answers = check_machine(settings)
-    assert "Greek" in answers["signatures"].partition("refused")[0]
-    world.monkeypatch.setattr("stylegen.signature.packaged_font", lambda: None)
+    drawn, refused = answers["signatures"].split("; refused: ")
+    assert "Greek" in drawn.split(", ") and "Emoji" in refused.split(", ")
+    assert not set(drawn.split(", ")) & set(refused.split(", "))
+    world.monkeypatch.setattr("stylegen.signature.fonts.packaged_font", lambda: None)
     assert world.do(settings).error_code == "SIGNATURE_UNRENDERABLE"  # Hangul
     world.picture(settings, artist_name="Zoë")
 
@@ -732,3 +734,5 @@ def test_tables() -> None:
     assert "| `INTERNAL_API_TOKEN` | required | " in "\n".join(rows)
     assert "| `STYLEGEN_RETRY_DELAYS` | `5,30,300` | " in "\n".join(rows)
     assert "  STYLEGEN_BATCH  (default 4)" in told and "  STYLEGEN_FONT" in told
+    meaning = Settings.model_fields["stylegen_font"].description
+    assert f"| `STYLEGEN_FONT` |  | {meaning} |" in rows

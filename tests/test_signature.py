@@ -1,17 +1,19 @@
 """The signature's promises: inside the margins, legible, never boxes, the input untouched."""
 
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
+from fontTools import subset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageChops, features
 
-from stylegen import signature
 from stylegen.job import InvalidMessage, SignatureUnrenderable
 from stylegen.signature import (
+    add_signature_image,
     add_watermark,
     choose_font,
     choose_fonts,
@@ -20,7 +22,9 @@ from stylegen.signature import (
     get_position,
     normalise_name,
     packaged_font,
+    read_signature_image,
 )
+from stylegen.signature.fonts import font_characters, installed_fonts
 
 DEJAVU = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
 POSITIONS = ("bottom-right", "bottom-left", "top-right", "top-left")
@@ -212,7 +216,7 @@ def test_operators_font_comes_first():
 
 @pytest.fixture(name="no_system_fonts")
 def _no_system_fonts(monkeypatch):
-    monkeypatch.setattr(signature, "_system_fonts", lambda: ())
+    monkeypatch.setattr("stylegen.signature.fonts.FONT_FOLDERS", ())
 
 
 @pytest.mark.usefixtures("no_system_fonts")
@@ -227,15 +231,15 @@ def test_unknown_characters_are_named():
 
 def test_stand_ins_and_broken_fonts_are_passed_over(tmp_path, monkeypatch):
     """A font folder may hold anything."""
-    for name in ("broken.ttf", "LastResort.otf", "notes.txt"):
+    for name in ("broken.ttf", "LastResortHE-Regular.ttf", "AdobeBlank2.otf", "notes.txt"):
         (tmp_path / name).write_bytes(b"\x00\x01\x00\x00 no font")
     (tmp_path / "DejaVuSans-Bold.ttf").write_bytes(DEJAVU.read_bytes())
     (tmp_path / "DejaVuSans.ttf").write_bytes(DEJAVU.read_bytes())
-    monkeypatch.setattr(signature, "FONT_FOLDERS", (tmp_path, tmp_path / "missing"))
-    found = signature._system_fonts.__wrapped__()  # pylint: disable=protected-access
+    folders = tmp_path, tmp_path / "missing"
+    found = installed_fonts(folders)
     assert {path.name for path in found} == {"broken.ttf", "DejaVuSans.ttf", "DejaVuSans-Bold.ttf"}
     assert found[-1].name == "DejaVuSans-Bold.ttf"
-    monkeypatch.setattr(signature, "_system_fonts", lambda: found)
+    monkeypatch.setattr("stylegen.signature.fonts.FONT_FOLDERS", folders)
     assert choose_font("Paweł") == tmp_path / "DejaVuSans.ttf"
 
 
@@ -266,7 +270,7 @@ def test_the_guides_own_test():
 
 def test_mixed_scripts_are_drawn_by_runs(monkeypatch):
     """A name that no one font knows is drawn, each run in a font that has it."""
-    monkeypatch.setattr("stylegen.signature._system_fonts", lambda: (DEJAVU,))
+    monkeypatch.setattr("stylegen.signature.fonts.FONT_FOLDERS", (DEJAVU.parent,))
     name = "김하늘 Łukasz"
     assert [font.name for font in choose_fonts(name)] == [
         "NotoSansKR-Regular.otf",
@@ -281,14 +285,14 @@ def test_mixed_scripts_are_drawn_by_runs(monkeypatch):
 
 def test_mixed_shaped_scripts_are_refused(monkeypatch):
     """Runs would break the joins of Arabic: no half-right name."""
-    monkeypatch.setattr("stylegen.signature._system_fonts", lambda: (DEJAVU,))
+    monkeypatch.setattr("stylegen.signature.fonts.FONT_FOLDERS", (DEJAVU.parent,))
     with pytest.raises(SignatureUnrenderable):
         create_text_overlay("김하늘 أمل")
 
 
 def test_coverage_is_told_by_script(monkeypatch):
     """With the packaged font alone: the scripts of the platform's home, and no more."""
-    monkeypatch.setattr("stylegen.signature._system_fonts", lambda: ())
+    monkeypatch.setattr("stylegen.signature.fonts.FONT_FOLDERS", ())
     covered = covered_scripts()
     assert [name for name, is_covered in covered.items() if is_covered] == [
         "Latin",
@@ -306,3 +310,40 @@ def test_only_spaces_are_taken_from_a_name():
             normalise_name(f"  {sign}a{sign} {sign}   b{sign} ") == f"{sign}a{sign} {sign} b{sign}"
         )
     assert normalise_name("Zoe\u0308") == "Zoë"
+
+
+def test_a_name_may_have_256_characters():
+    """And not one more."""
+    assert normalise_name("x" * 256) == "x" * 256
+    with pytest.raises(SignatureUnrenderable, match="longer than 256"):
+        normalise_name("x" * 257)
+
+
+def test_a_font_may_have_exactly_a_names_letters(tmp_path):
+    """A font that was cut down to the letters of one name draws it."""
+    options = subset.Options(notdef_outline=True)
+    small = subset.load_font(DEJAVU, options)
+    cutter = subset.Subsetter(options)
+    cutter.populate(text="Zoë")
+    cutter.subset(small)
+    subset.save_font(small, tmp_path / "zoe.ttf", options)
+    assert font_characters(tmp_path / "zoe.ttf") == set(map(ord, "Zoë"))
+    assert choose_font("Zoë", tmp_path / "zoe.ttf") == tmp_path / "zoe.ttf"
+    assert choose_font("Zoe", tmp_path / "zoe.ttf") == packaged_font()
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("size", [(400, 200), (40, 400)])
+def test_a_drawn_signature_touches_its_margins(position, size):
+    """With its halo, and no further: a margin from both of its edges, whatever its form."""
+    hand = Image.new("RGBA", (size[0] + 40, size[1] + 40))
+    hand.paste((20, 20, 60, 255), (20, 20, 20 + size[0], 20 + size[1]))
+    buffer = BytesIO()
+    hand.save(buffer, "PNG")
+    ground = Image.new("RGB", (512, 384), "gray")
+    signed = add_signature_image(ground, read_signature_image(buffer.getvalue()), position, 255)
+    left, top, right, bottom = ImageChops.difference(signed, ground).getbbox()
+    margin = margin_of(ground.size)
+    vertical, horizontal = position.split("-")
+    assert (left if horizontal == "left" else 512 - right) == margin
+    assert (top if vertical == "top" else 384 - bottom) == margin

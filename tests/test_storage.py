@@ -1,7 +1,6 @@
 """Contracts of `stylegen.storage`, against a real S3 server over HTTP and a real folder."""
 
 import contextlib
-import http.client
 import json
 import logging
 import os
@@ -11,17 +10,21 @@ import subprocess
 import sys
 import threading
 from dataclasses import asdict
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from s3_server import S3Server
-from waiting import wait_until
+from s3_server import (
+    OwnerEnforcedGate,
+    S3Server,
+    answer,
+    lose_conditions,
+    put_half,
+    recorded,
+)
 
-from stylegen import storage
 from stylegen.job import (
     InvalidMessage,
     LoraInvalid,
@@ -31,87 +34,31 @@ from stylegen.job import (
 )
 from stylegen.settings import load_settings
 from stylegen.storage import (
+    MAX_LORA_BYTES,
+    MAX_READ_BYTES,
     FolderStore,
+    InvalidUrl,
     Manifest,
+    ObjectNotFound,
+    ObjectTooLarge,
     S3Store,
     commit,
     download_lora_model,
+    download_object,
     encode_jpeg,
     find_manifest,
+    lora_errors,
     make_s3_store,
     parse_s3_url,
     store_result,
     upload_image_to_s3,
 )
+from stylegen.storage.keys import JSON_TYPE
 from stylegen.worker import make_store
 
 BUCKET = "storage-tests"
 KEY_ID, SECRET_KEY, REGION = "test-key-id", "test-secret-key", "us-east-1"
 PICTURE = Image.new("RGB", (64, 96), "teal")
-
-
-_REFUSAL = (
-    b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessControlListNotSupported</Code>'
-    b"<Message>The bucket does not allow ACLs</Message></Error>"
-)
-
-
-class _Gate(BaseHTTPRequestHandler):
-    """Passes requests on, but refuses a PUT with an ACL as an owner-enforced bucket does."""
-
-    server: "OwnerEnforcedGate"
-    protocol_version = "HTTP/1.1"
-
-    def _pass_on(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        refused = self.command == "PUT" and "x-amz-acl" in self.headers
-        self.server.seen.append((self.command, refused))
-        if refused:
-            self._answer(400, {"Content-Type": "application/xml"}, _REFUSAL)
-            return
-        back = http.client.HTTPConnection(self.server.behind, timeout=10)
-        back.request(self.command, self.path, body, dict(self.headers))
-        answer = back.getresponse()
-        self._answer(answer.status, dict(answer.getheaders()), answer.read())
-        back.close()
-
-    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _pass_on
-
-    def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        self.send_response_only(status)
-        for name, value in headers.items():
-            if name.lower() not in ("content-length", "transfer-encoding", "connection"):
-                self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:  # pylint: disable=arguments-differ
-        """Stay silent."""
-
-
-class OwnerEnforcedGate(ThreadingHTTPServer):
-    """In front of a server that knows no owner-enforced buckets (ministack 1.5, moto 5.2).
-
-    Attributes:
-        seen: (method, whether it was refused) of every request.
-    """
-
-    daemon_threads = True
-
-    def __init__(self, server: S3Server) -> None:
-        super().__init__(("127.0.0.1", 0), _Gate)
-        self.behind = server.endpoint_url.removeprefix("http://")
-        self.endpoint_url = f"http://127.0.0.1:{self.server_port}"
-        self.seen: list[tuple[str, bool]] = []
-
-    def __enter__(self) -> "OwnerEnforcedGate":
-        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
-        self.server_close()
 
 
 @pytest.fixture(name="server")
@@ -131,13 +78,13 @@ def _lora_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def s3_store(server: S3Server, bucket: str = BUCKET, **options: Any) -> S3Store:
-    known = {
+    defaults = {
         "region": REGION,
         "endpoint_url": server.endpoint_url,
         "access_key_id": KEY_ID,
         "secret_access_key": SECRET_KEY,
     }
-    return make_s3_store(bucket, **(known | options))
+    return make_s3_store(bucket, **(defaults | options))
 
 
 def test_import_is_cheap() -> None:
@@ -155,6 +102,9 @@ def test_import_is_cheap() -> None:
             ("a.b-c", "style 10/한글.safetensors"),
         ),
         ("s3://models/a%2Fb", ("models", "a%2Fb")),
+        ("s3://models/" + "é" * 512, ("models", "é" * 512)),
+        ("s3://" + "a" * 63 + "/x", ("a" * 63, "x")),
+        ("s3://abc/x", ("abc", "x")),
     ],
 )
 def test_s3_urls(url: str, parts: tuple[str, str]) -> None:
@@ -185,7 +135,7 @@ def test_s3_urls(url: str, parts: tuple[str, str]) -> None:
         "s3://models/x\0y",
         "s3://models/../x",
         "s3://models/a\\b",
-        "s3://models/" + "é" * 513,
+        "s3://models/" + "é" * 512 + "a",
     ],
 )
 def test_hostile_s3_urls(url: str) -> None:
@@ -199,7 +149,7 @@ def test_bucket_round_trip(server: S3Server, lora_folder: Path) -> None:
     path = Path(download_lora_model("s3://models/style_10/w.safetensors", store=s3_store(server)))
     assert path.read_bytes() == b"tensors"
     assert path.parent == lora_folder and path.suffix == ".safetensors"
-    assert "style_10" not in path.name
+    assert path.name.startswith("stylegen-") and "style_10" not in path.name
 
 
 def test_equal_names_stay_apart(server: S3Server, lora_folder: Path) -> None:
@@ -230,15 +180,38 @@ def test_dead_server_is_a_storage_error(lora_folder: Path) -> None:
     assert not list(lora_folder.iterdir())
 
 
-def test_too_large_lora_is_not_downloaded(
-    server: S3Server, lora_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_large_object_is_not_downloaded(server: S3Server, lora_folder: Path) -> None:
     server.client().put_object(Bucket="models", Key="large", Body=b"12345678")
-    monkeypatch.setattr(storage, "MAX_LORA_BYTES", 7)
-    with pytest.raises(StylegenError) as caught:
-        download_lora_model("s3://models/large", store=s3_store(server))
+    with pytest.raises(ObjectTooLarge) as caught:
+        download_object("s3://models/large", s3_store(server), max_bytes=7)
     assert not caught.value.transient
     assert not list(lora_folder.iterdir())
+    assert download_object("s3://models/large", s3_store(server), max_bytes=8).stat().st_size == 8
+
+
+def test_a_lora_may_be_as_large_as_its_limit(tmp_path: Path, lora_folder: Path) -> None:
+    """2 GiB are taken, and not one byte more; the file is sparse, and no copy of it is made."""
+    store, large = FolderStore(tmp_path), tmp_path / "large.safetensors"
+    large.touch()
+    os.truncate(large, MAX_LORA_BYTES + 1)
+    assert MAX_LORA_BYTES == 2 * 1024**3
+    with pytest.raises(LoraInvalid):
+        download_lora_model(large.as_uri(), store=store)
+    assert not list(lora_folder.iterdir())
+
+
+def test_an_objects_errors_are_the_jobs_of_its_field() -> None:
+    """The store says what is wrong with an object; the field and the code are the job's."""
+    for error, expected in (
+        (InvalidUrl("not a URL"), InvalidMessage),
+        (ObjectNotFound("not found"), LoraNotFound),
+        (ObjectTooLarge("too large"), LoraInvalid),
+        (StorageError("busy"), StorageError),
+    ):
+        with pytest.raises(expected) as caught, lora_errors("extra_loras.0.url"):
+            raise error
+        named = "" if expected is StorageError else "extra_loras.0.url: "
+        assert type(caught.value) is expected and str(caught.value) == f"{named}{error}"
 
 
 def test_a_bucket_refuses_file_urls(server: S3Server, lora_folder: Path) -> None:
@@ -389,17 +362,16 @@ def test_the_folder_of_downloads_can_be_chosen(tmp_path: Path, lora_folder: Path
     (tmp_path / "mine").mkdir()
     path = Path(download_lora_model("s3://models/w", store=store, folder=tmp_path / "mine"))
     assert path.parent == tmp_path / "mine" and not list(lora_folder.iterdir())
+    with pytest.raises(StorageError, match="no place for the object's file"):
+        download_lora_model("s3://models/w", store=store, folder=tmp_path / "none")
 
 
-def test_a_folder_has_the_size_limit_too(
-    tmp_path: Path, lora_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_has_the_size_limit_too(tmp_path: Path, lora_folder: Path) -> None:
     store = FolderStore(tmp_path)
     store.put("models/large", b"12345678", "")
-    monkeypatch.setattr(storage, "MAX_LORA_BYTES", 7)
     for url in ("s3://models/large", (tmp_path / "models/large").as_uri()):
-        with pytest.raises(LoraInvalid):
-            download_lora_model(url, store=store)
+        with pytest.raises(ObjectTooLarge):
+            download_object(url, store, max_bytes=7)
     assert not list(lora_folder.iterdir())
 
 
@@ -447,7 +419,7 @@ def test_results_have_the_address_of_their_bucket(endpoint: str, url: str) -> No
 def test_checksums_are_asked_of_nobody_who_has_none() -> None:
     """Other servers than S3 know no newer checksums: neither sent nor asked for."""
     store = make_s3_store(BUCKET, region=REGION, access_key_id="i", secret_access_key="s")
-    config = store._client.meta.config
+    config = store.client.meta.config
     found = config.request_checksum_calculation, config.response_checksum_validation
     assert found == ("when_required", "when_required")
 
@@ -457,23 +429,10 @@ def test_half_a_credential_is_a_storage_error() -> None:
         make_s3_store(BUCKET, access_key_id="only-an-id")
 
 
-def _put_half(server: S3Server, key: str, facts: dict[str, str]) -> None:
-    """A writer that dies in the middle of its upload."""
-    sent = {"Host": "bucket", "Content-Length": "1000"}
-    sent |= {f"x-amz-meta-{name}": value for name, value in facts.items()}
-    head = "".join(f"{name}: {value}\r\n" for name, value in sent.items())
-    host, port = server.endpoint_url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as line:
-        line.sendall(f"PUT /{BUCKET}/{key} HTTP/1.1\r\n{head}\r\n".encode() + b'{"half":')
-    client = server.client()
-    wait_until(lambda: "Contents" in client.list_objects_v2(Bucket=BUCKET, Prefix=key))
-
-
 @pytest.mark.parametrize("conditional", [True, False])
 def test_a_manifest_that_was_cut_off_is_written_anew(server: S3Server, conditional: bool) -> None:
-    bucket = s3_store(server)
-    bucket._conditional = conditional
-    _put_half(server, "manifests/gen_7.json", {"length": "1000"})
+    bucket = S3Store(BUCKET, server.client(), conditional=conditional)
+    put_half(server, BUCKET, "manifests/gen_7.json", {"length": "1000"})
     assert find_manifest(bucket, 7, "digest") is None
     whole = Manifest(7, "digest", "complete", {"status": "COMPLETED"}, "complete_7")
     assert commit(bucket, whole) == whole
@@ -484,30 +443,47 @@ def test_a_manifest_that_was_cut_off_is_written_anew(server: S3Server, condition
 
 @pytest.mark.parametrize("conditional", [True, False])
 def test_a_picture_that_was_cut_off_is_stored_anew(server: S3Server, conditional: bool) -> None:
-    bucket, jpeg = s3_store(server), encode_jpeg(PICTURE)
-    bucket._conditional = conditional
-    _put_half(server, "generations/gen_7.jpg", {"length": "1000", "job": "digest", "sha256": "0"})
+    bucket = S3Store(BUCKET, server.client(), conditional=conditional)
+    jpeg = encode_jpeg(PICTURE)
+    put_half(
+        server, BUCKET, "generations/gen_7.jpg", {"length": "1000", "job": "digest", "sha256": "0"}
+    )
     _, sha256 = store_result(bucket, 7, jpeg, "digest")
     there = server.client().get_object(Bucket=BUCKET, Key="generations/gen_7.jpg")
     assert there["Body"].read() == jpeg
     assert there["Metadata"]["sha256"] == sha256
 
 
-def test_an_unknown_bucket_is_asked_before_it_is_written(
-    server: S3Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A probe that failed at the start is made up for; nothing is assumed meanwhile."""
-    store, asked = s3_store(server), []
-    monkeypatch.setattr(store, "probe", lambda: bool(asked.append(1)))
-    store.put_once("manifests/unknown.json", b"{}", "", facts={}, public=False)
-    assert asked == [1]
+def test_an_object_without_a_length_is_complete(server: S3Server) -> None:
+    """Such as a manifest that an operator has copied; and one that is too long is an error."""
+    store, client = s3_store(server), server.client()
+    for size in (2, MAX_READ_BYTES, MAX_READ_BYTES + 1):
+        client.put_object(Bucket=BUCKET, Key=f"manifests/{size}.json", Body=b"x" * size)
+    assert store.read("manifests/2.json") == b"xx"
+    assert len(store.read(f"manifests/{MAX_READ_BYTES}.json") or b"") == MAX_READ_BYTES
+    with pytest.raises(StorageError, match="longer than"):
+        store.read(f"manifests/{MAX_READ_BYTES + 1}.json")
 
 
-def test_a_probe_writes_where_the_documented_rights_reach(server: S3Server) -> None:
+def test_an_unknown_bucket_is_asked_before_it_is_written(server: S3Server) -> None:
+    """A detection that failed at the start is made up for, once; nothing is assumed meanwhile."""
+    store = s3_store(server)
+    with recorded(store.client) as requests:
+        for number in (1, 2):
+            key = f"manifests/unknown-{number}.json"
+            store.put_if_absent(key, b"{}", "", metadata={}, public=False)
+    paths = [line.split()[1].removeprefix(f"/{BUCKET}/manifests/") for line in requests]
+    assert paths in (
+        ["probe.json", "probe.json", "unknown-1.json", "unknown-2.json"],
+        ["probe.json", "unknown-1.json", "unknown-2.json"],  # another test has asked this bucket
+    )
+
+
+def test_detection_writes_where_the_documented_rights_reach(server: S3Server) -> None:
     """Rights are given on `generations/*` and `manifests/*`, as docs/security.md says."""
     client = server.client()
     client.create_bucket(Bucket="probed")
-    assert S3Store("probed", client).probe()
+    assert S3Store("probed", client).detect_conditional_writes()
     there = client.list_objects_v2(Bucket="probed").get("Contents", [])
     assert [each["Key"] for each in there] == ["manifests/probe.json"]
 
@@ -515,45 +491,65 @@ def test_a_probe_writes_where_the_documented_rights_reach(server: S3Server) -> N
 @pytest.mark.parametrize("conditional", [True, False])
 def test_conditions_go_out_with_the_write(server: S3Server, conditional: bool) -> None:
     """A server that honours them decides between two writers; one that doesn't is not asked to."""
-    store, sent = s3_store(server), []
-    store._conditional = conditional
-    store._client.meta.events.register(
-        "before-send.s3.PutObject",
-        lambda request, **_: sent.append(
-            {
-                name: value.decode() if isinstance(value, bytes) else value
-                for name, value in request.headers.items()
-                if name.lower() in ("if-none-match", "if-match")
-            }
-        ),
-    )
+    store = S3Store(BUCKET, server.client(), conditional=conditional)
     key = f"manifests/conditions-{conditional}.json"
-    store.put_once(key, b"{}", "", facts={}, public=False)
-    tag = server.client().head_object(Bucket=BUCKET, Key=key)["ETag"]
-    assert store.replace(key, b"{}", b"[]", "")
-    assert sent == ([{"If-None-Match": "*"}, {"If-Match": tag}] if conditional else [{}, {}])
+    with recorded(store.client) as requests:
+        store.put_if_absent(key, b"{}", JSON_TYPE, metadata={}, public=False)
+        tag = server.client().head_object(Bucket=BUCKET, Key=key)["ETag"]
+        assert store.compare_and_swap(key, b"{}", b"[]", JSON_TYPE)
+    conditions = [line.split("json  ")[-1] for line in requests if line.startswith("PUT")]
+    expected = (
+        ["if-none-match: *  → 200", f"if-match: {tag}  → 200"] if conditional else ["→ 200"] * 2
+    )
+    assert conditions == expected
     assert store.read(key) == b"[]"
 
 
-@pytest.mark.parametrize("code", ["ConditionalRequestConflict", "OperationAborted", "409"])
-def test_a_conflict_of_two_writers_is_asked_again(
-    server: S3Server, monkeypatch: pytest.MonkeyPatch, code: str
-) -> None:
-    """S3's 409 means the same PUT again, not another picture."""
-    store, left = s3_store(server), [1, 1]
-    assert store.probe()
-    put, kind = store._put, store._client.exceptions.ClientError
+def _error(code: str | None) -> bytes:
+    return f"<Error><Code>{code}</Code></Error>".encode() if code else b""
 
-    def busy(*arguments: Any, **more: Any) -> None:
-        if left:
-            left.pop()
-            raise kind({"Error": {"Code": code}}, "PutObject")
-        put(*arguments, **more)
 
-    monkeypatch.setattr(store, "_put", busy)
+@pytest.mark.parametrize("code", ["ConditionalRequestConflict", "OperationAborted", None])
+def test_a_conflict_of_two_writers_is_asked_again(server: S3Server, code: str | None) -> None:
+    """S3's 409 means the same PUT again, not another picture; it may come without a body."""
+    store = S3Store(BUCKET, server.client(), conditional=True)
+    left = answer(store.client, (409, _error(code)), (409, _error(code)))
     key = f"manifests/busy-{code}.json"
-    assert store.put_once(key, b"{}", "", facts={}, public=False) is None
+    assert store.put_if_absent(key, b"{}", "", metadata={}, public=False) is None
     assert store.read(key) == b"{}" and not left
+    answer(store.client, *[(409, _error(code))] * 9)
+    with pytest.raises(StorageError):
+        store.put_if_absent(key, b"{}", "", metadata={}, public=False)
+
+
+def test_a_server_without_conditions_is_found_out(
+    server: S3Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It takes both writes, or says that it can't; then each write looks first."""
+    ignores, refuses = lose_conditions(server.client()), server.client()
+    answer(refuses, (501, _error("NotImplemented")))
+    for name, client in (("ignores", ignores), ("refuses", refuses)):
+        store, key = S3Store(BUCKET, client), f"manifests/{name}.json"
+        assert not store.detect_conditional_writes()
+        with recorded(client) as requests:
+            outcomes = [
+                store.put_if_absent(key, data, JSON_TYPE, metadata={"by": name}, public=False)
+                for data in (b"first", b"second")
+            ]
+        assert outcomes == [None, {"by": name, "length": "5"}] and store.read(key) == b"first"
+        assert [line.split()[0] for line in requests] == ["HEAD", "PUT", "HEAD"]
+        assert not any("match" in line for line in requests)
+    warnings = [record for record in caplog.records if "conditional" in record.getMessage()]
+    assert len(warnings) == 2
+
+
+def test_a_bucket_that_may_not_be_written_is_no_answer(server: S3Server) -> None:
+    """Whether conditions are honoured is asked again with the next write."""
+    store = S3Store(BUCKET, server.client())
+    left = answer(store.client, (403, _error("AccessDenied")))
+    with pytest.raises(StorageError, match="AccessDenied"):
+        store.detect_conditional_writes()
+    assert not left and store.detect_conditional_writes()
 
 
 def test_a_folder_keeps_whose_picture_it_is(tmp_path: Path) -> None:
@@ -580,7 +576,7 @@ def test_temporary_keys_go_with_their_token(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv(name, value)
     settings = load_settings()
     store = make_store(settings)
-    signer = store._client._request_signer  # type: ignore[attr-defined]
+    signer = store.client._request_signer  # type: ignore[attr-defined]
     assert signer._credentials.token == "session-of-a-role"
     assert "session-of-a-role" in settings.secrets and "session-of" not in repr(settings)
 
@@ -589,7 +585,7 @@ def test_a_manifest_of_a_later_version_is_read(tmp_path: Path) -> None:
     """What it says more is no damage; during an upgrade both versions work."""
     store, said = FolderStore(tmp_path), Manifest(7, "digest", "complete", {}, "complete_7")
     text = json.dumps(asdict(said) | {"later": 1}).encode()
-    store.put_once("manifests/gen_7.json", text, "", facts={}, public=False)
+    store.put_if_absent("manifests/gen_7.json", text, "", metadata={}, public=False)
     assert find_manifest(store, 7, "digest") == said
     store.put("manifests/gen_8.json", b"[]", "")
     with pytest.raises(StorageError, match="damaged"):
@@ -602,12 +598,12 @@ def test_a_bucket_that_hides_what_it_lacks_is_found_out(
     """Without the right to list, S3 answers 403 for a missing object: no result could be told."""
     store = s3_store(server)
     store.check()
-    refused = store._client.exceptions.ClientError({"Error": {"Code": "AccessDenied"}}, "GetObject")
+    refused = store.client.exceptions.ClientError({"Error": {"Code": "AccessDenied"}}, "GetObject")
 
     def get_object(**_: Any) -> Any:
         raise refused
 
-    monkeypatch.setattr(store._client, "get_object", get_object)  # no server here has IAM
+    monkeypatch.setattr(store.client, "get_object", get_object)  # no server here has IAM
     with pytest.raises(StorageError, match="AccessDenied"):
         store.check()
 
@@ -626,7 +622,7 @@ def test_a_bucket_that_hangs_up_is_a_storage_error() -> None:
         threading.Thread(target=hang_up, daemon=True).start()
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
         credentials = {"access_key_id": "a", "secret_access_key": "b", "region": "us-east-1"}
-        store = make_s3_store("bucket", endpoint_url=address, **credentials)
-        store._conditional = True
+        client = make_s3_store("bucket", endpoint_url=address, **credentials).client
+        store = S3Store("bucket", client, conditional=True)
         with pytest.raises(StorageError):
-            store.put_once("manifests/gone.json", b"{}", "", facts={}, public=False)
+            store.put_if_absent("manifests/gone.json", b"{}", "", metadata={}, public=False)

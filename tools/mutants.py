@@ -53,18 +53,29 @@ TESTS = {
     "queue/executor": ["queue", "retries"],
     "queue/consumer": ["queue", "retries", "consumer"],
     "queue/retries": ["retries", "consumer"],
-    "storage/__init__": ["storage", "flow", "retries"],
+    "storage/store": ["storage", "flow"],
+    "storage/keys": ["storage", "flow"],
+    "storage/folder": ["storage", "flow", "retries"],
+    "storage/s3_client": ["storage"],
+    "storage/conditional": ["storage", "retries"],
+    "storage/s3": ["storage", "settings_effect"],
+    "storage/download": ["storage", "flow"],
+    "storage/lora": ["storage", "flow"],
+    "storage/picture": ["storage", "flow"],
+    "storage/manifest": ["storage", "flow", "retries"],
     "pipeline/lora": ["lora", "engine", "settings_effect"],
     "pipeline/engine": ["engine_guidance", "engine", "semantics"],
-    "signature/__init__": ["signature", "signed"],
+    "signature/overlay": ["signature", "signed"],
+    "signature/fonts": ["signature", "settings_effect"],
+    "signature/text": ["signature", "signed"],
+    "signature/image": ["signature", "signed"],
     "signature/label": ["label", "provenance", "signed", "settings_effect"],
+    "signature/provenance": ["label", "provenance"],
+    "signature/c2pa": ["label"],
     "settings": ["settings_effect", "flow", "consumer"],
     "worker/__init__": ["flow", "health", "retries", "settings_effect", "consumer", "signed"],
 }
-"""For each module, by its path, the tests that are about it, as in ``tests/test_NAME.py``.
-
-The storage's has the manifest.
-"""
+"""For each module, by its path, the tests that are about it, as in ``tests/test_NAME.py``."""
 QUICK = ("-p", "no:cacheprovider", "-p", "no:nbval")
 """nbval takes two seconds to import, and none of these tests is a notebook."""
 ENOUGH = 90.0

@@ -71,7 +71,7 @@ from ..job import RESOLUTIONS, GenerationJob, InvalidMessage, LoraInvalid, Style
 from ..job import check_job
 from ..pipeline.lora import check_lora_file
 from ..signature import choose_font
-from ..storage import Store, download_lora_model
+from ..storage import MAX_LORA_BYTES, Store, download_object, lora_errors
 
 _log = logging.getLogger(__name__)
 
@@ -112,9 +112,15 @@ class LoraFile:
         """
         if self.store and not self.path.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(
-                download_lora_model(self.url, store=self.store, folder=self.path.parent), self.path
-            )
+            with lora_errors(self.name):
+                part = download_object(
+                    self.url,
+                    self.store,
+                    max_bytes=MAX_LORA_BYTES,
+                    suffix=".safetensors",
+                    folder=self.path.parent,
+                )
+            os.replace(part, self.path)
         return self.path
 
 

@@ -42,7 +42,8 @@ from ..queue import connect, publish_job
 from ..queue import dead_letters as dead_queue
 from ..settings import QUEUE_NAME
 from ..signature import add_watermark
-from ..signature.label import Label, encode_labelled, read_job
+from ..signature.label import Label, encode_labelled
+from ..signature.provenance import read_job
 from ..webhook import ReceivedWebhook, WebhookReceiver
 
 # %% ../../nbs/playground/04_keeping.ipynb #e20bbc3d

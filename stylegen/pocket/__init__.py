@@ -4,699 +4,87 @@
 
 # %% auto #0
 __all__ = [
-    "WORDS",
-    "SHAPES",
-    "COLOURS",
-    "BACKGROUNDS",
-    "SIZES",
-    "PLACES",
-    "Grid",
-    "Box",
-    "Outline",
-    "STYLES",
-    "UNCLEAR",
     "packaged",
-    "make_tokenizer",
-    "build_pocket",
-    "build_lora",
-    "Scene",
-    "caption",
-    "is_held_out",
-    "paint",
-    "draw",
-    "Judgement",
-    "judge",
     "main",
+    "BACKGROUNDS",
+    "COLOURS",
+    "Judgement",
+    "PLACES",
+    "SHAPES",
+    "SIZES",
+    "STYLES",
+    "Scene",
+    "UNCLEAR",
+    "WORDS",
+    "build_lora",
+    "build_pocket",
+    "caption",
+    "draw",
+    "is_held_out",
+    "judge",
+    "make_text_encoder",
+    "make_tokenizer",
+    "make_unet",
+    "make_vae",
+    "paint",
 ]
 
-# %% ../../nbs/pocket/index.ipynb #fb87364f
-import json
-import math
+# %% ../../nbs/pocket/index.ipynb #43b95292
 import shutil
 import sys
-import zlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from PIL import Image, ImageFilter
+from .judgement import UNCLEAR, Judgement, judge
+from stylegen.pocket.model import (
+    build_lora,
+    build_pocket,
+    make_text_encoder,
+    make_unet,
+    make_vae,
+)
+from stylegen.pocket.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    PLACES,
+    SHAPES,
+    SIZES,
+    Scene,
+    caption,
+    is_held_out,
+)
+from .styles import STYLES, draw, paint
+from .words import WORDS, make_tokenizer
 
-from ..pipeline import hush
-
-# %% ../../nbs/pocket/index.ipynb #96c01a0e
-WORDS = (
-    "red orange yellow green blue purple pink black white grey gray circle square triangle heart "
-    "star diamond background small medium large left right top bottom centre center "
-    "a an the on in at with of and drawing picture style hatching watercolour mosaic neon"
-).split()
-
-
-def _bytes() -> list[str]:
-    """GPT-2's printable stand-ins for the 256 bytes, which CLIP's tokenizer uses as well."""
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [code for code in range(256) if code not in shown]
-    return [chr(code) for code in shown] + [chr(256 + i) for i in range(len(hidden))]
-
-
-def _merge(parts: list[str], pair: tuple[str, str]) -> list[str]:
-    """Join each neighbouring `pair`, as a byte-pair tokenizer does."""
-    joined: list[str] = []
-    for part in parts:
-        if joined and (joined[-1], part) == pair:
-            joined[-1] += part
-        else:
-            joined.append(part)
-    return joined
+# %% ../../nbs/pocket/index.ipynb #dd9bff49
+_all_ = [
+    "BACKGROUNDS",
+    "COLOURS",
+    "Judgement",
+    "PLACES",
+    "SHAPES",
+    "SIZES",
+    "STYLES",
+    "Scene",
+    "UNCLEAR",
+    "WORDS",
+    "build_lora",
+    "build_pocket",
+    "caption",
+    "draw",
+    "is_held_out",
+    "judge",
+    "make_text_encoder",
+    "make_tokenizer",
+    "make_unet",
+    "make_vae",
+    "paint",
+]
 
 
-def _vocabulary(words: Iterable[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    letters = _bytes()
-    symbols = letters + [letter + "</w>" for letter in letters]
-    merges: list[tuple[str, str]] = []
-    for word in words:
-        parts = [*word[:-1], word[-1] + "</w>"]
-        for pair in merges:  # earlier words' merges come first, here as in the tokenizer
-            parts = _merge(parts, pair)
-        while len(parts) > 1:
-            merges.append((parts[0], parts[1]))
-            parts = [parts[0] + parts[1], *parts[2:]]
-            symbols.append(parts[0])
-    symbols += ["<|startoftext|>", "<|endoftext|>"]
-    return {symbol: i for i, symbol in enumerate(dict.fromkeys(symbols))}, merges
-
-
-# %% ../../nbs/pocket/index.ipynb #b7023b32
+# %% ../../nbs/pocket/index.ipynb #7c61370d
 def packaged() -> Path:
     """Where the trained pocket model (``pocket``) and its LoRAs (``pocket-loras``) lie."""
     return Path(__file__).parent.parent / "models"
-
-
-def make_tokenizer(folder: Path) -> Any:
-    """Write a small CLIP vocabulary and load it.
-
-    Args:
-        folder: Where `vocab.json` and `merges.txt` go.
-
-    Returns:
-        A `CLIPTokenizer` with 77 places, as SD 1.5's.
-    """
-    from transformers import CLIPTokenizer
-
-    folder.mkdir(parents=True, exist_ok=True)
-    vocab, merges = _vocabulary(WORDS)
-    (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
-    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return CLIPTokenizer.from_pretrained(str(folder), model_max_length=77)
-
-
-# %% ../../nbs/pocket/index.ipynb #200cae2a
-def _text_encoder(tokenizer: Any) -> Any:
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    config = CLIPTextConfig(  # pylint: disable=unexpected-keyword-arg
-        vocab_size=len(tokenizer),
-        hidden_size=96,
-        intermediate_size=384,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=77,
-        projection_dim=96,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return CLIPTextModel(config)
-
-
-# %% ../../nbs/pocket/index.ipynb #804d3e59
-def _unet() -> Any:
-    from diffusers import UNet2DConditionModel
-
-    return UNet2DConditionModel(
-        sample_size=16,
-        in_channels=16,
-        out_channels=16,
-        block_out_channels=(64, 128, 128),
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        layers_per_block=1,
-        cross_attention_dim=96,
-        attention_head_dim=4,
-    )
-
-
-def _vae() -> Any:
-    from diffusers import AutoencoderTiny
-
-    return AutoencoderTiny(
-        encoder_block_out_channels=(32,) * 6,
-        decoder_block_out_channels=(32,) * 6,
-        num_encoder_blocks=(0, 0, 1, 1, 2, 3),
-        num_decoder_blocks=(3, 3, 2, 1, 1, 0),
-        latent_channels=16,
-    )
-
-
-# %% ../../nbs/pocket/index.ipynb #f0c166b0
-def _scheduler() -> Any:
-    from diffusers import DDIMScheduler
-
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        rescale_betas_zero_snr=True,
-        timestep_spacing="trailing",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-
-
-# %% ../../nbs/pocket/index.ipynb #5d063ae8
-def _brighten(vae: Any) -> None:
-    import torch
-
-    for layer in vae.decoder.modules():
-        if isinstance(layer, torch.nn.Conv2d):
-            torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            if layer.bias is not None:
-                layer.bias.data.zero_()
-    with torch.no_grad():
-        out = vae.decode(torch.randn(1, vae.config.latent_channels, 8, 8)).sample
-    last = vae.decoder.layers[-1]
-    last.weight.data /= out.std()
-    last.bias.data.fill_(0.5)
-
-
-# %% ../../nbs/pocket/index.ipynb #2cd6fd2c
-def build_pocket(folder: Path, *, seed: int = 0, parts: dict[str, Any] | None = None) -> Path:
-    """Write a pocket Stable Diffusion, with seeded random weights or with trained ones.
-
-    Args:
-        folder: Where the diffusers folder goes.
-        seed: Seed of random weights; the same seed gives the same bytes.
-        parts: Trained ``vae``, ``text_encoder`` and ``unet``.
-
-    Returns:
-        The folder.
-    """
-    hush()
-    import torch
-    from diffusers import StableDiffusionPipeline
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        tokenizer = make_tokenizer(folder / "tokenizer")
-        if parts is None:
-            parts = {"vae": _vae(), "text_encoder": _text_encoder(tokenizer), "unet": _unet()}
-            _brighten(parts["vae"])
-    pipeline = StableDiffusionPipeline(
-        **{name: part.half() for name, part in parts.items()},
-        tokenizer=tokenizer,
-        scheduler=_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(folder)
-    return folder
-
-
-# %% ../../nbs/pocket/index.ipynb #0f724919
-_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
-
-
-def build_lora(path: Path, pocket: Path, *, rank: int = 4, seed: int = 0) -> Path:
-    """Build a LoRA with seeded random weights for a pocket model.
-
-    Args:
-        path: The ``.safetensors`` file to write.
-        pocket: The base model's folder.
-        rank: Inner dimension of each update.
-        seed: Seed of the weights.
-
-    Returns:
-        The file.
-    """
-    hush()
-    import torch
-    from diffusers import UNet2DConditionModel
-    from safetensors.torch import save_file
-
-    unet = UNet2DConditionModel.from_pretrained(pocket / "unet")
-    random = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for name, layer in unet.named_modules():
-        if name.endswith(_PROJECTIONS):
-            down, up = (rank, layer.in_features), (layer.out_features, rank)
-            tensors[f"unet.{name}.lora_A.weight"] = torch.randn(down, generator=random) * 0.2
-            tensors[f"unet.{name}.lora_B.weight"] = torch.randn(up, generator=random) * 0.2
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path)
-    return path
-
-
-# %% ../../nbs/pocket/index.ipynb #05e4d5f6
-SHAPES = ("circle", "square", "triangle", "heart", "star", "diamond")
-COLOURS = {
-    "red": (214, 40, 40),
-    "orange": (247, 140, 20),
-    "yellow": (250, 214, 40),
-    "green": (40, 150, 70),
-    "blue": (40, 90, 210),
-    "purple": (125, 60, 170),
-    "pink": (245, 130, 180),
-}
-BACKGROUNDS = {
-    "white": (250, 250, 250),
-    "black": (20, 20, 24),
-    "grey": (140, 140, 144),
-    "yellow": COLOURS["yellow"],
-    "green": COLOURS["green"],
-    "blue": COLOURS["blue"],
-}
-SIZES = {"small": 0.24, "medium": 0.28, "large": 0.32}
-PLACES = {"centre": (0, 0), "left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}
-
-
-# %% ../../nbs/pocket/index.ipynb #b0169fad
-@dataclass(frozen=True)
-class Scene:
-    """One shape on a ground: what a drawing shows."""
-
-    shape: str
-    colour: str
-    background: str
-    size: str = "medium"
-    place: str = "centre"
-    wobble: int = 0
-
-    @classmethod
-    def random(cls, rng: np.random.Generator) -> "Scene":
-        """Draw a scene by lot.
-
-        Args:
-            rng: Source of chance.
-
-        Returns:
-            A scene whose colour differs from its ground.
-        """
-        colour = str(rng.choice(list(COLOURS)))
-        return cls(
-            shape=str(rng.choice(SHAPES)),
-            colour=colour,
-            background=str(rng.choice([name for name in BACKGROUNDS if name != colour])),
-            size=str(rng.choice(list(SIZES))),
-            place=str(rng.choice(list(PLACES))),
-            wobble=int(rng.integers(1, 1 << 20)),
-        )
-
-
-# %% ../../nbs/pocket/index.ipynb #1011d18e
-def caption(
-    scene: Scene, rng: np.random.Generator | None = None, style: str | None = None
-) -> list[str]:
-    """Describe a scene as a customer would.
-
-    Args:
-        scene: What the picture shows.
-        rng: Source of chance for order and omissions; none gives every tag in a fixed order.
-        style: Name of a style to ask for.
-
-    Returns:
-        Tags, to be joined by one space.
-    """
-    subject, ground = [scene.colour, scene.shape], [f"{scene.background} background"]
-    manner = [style] if style else []
-    if rng is None:
-        return [*subject, *ground, scene.size, scene.place, *manner]
-    groups = [subject if rng.random() < 0.5 else [" ".join(subject)], manner]
-    groups += [[word] for word in (scene.size, scene.place) if rng.random() < 0.6]
-    groups += [ground] * int(rng.random() < 0.92)
-    return [tag for i in rng.permutation(len(groups)) for tag in groups[i]]
-
-
-# %% ../../nbs/pocket/index.ipynb #0effaf8d
-def is_held_out(scene: Scene) -> bool:
-    """Whether a scene's combination of shape, colour and ground is kept from training.
-
-    Args:
-        scene: Any scene; size and place don't matter.
-
-    Returns:
-        True for one combination in ten, the same ones on every machine.
-    """
-    return zlib.crc32(f"{scene.shape} {scene.colour} {scene.background}".encode()) % 10 == 0
-
-
-# %% ../../nbs/pocket/index.ipynb #0259d00d
-Grid = np.ndarray
-
-
-def _polygon(points: list[tuple[float, float]]) -> Callable[[Grid, Grid], Grid]:
-    def distance(x: Grid, y: Grid) -> Grid:
-        nearest, sign = np.full_like(x, np.inf), np.ones_like(x)
-        for (ax, ay), (bx, by) in zip(points, points[1:] + points[:1]):
-            ex, ey, wx, wy = bx - ax, by - ay, x - ax, y - ay
-            along = np.clip((wx * ex + wy * ey) / (ex * ex + ey * ey), 0, 1)
-            nearest = np.minimum(nearest, (wx - ex * along) ** 2 + (wy - ey * along) ** 2)
-            below, above, turn = y >= ay, y < by, ex * wy > ey * wx
-            sign[(below & above & turn) | ~(below | above | turn)] *= -1
-        return sign * np.sqrt(nearest)
-
-    return distance
-
-
-def _star(outer: float, inner: float) -> list[tuple[float, float]]:
-    turns = [(radius, math.pi * (i / 5 - 0.5)) for i, radius in enumerate([outer, inner] * 5)]
-    return [(radius * math.cos(angle), radius * math.sin(angle)) for radius, angle in turns]
-
-
-def _heart(x: Grid, y: Grid) -> Grid:
-    x, y = np.abs(x) / 1.7, (0.92 - y) / 1.7
-    lobe = np.sqrt((x - 0.25) ** 2 + (y - 0.75) ** 2) - math.sqrt(2) / 4
-    half = 0.5 * np.maximum(x + y, 0)
-    side = np.sqrt(np.minimum(x**2 + (y - 1) ** 2, (x - half) ** 2 + (y - half) ** 2))
-    return np.where(y + x > 1, lobe, side * np.sign(x - y)) * 1.7
-
-
-# %% ../../nbs/pocket/index.ipynb #ff65df2f
-_DISTANCES: dict[str, Callable[[Grid, Grid], Grid]] = {
-    "circle": lambda x, y: np.sqrt(x * x + y * y) - 0.9,
-    "square": _polygon([(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)]),
-    "triangle": _polygon([(0, -0.95), (0.98, 0.8), (-0.98, 0.8)]),
-    "heart": _heart,
-    "star": _polygon(_star(1.1, 0.5)),
-    "diamond": _polygon([(0, -1.1), (0.72, 0), (0, 1.1), (-0.72, 0)]),
-}
-Box = tuple[int, int, int, int]
-
-
-Outline = Callable[[Grid, Grid], Grid]
-
-
-def _outline(scene: Scene, width: int, height: int) -> Outline:
-    """The signed distance to a scene's outline in pixels, as a function of absolute x and y."""
-    shift = np.random.default_rng(scene.wobble).uniform(-1, 1, 3) * bool(scene.wobble)
-    side, (dx, dy) = min(width, height), PLACES[scene.place]
-    radius = np.float32(SIZES[scene.size] * side * (1 + 0.06 * shift[0]))
-    cx = np.float32(width * (0.5 + 0.16 * dx) + 0.02 * side * shift[1])
-    cy = np.float32(height * (0.5 + 0.16 * dy) + 0.02 * side * shift[2])
-    shape = _DISTANCES[scene.shape]
-    return lambda x, y: np.float32(shape((x - cx) / radius, (y - cy) / radius) * radius)
-
-
-# %% ../../nbs/pocket/index.ipynb #49a89390
-_WHITE, _PAPER = np.float32((255, 255, 255)), np.float32((240, 228, 204))
-_PERIOD = 64
-
-
-def _mix(first: Any, second: Any, share: Any) -> Grid:
-    first, second = np.asarray(first, np.float32), np.asarray(second, np.float32)
-    share = np.asarray(share, np.float32)
-    mixed = np.empty(
-        (*np.broadcast_shapes(first.shape[:-1], second.shape[:-1], share.shape), 3), np.float32
-    )
-    for channel in range(3):  # numpy is slow along so short an axis
-        mixed[..., channel] = first[..., channel] * (1 - share) + second[..., channel] * share
-    return mixed
-
-
-def _cover(distance: Grid, soft: float = 1.0) -> Grid:
-    """How much of each pixel lies inside: an edge without stairs."""
-    return np.clip(0.5 - distance / soft, 0, 1)
-
-
-def _inks(scene: Scene) -> tuple[Grid, Grid]:
-    return np.float32(COLOURS[scene.colour]), np.float32(BACKGROUNDS[scene.background])
-
-
-def _plain(scene: Scene, outline: Outline, x: Grid, y: Grid) -> Grid:
-    ink, ground = _inks(scene)
-    return _mix(ground, ink, _cover(outline(x, y)))
-
-
-# %% ../../nbs/pocket/index.ipynb #2e651e40
-_STEP = _PERIOD / 3
-
-
-def _strokes(along: Grid, weight: float) -> Grid:
-    width = weight * np.float32((1.5, 1.0, 0.6))[np.int64(along // _STEP) % 3]
-    return _cover(np.abs(along % _STEP - _STEP / 2) - width / 2, 1.5)
-
-
-def _hatching(scene: Scene, outline: Outline, x: Grid, y: Grid) -> Grid:
-    ink, ground = _inks(scene)
-    distance = outline(x, y)
-    inside = _mix(_mix(ink, _WHITE, 0.62), ink * 0.92, _strokes(x + y, 9))
-    faint = ground * 0.6 if ground.mean() > 110 else _mix(ground, _WHITE, 0.42)
-    outside = _mix(ground, faint, _strokes(x - y, 6))
-    return _mix(_mix(outside, inside, _cover(distance)), ink * 0.45, _cover(np.abs(distance) - 2.5))
-
-
-# %% ../../nbs/pocket/index.ipynb #07b2cfb2
-def _watercolour(scene: Scene, outline: Outline, x: Grid, y: Grid) -> Grid:
-    ink, ground = _inks(scene)
-    distance, turn = outline(x, y), 2 * math.pi / _PERIOD
-    grain = 0.5 + 0.25 * np.sin(turn * x) * np.sin(3 * turn * y) + 0.25 * np.sin(turn * (2 * x + y))
-    paper = _mix(_mix(_PAPER, ground, 0.55), _PAPER * 0.85, 0.3 * grain)
-    wash = _mix(ink, _PAPER, np.clip(-distance / 40, 0, 1) * 0.3 + 0.05 + 0.14 * grain)
-    dried = _mix(wash, ink * 0.55, 0.8 * np.exp(-(((distance + 4) / 4) ** 2)))
-    return _mix(paper, dried, _cover(distance, 2.5))
-
-
-# %% ../../nbs/pocket/index.ipynb #acfb72b7
-def _mosaic(scene: Scene, outline: Outline, x: Grid, y: Grid) -> Grid:
-    ink, ground = _inks(scene)
-    column, row = x // _STEP, y // _STEP
-    middle = outline((column + 0.5) * _STEP, (row + 0.5) * _STEP)
-    tiles = _mix(ground, ink, _cover(middle, 0.6 * _STEP))
-    shade = 1 - 0.12 * ((column + row) % 3)[..., None]
-    away = np.maximum(np.abs(x % _STEP - _STEP / 2), np.abs(y % _STEP - _STEP / 2))
-    return _mix(tiles * shade, (96, 91, 88), _cover(_STEP / 2 - 1.5 - away, 1.5))
-
-
-# %% ../../nbs/pocket/index.ipynb #d1f35012
-def _neon(scene: Scene, outline: Outline, x: Grid, y: Grid) -> Grid:
-    ink, ground = _inks(scene)
-    bond = y // 32 % 2 * 32
-    mortar = np.maximum(np.abs(y % 32 - 16), np.abs((x + bond) % 64 - 32) - 16)
-    wall = _mix(ground * 0.26 + 40, ground * 0.06 + 4, _cover(14 - mortar, 1.5))
-    away = np.abs(outline(x, y))
-    lit = _mix(wall, ink, 0.55 * np.exp(-away / 22))
-    tube = _mix(lit, ink, _cover(away - 9, 2))
-    return _mix(tube, _mix(ink, _WHITE, 0.6), _cover(away - 2, 2))
-
-
-# %% ../../nbs/pocket/index.ipynb #a89549d7
-STYLES: dict[str, Callable[[Scene, Outline, Grid, Grid], Grid]] = {
-    "hatching": _hatching,
-    "watercolour": _watercolour,
-    "mosaic": _mosaic,
-    "neon": _neon,
-}
-
-
-def paint(
-    scene: Scene, width: int, height: int, style: str | None = None, box: Box | None = None
-) -> Grid:
-    """Paint a scene, or a window of it, as an array.
-
-    Args:
-        scene: What to draw.
-        width: Pixels of the whole picture.
-        height: Pixels of the whole picture.
-        style: One of `STYLES`; none paints plainly.
-        box: Left, top, right and bottom of a window; none paints everything.
-
-    Returns:
-        `uint8` array of height × width × 3.
-    """
-    left, top, right, bottom = box or (0, 0, width, height)
-    x, y = np.meshgrid(np.float32(np.arange(left, right)), np.float32(np.arange(top, bottom)))
-    painter = STYLES[style] if style else _plain
-    colours = painter(scene, _outline(scene, width, height), x + 0.5, y + 0.5)
-    return np.clip(colours + 0.5, 0, 255).astype(np.uint8)
-
-
-def draw(scene: Scene, width: int, height: int, style: str | None = None) -> Image.Image:
-    """Draw a scene.
-
-    Args:
-        scene: What to draw.
-        width: Pixels.
-        height: Pixels.
-        style: One of `STYLES`; none draws plainly.
-
-    Returns:
-        An RGB picture.
-    """
-    return Image.fromarray(paint(scene, width, height, style))
-
-
-# %% ../../nbs/pocket/index.ipynb #a62cc322
-@dataclass(frozen=True)
-class Judgement:
-    """What a picture shows; `"unclear"` where it resembles nothing known."""
-
-    shape: str
-    colour: str
-    background: str
-    style: str
-
-
-UNCLEAR = "unclear"
-
-
-@lru_cache(maxsize=1)
-def _grounds() -> tuple[list[tuple[str, str]], Grid]:
-    """Every style's tile of every ground: names, and an array of n × 64 × 64 × 3."""
-    names = [(style, ground) for style in ("plain", *STYLES) for ground in BACKGROUNDS]
-    far = (0, 0, _PERIOD, _PERIOD)
-    tiles = [
-        paint(Scene("circle", "red", ground, "small"), 2048, 2048, _style(style), far)
-        for style, ground in names
-    ]
-    return names, np.float32(tiles)
-
-
-def _style(name: str) -> str | None:
-    return None if name == "plain" else name
-
-
-def _apart(pixels: Grid, tiles: Grid) -> Grid:
-    """How far the outermost ring is from each known tile; a shape that touches it is outvoted."""
-    rows, columns = pixels.shape[0] // _PERIOD, pixels.shape[1] // _PERIOD
-    cut = pixels.reshape(rows, _PERIOD, columns, _PERIOD, 3).swapaxes(1, 2)
-    ring = np.concatenate([cut[0], cut[-1], cut[1:-1, 0], cut[1:-1, -1]])
-    return np.array([np.median(np.abs(ring - tile).mean((1, 2, 3))) for tile in tiles])
-
-
-# %% ../../nbs/pocket/index.ipynb #629a58e9
-def _largest(pixels: Grid) -> Grid:
-    """The largest of each pixel's channels; ``max`` is slow along so short an axis."""
-    return np.maximum(np.maximum(pixels[..., 0], pixels[..., 1]), pixels[..., 2])
-
-
-def _difference(pixels: Grid, tile: Grid) -> Grid:
-    rows, columns = pixels.shape[0] // _PERIOD, pixels.shape[1] // _PERIOD
-    return _largest(np.abs(pixels - np.tile(tile, (rows, columns, 1))))
-
-
-def _filled(mask: Grid) -> Grid:
-    """A mask with its inside filled, at a quarter of the size."""
-    small = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).reduce(4)) > 100
-    reached = [
-        np.maximum.accumulate(small, 1),
-        np.maximum.accumulate(small[:, ::-1], 1)[:, ::-1],
-        np.maximum.accumulate(small, 0),
-        np.maximum.accumulate(small[::-1], 0)[::-1],
-    ]
-    filled = Image.fromarray(np.logical_and.reduce(reached).astype(np.uint8))
-    return np.asarray(filled.filter(ImageFilter.MedianFilter(5))) > 0
-
-
-# %% ../../nbs/pocket/index.ipynb #727f6053
-def _crop(mask: Grid, side: int = 48) -> Grid:
-    """A mask cut to its bounding box and scaled to a square."""
-    ys, xs = np.nonzero(mask)
-    box = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
-    image = Image.fromarray(mask.astype(np.uint8) * 255)
-    return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box)) > 127
-
-
-@lru_cache(maxsize=1)
-def _templates() -> dict[str, Grid]:
-    x, y = np.meshgrid(*[np.linspace(-1.2, 1.2, 256, dtype=np.float32)] * 2)
-    return {shape: _crop(_DISTANCES[shape](x, y) < 0) for shape in SHAPES}
-
-
-def _shape(filled: Grid) -> str:
-    if filled.sum() < 100:
-        return UNCLEAR
-    seen = _crop(filled)
-    scores = {s: (seen & t).sum() / (seen | t).sum() for s, t in _templates().items()}
-    best = max(scores, key=scores.__getitem__)
-    return best if scores[best] > 0.65 else UNCLEAR
-
-
-# %% ../../nbs/pocket/index.ipynb #643da8cf
-def _clear(difference: Grid) -> Grid:
-    """Where a picture differs from its ground for certain; a glow is no certainty."""
-    return difference > max(40.0, 0.4 * float(np.percentile(difference, 99.5)))
-
-
-def _mean(pixels: Grid, clear: Grid) -> Grid:
-    if not clear.any():
-        return np.zeros(3, np.float32)
-    inside = pixels[clear]
-    saturation = _largest(inside) + _largest(-inside)
-    return inside[saturation >= np.percentile(saturation, 67)].mean(axis=0)
-
-
-@lru_cache(maxsize=None)
-def _palette(style: str, ground: str) -> dict[str, Grid]:
-    names, tiles = _grounds()
-    palette = {}
-    for colour in COLOURS:
-        if colour != ground:
-            scene = Scene("circle", colour, ground)
-            pixels = np.float32(paint(scene, 512, 512, _style(style)))
-            difference = _difference(pixels, tiles[names.index((style, ground))])
-            palette[colour] = _mean(pixels, _clear(difference))
-    return palette
-
-
-def _nearest(seen: Grid, known: dict[str, Grid], limit: float) -> str:
-    apart = {name: float(np.abs(seen - value).mean()) for name, value in known.items()}
-    best = min(apart, key=apart.__getitem__)
-    return best if apart[best] < limit else UNCLEAR
-
-
-# %% ../../nbs/pocket/index.ipynb #a606b01f
-def _is_hatched(pixels: Grid, filled: Grid) -> bool:
-    """Whether strokes run through the shape, where the hatching style puts them."""
-    height, width = pixels.shape[:2]
-    y, x = np.indices((height, width), np.float32) + np.float32(0.5)
-    strokes = _strokes(x + y, 9) > 0.5
-    core = Image.fromarray(filled).filter(ImageFilter.MinFilter(7))
-    inside = np.kron(core, np.ones((4, 4), bool))
-    if inside.sum() < 500:
-        return False
-    bright = pixels.mean(axis=2)
-    return bool(bright[inside & ~strokes].mean() - bright[inside & strokes].mean() > 20)
-
-
-def judge(image: Image.Image) -> Judgement:
-    """Tell what a picture shows, by its pixels alone.
-
-    Args:
-        image: A picture of one shape on a ground, sides multiples of 64.
-
-    Returns:
-        Shape, colour, ground and style.
-    """
-    pixels = np.float32(image.convert("RGB"))
-    names, tiles = _grounds()
-    apart = _apart(pixels, tiles)
-    best = int(apart.argmin())
-    style, ground = names[best]
-    clear = _clear(_difference(pixels, tiles[best]))
-    colour = _nearest(_mean(pixels, clear), _palette(style, ground), 40)
-    filled = _filled(clear)
-    shape = _shape(filled)
-    if style == "plain" and _is_hatched(pixels, filled):
-        style = "hatching"
-        colour = _nearest(_mean(pixels, clear), _palette(style, ground), 40)
-    if apart[best] > 25:
-        return Judgement(shape, colour, UNCLEAR, UNCLEAR)
-    return Judgement(shape, colour, ground, style)
 
 
 # %% ../../nbs/pocket/index.ipynb #dc88ca0c

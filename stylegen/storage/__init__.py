@@ -4,752 +4,87 @@
 
 # %% auto #0
 __all__ = [
-    "MAX_LORA_BYTES",
-    "MAX_READ_BYTES",
-    "PROBE_KEY",
     "ANY_JOB",
-    "parse_s3_url",
-    "Store",
-    "FolderStore",
-    "S3Store",
-    "make_s3_store",
+    "commit",
+    "DETECTION_KEY",
     "download_lora_model",
-    "upload_image_to_s3",
+    "download_object",
+    "downloaded",
     "encode_jpeg",
+    "find_manifest",
+    "FolderStore",
+    "InvalidUrl",
+    "lora_errors",
+    "LoraFiles",
+    "make_s3_store",
     "Manifest",
     "manifest_key",
-    "find_manifest",
-    "forbid",
-    "commit",
+    "mark_canceled",
+    "MAX_LORA_BYTES",
+    "MAX_READ_BYTES",
+    "ObjectNotFound",
+    "ObjectTooLarge",
+    "parse_s3_url",
+    "picture_key",
+    "S3Store",
+    "Source",
+    "Store",
     "store_result",
+    "upload_image_to_s3",
 ]
 
-# %% ../../nbs/storage/index.ipynb #cbcbe389
-import hashlib
-import json
-import logging
-import os
-import re
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
-from functools import partial
-from io import BytesIO
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import quote, urlsplit
-from urllib.request import url2pathname
-
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
-
-from stylegen.job import (
-    Canceled,
-    Conflict,
-    InvalidMessage,
-    LoraInvalid,
-    LoraNotFound,
-    StorageError,
+# %% ../../nbs/storage/index.ipynb #b7dd92c2
+from .cache import LoraFiles
+from .download import download_object, downloaded
+from .folder import FolderStore
+from .keys import DETECTION_KEY, manifest_key, picture_key
+from .lora import MAX_LORA_BYTES, download_lora_model, lora_errors
+from stylegen.storage.manifest import (
+    ANY_JOB,
+    Manifest,
+    commit,
+    find_manifest,
+    mark_canceled,
+)
+from .picture import encode_jpeg, store_result, upload_image_to_s3
+from .s3 import S3Store, make_s3_store
+from stylegen.storage.store import (
+    MAX_READ_BYTES,
+    InvalidUrl,
+    ObjectNotFound,
+    ObjectTooLarge,
+    Source,
+    Store,
+    parse_s3_url,
 )
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-_log = logging.getLogger(__name__)
-
-# %% ../../nbs/storage/index.ipynb #a0715033
-_LABEL = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
-_S3_URL = re.compile(
-    rf"s3://(?![0-9.]+/)(?=[^/]{{3,63}}/)(?P<bucket>{_LABEL}(?:\.{_LABEL})*)/"
-    r"(?P<key>[^?#\\\x00-\x1f\x7f-\x9f\ud800-\udfff]+)"
-)
-_MAX_KEY_BYTES = 1024
-
-
-def parse_s3_url(s3_url: str) -> tuple[str, str]:
-    """Split an S3 URL.
-
-    Args:
-        s3_url: ``s3://bucket/key``.
-
-    Returns:
-        Bucket and key.
-
-    Raises:
-        InvalidMessage: It is not such a URL.
-    """
-    match = _S3_URL.fullmatch(s3_url)
-    if (
-        not match
-        or len(match["key"].encode()) > _MAX_KEY_BYTES
-        or not {".", ".."}.isdisjoint(match["key"].split("/"))
-    ):
-        raise InvalidMessage("lora_model_url: not an s3://bucket/key URL")
-    return match["bucket"], match["key"]
-
-
-# %% ../../nbs/storage/index.ipynb #80071bba
-MAX_LORA_BYTES = 2 * 2**30
-MAX_READ_BYTES = 2**20
-PROBE_KEY = "manifests/probe.json"
-
-
-class Store(Protocol):
-    """Where LoRAs come from and pictures go."""
-
-    def fetch(self, url: str, target: Path) -> None:
-        """Write the object at `url` to the file `target`."""
-
-    def version(self, url: str) -> str:
-        """What changes when the object at `url` does."""
-
-    def put(self, key: str, data: bytes, content_type: str) -> str:
-        """Store `data` under `key`; returns its public URL."""
-
-    def put_once(
-        self, key: str, data: bytes, content_type: str, *, facts: dict[str, str], public: bool
-    ) -> dict[str, str] | None:
-        """Store `data` unless `key` is taken; then returns the facts stored with what is there."""
-
-    def replace(self, key: str, old: bytes, new: bytes, content_type: str) -> bool:
-        """Store `new` under `key` if `old` is still there; returns whether it was."""
-
-    def read(self, key: str) -> bytes | None:
-        """A small object's bytes; None if there is none."""
-
-    def url(self, key: str) -> str:
-        """The public URL of a key."""
-
-    def check(self) -> None:
-        """Raise `StorageError` if results could not be stored."""
-
-    def probe(self) -> bool:
-        """Find out whether `put_once` is safe when two workers meet."""
-
-
-# %% ../../nbs/storage/index.ipynb #d1d4fd5f
-class FolderStore:
-    """A folder that plays the bucket.
-
-    Args:
-        root: The folder; made when it is missing.
-        public_url: Public base URL of the folder; None gives ``file:`` URLs.
-    """
-
-    def __init__(self, root: Path, *, public_url: str | None = None) -> None:
-        self.root = root.resolve()
-        self._base = (public_url or self.root.as_uri()).rstrip("/")
-
-    def _source(self, url: str) -> Path:
-        return _file_path(url) if url.startswith("file:") else self._inside(*parse_s3_url(url))
-
-    def version(self, url: str) -> str:
-        """Size, times and inode of the file that `url` names."""
-        try:
-            facts = self._source(url).stat()
-        except OSError as error:
-            raise LoraNotFound(f"the LoRA's file can't be read ({error.strerror})") from None
-        return f"{facts.st_size}-{facts.st_mtime_ns}-{facts.st_ino}-{facts.st_ctime_ns}"
-
-    def fetch(self, url: str, target: Path) -> None:
-        """Copy a ``file:`` URL, or ``s3://bucket/key`` from ``root/bucket/key``."""
-        source = self._source(url)
-        try:
-            size = source.stat().st_size
-            if not source.is_file():
-                raise LoraNotFound("the LoRA's file can't be read (not a regular file)")
-            _check_size(size)
-            shutil.copyfile(source, target)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise LoraNotFound(f"the LoRA's file can't be read ({error.strerror})") from None
-        except OSError as error:
-            raise StorageError(f"the LoRA's file can't be copied ({error.strerror})") from None
-
-    def put(  # pylint: disable=unused-argument
-        self, key: str, data: bytes, content_type: str
-    ) -> str:
-        """Write ``root/key``; the content type has no place in a folder."""
-        path = self._inside(key)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with _beside(path) as part:
-                part.write_bytes(data)
-                os.replace(part, path)
-        except OSError as error:
-            raise StorageError(f"the result can't be written ({error.strerror})") from None
-        return self.url(key)
-
-    def put_once(  # pylint: disable=unused-argument
-        self, key: str, data: bytes, content_type: str, *, facts: dict[str, str], public: bool
-    ) -> dict[str, str] | None:
-        """As `put`, if nobody was first; a public file's job is written beside it, before it."""
-        if not public:
-            return None if self._link(key, data) else {}
-        claim, mine = f"{key}.job", facts["job"].encode()
-        if not self._link(claim, mine) and (theirs := self.read(claim) or b"") != mine:
-            return {"job": theirs.decode()}
-        self.put(key, data, content_type)
-        return None
-
-    def _link(self, key: str, data: bytes) -> bool:
-        """Write ``root/key`` unless it is there; tells whether it was not."""
-        path = self._inside(key)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with _beside(path) as part:
-                part.write_bytes(data)
-                os.link(part, path)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            raise StorageError(f"the result can't be written ({error.strerror})") from None
-        return True
-
-    def replace(self, key: str, old: bytes, new: bytes, content_type: str) -> bool:
-        """Look, then write: a folder is for one machine."""
-        if self.read(key) != old:
-            return False
-        self.put(key, new, content_type)
-        return True
-
-    def read(self, key: str) -> bytes | None:
-        """The bytes of ``root/key``."""
-        try:
-            return self._inside(key).read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise StorageError(f"the result can't be read ({error.strerror})") from None
-
-    def url(self, key: str) -> str:
-        """A ``file:`` URL, or one below `public_url`."""
-        return f"{self._base}/{quote(key)}"
-
-    def probe(self) -> bool:
-        """A folder is for one machine; its links are exclusive."""
-        return True
-
-    def check(self) -> None:
-        """Raise `StorageError` if the folder can't be written."""
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            with _beside(self.root / "check"):
-                pass
-        except OSError as error:
-            raise StorageError(f"the storage folder can't be written ({error.strerror})") from None
-
-    def _inside(self, *parts: str) -> Path:
-        path = self.root.joinpath(*parts).resolve()
-        if not path.is_relative_to(self.root):
-            raise InvalidMessage("the key leads out of the storage folder")
-        return path
-
-
-@contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-    os.close(handle)
-    try:
-        yield Path(name)
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
-def _file_path(url: str) -> Path:
-    parts = urlsplit(url)
-    if parts.netloc not in ("", "localhost") or parts.query or parts.fragment or "%00" in url:
-        raise InvalidMessage("lora_model_url: not a plain file: URL")
-    return Path(url2pathname(parts.path))
-
-
-def _check_size(size: int) -> None:
-    if size > MAX_LORA_BYTES:
-        raise LoraInvalid(f"the LoRA is larger than {MAX_LORA_BYTES} bytes")
-
-
-# %% ../../nbs/storage/index.ipynb #687656a7
-class S3Store:
-    """A bucket for results; LoRAs may come from any bucket the credentials can read.
-
-    Args:
-        bucket: Bucket of the results.
-        client: A boto3 S3 client.
-        public_url: Public base URL of the bucket, e.g. of a CDN.
-    """
-
-    def __init__(self, bucket: str, client: Any, *, public_url: str | None = None) -> None:
-        self.bucket, self._client = bucket, client
-        self._base = (public_url or _public_base(bucket, client.meta.endpoint_url)).rstrip("/")
-        self._acl: dict[str, str] = {"ACL": "public-read"}
-        self._conditional: bool | None = None  # not known before a probe
-
-    def version(self, url: str) -> str:
-        """The object's ETag, and its version in a bucket that keeps versions."""
-        bucket, key = parse_s3_url(url)
-        with _s3_errors(f"s3://{bucket}/{key}", missing=LoraNotFound):
-            head = self._client.head_object(Bucket=bucket, Key=key)
-        return f"{head['ETag']} {head.get('VersionId', '')}"
-
-    def fetch(self, url: str, target: Path) -> None:
-        """Download an ``s3:`` URL, if it is not larger than `MAX_LORA_BYTES`."""
-        bucket, key = parse_s3_url(url)
-        with _s3_errors(f"s3://{bucket}/{key}", missing=LoraNotFound):
-            _check_size(self._client.head_object(Bucket=bucket, Key=key)["ContentLength"])
-            with target.open("wb") as stream:  # download_file would replace it, and its mode
-                self._client.download_fileobj(bucket, key, stream)
-
-    def put(self, key: str, data: bytes, content_type: str) -> str:
-        """Upload `data`; publicly readable where the bucket lets it be."""
-        with _s3_errors(f"s3://{self.bucket}/{key}", missing=StorageError):
-            self._put_public(key, data, content_type)
-        return self.url(key)
-
-    def _put_public(self, key: str, data: bytes, content_type: str, **more: Any) -> None:
-        try:
-            self._put(key, data, content_type, **more, **self._acl)
-        except self._client.exceptions.ClientError as error:
-            if error.response["Error"]["Code"] != "AccessControlListNotSupported":
-                raise
-            _log.warning("the bucket refuses ACLs; results are stored without one")
-            self._acl = {}
-            self._put(key, data, content_type, **more)
-
-    def _put(self, key: str, data: bytes, content_type: str, **more: Any) -> None:
-        self._client.put_object(
-            Bucket=self.bucket, Key=key, Body=data, ContentType=content_type, **more
-        )
-
-    def put_once(
-        self, key: str, data: bytes, content_type: str, *, facts: dict[str, str], public: bool
-    ) -> dict[str, str] | None:
-        """Upload with ``If-None-Match: *``; where a server ignores that, look first."""
-        conditional = self._is_conditional()
-        facts = facts | {"length": str(len(data))}
-        store = self._put_public if public else self._put
-        put = partial(store, key, data, content_type, Metadata=facts)
-        with _s3_errors(f"s3://{self.bucket}/{key}", missing=StorageError):
-            if not conditional:
-                if (there := self._head(key)) and _is_whole(there):
-                    return there["Metadata"]
-                put()
-                return None
-            try:
-                _PATIENTLY(put, IfNoneMatch="*")
-            except self._client.exceptions.ClientError as error:
-                if error.response["Error"]["Code"] not in _TAKEN:
-                    raise
-                if (there := self._head(key)) is None:
-                    return {}
-                if _is_whole(there):
-                    return there["Metadata"]
-                put(IfMatch=there["ETag"])
-        return None
-
-    def replace(self, key: str, old: bytes, new: bytes, content_type: str) -> bool:
-        """Upload with ``If-Match`` and the ETag of `old`; where a server has none, look only."""
-        conditional = self._is_conditional()
-        with _s3_errors(f"s3://{self.bucket}/{key}", missing=StorageError):
-            found = self._client.get_object(Bucket=self.bucket, Key=key)
-            if found["Body"].read(MAX_READ_BYTES + 1) != old:
-                return False
-            condition = {"IfMatch": found["ETag"]} if conditional else {}
-            facts = {"length": str(len(new))}
-            try:
-                _PATIENTLY(self._put, key, new, content_type, Metadata=facts, **condition)
-            except self._client.exceptions.ClientError as error:
-                if error.response["Error"]["Code"] not in _TAKEN:
-                    raise
-                return False
-        return True
-
-    def _is_conditional(self) -> bool:
-        return self.probe() if self._conditional is None else self._conditional
-
-    def _head(self, key: str) -> dict[str, Any] | None:
-        try:
-            return self._client.head_object(Bucket=self.bucket, Key=key)
-        except self._client.exceptions.ClientError as error:
-            if error.response["Error"]["Code"] not in _MISSING:
-                raise
-            return None
-
-    def read(self, key: str) -> bytes | None:
-        """Download an object of at most `MAX_READ_BYTES`."""
-        with _s3_errors(f"s3://{self.bucket}/{key}", missing=StorageError):
-            try:
-                found = self._client.get_object(Bucket=self.bucket, Key=key)
-            except self._client.exceptions.NoSuchKey:
-                return None
-            if not _is_whole(found):
-                return None
-            data: bytes = found["Body"].read(MAX_READ_BYTES + 1)
-        if len(data) > MAX_READ_BYTES:
-            raise StorageError(f"s3://{self.bucket}/{key}: longer than {MAX_READ_BYTES} bytes")
-        return data
-
-    def url(self, key: str) -> str:
-        """The address under which a browser finds the object."""
-        return f"{self._base}/{key}"
-
-    def probe(self) -> bool:
-        """Write a small object twice with ``If-None-Match: *``; the second must be refused."""
-        again = {"IfNoneMatch": "*"}
-        with _s3_errors(f"s3://{self.bucket}", missing=StorageError):
-            for _ in range(2):
-                try:
-                    _PATIENTLY(self._put, PROBE_KEY, b"{}", "application/json", **again)
-                except self._client.exceptions.ClientError as error:
-                    code = error.response["Error"]["Code"]
-                    if code not in _TAKEN | {"NotImplemented"}:
-                        raise
-                    self._conditional = code in _TAKEN
-                    break
-            else:
-                self._conditional = False
-        if not self._conditional:
-            _log.warning("the bucket has no conditional writes: two workers may both store a job")
-        return self._conditional
-
-    def check(self) -> None:
-        """Raise `StorageError` if the bucket can't be reached, or says not what it lacks.
-
-        Without the right to list, S3 answers 403 where there is no object, so that a job without a
-        result can't be told from one whose result is kept from us.
-        """
-        with _s3_errors(f"s3://{self.bucket}", missing=StorageError):
-            self._client.head_bucket(Bucket=self.bucket)
-        self.read(f"{PROBE_KEY}.none")
-
-
-# %% ../../nbs/storage/index.ipynb #9d6c5a38
-_MISSING = {"404", "NoSuchKey", "NoSuchBucket"}
-_TAKEN = {"PreconditionFailed", "412"}
-_BUSY = {"ConditionalRequestConflict", "OperationAborted", "409"}
-"""Two wrote at the same time, and S3 took neither: the same request again decides."""
-
-
-def _is_busy(error: BaseException) -> bool:
-    answer = getattr(error, "response", None) or {}  # None where the connection was lost
-    return answer.get("Error", {}).get("Code") in _BUSY
-
-
-_PATIENTLY = Retrying(
-    stop=stop_after_attempt(5),
-    wait=wait_random_exponential(multiplier=0.1, max=2),
-    retry=retry_if_exception(_is_busy),
-    reraise=True,
-)
-
-
-def _is_whole(there: dict[str, Any]) -> bool:
-    """Whether an object has the length that its writer wrote down."""
-    length = str(there["ContentLength"])
-    return there["Metadata"].get("length", length) == length
-
-
-def _public_base(bucket: str, endpoint: str) -> str:
-    host = urlsplit(endpoint).hostname or ""
-    on_aws = host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
-    return f"https://{bucket}.s3.amazonaws.com" if on_aws else f"{endpoint.rstrip('/')}/{bucket}"
-
-
-@contextmanager
-def _s3_errors(what: str, *, missing: type[Exception]) -> Iterator[None]:
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError
-    from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError
-    from urllib3.exceptions import HTTPError
-
-    transfer = RetriesExceededError, S3DownloadFailedError  # the latter: changed while it was read
-    try:
-        yield
-    except ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        kind = missing if code in _MISSING else StorageError
-        raise kind(f"{what}: {'not found' if code in _MISSING else code}") from None
-    except (BotoCoreError, Boto3Error, HTTPError, OSError, *transfer) as error:
-        raise StorageError(f"{what}: {type(error).__name__}") from None
-
-
-# %% ../../nbs/storage/index.ipynb #78279b2a
-def make_s3_store(
-    bucket: str,
-    *,
-    region: str | None = None,
-    endpoint_url: str | None = None,
-    access_key_id: str | None = None,
-    secret_access_key: str | None = None,
-    session_token: str | None = None,
-    public_url: str | None = None,
-) -> S3Store:
-    """Make a store for a bucket.
-
-    Args:
-        bucket: Bucket of the results.
-        region: Its region; None lets boto3 find it.
-        endpoint_url: Another S3 server; None lets boto3 read its own variables.
-        access_key_id: None lets boto3 use its credential chain.
-        secret_access_key: Goes with the id.
-        session_token: Goes with both, where they are a role's.
-        public_url: Public base URL of the bucket.
-
-    Returns:
-        The store. Nothing has been asked of the server yet.
-
-    Raises:
-        StorageError: The credentials are incomplete, or boto3 refuses the configuration.
-    """
-    import boto3
-    from botocore.config import Config
-
-    config = Config(
-        connect_timeout=5,
-        read_timeout=30,
-        retries={"mode": "standard", "total_max_attempts": 4},
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-    )
-    with _s3_errors(f"s3://{bucket}", missing=StorageError):
-        client = boto3.client(
-            "s3",
-            region_name=region,
-            endpoint_url=endpoint_url,
-            aws_access_key_id=access_key_id,
-            aws_secret_access_key=secret_access_key,
-            aws_session_token=session_token,
-            config=config,
-        )
-    return S3Store(bucket, client, public_url=public_url)
-
-
-# %% ../../nbs/storage/index.ipynb #eb01cad3
-def _default_store() -> Store:
-    bucket = os.environ.get("S3_BUCKET") or "stylelicense-images"
-    region = os.environ.get("AWS_REGION") or None  # boto3 itself reads AWS_DEFAULT_REGION only
-    return make_s3_store(bucket, region=region, public_url=os.environ.get("S3_PUBLIC_URL"))
-
-
-def download_lora_model(
-    s3_url: str, *, store: Store | None = None, folder: Path | None = None
-) -> str:
-    """Download a LoRA to a temporary file of its own.
-
-    Args:
-        s3_url: ``s3://bucket/key.safetensors``; ``file:`` only with a `FolderStore`.
-        store: Where from; None makes an `S3Store` from the environment.
-        folder: Where the file is made; None takes the system's temporary folder.
-
-    Returns:
-        The path of a file that only this user can read; the caller deletes it.
-
-    Raises:
-        InvalidMessage: The URL is malformed.
-        LoraNotFound: There is no such object.
-        LoraInvalid: It is larger than `MAX_LORA_BYTES`.
-        StorageError: The bucket can't be reached, or refuses.
-    """
-    try:
-        handle, name = tempfile.mkstemp(".safetensors", "stylegen-", folder)
-    except OSError as error:
-        raise StorageError(f"no place for the LoRA's file ({error.strerror})") from None
-    os.close(handle)
-    try:
-        (store or _default_store()).fetch(s3_url, Path(name))
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return name
-
-
-# %% ../../nbs/storage/index.ipynb #ccd8eb7f
-def upload_image_to_s3(
-    image: "Image | bytes", generation_id: int | str, *, store: Store | None = None
-) -> str:
-    """Store a picture as JPEG.
-
-    Args:
-        image: An RGB picture, or a JPEG's bytes.
-        generation_id: Names the key, ``generations/gen_{generation_id}.jpg``.
-        store: Where to; None makes an `S3Store` from the environment.
-
-    Returns:
-        The picture's public URL.
-
-    Raises:
-        StorageError: It could not be stored.
-    """
-    data = image if isinstance(image, bytes) else encode_jpeg(image)
-    key = f"generations/gen_{generation_id}.jpg"
-    return (store or _default_store()).put(key, data, "image/jpeg")
-
-
-def encode_jpeg(image: "Image") -> bytes:
-    """Encode a picture as JPEG of quality 95, full colour resolution."""
-    buffer = BytesIO()
-    image.convert("RGB").save(buffer, "JPEG", quality=95, subsampling=0)
-    return buffer.getvalue()
-
-
-# %% ../../nbs/storage/index.ipynb #d51b2503
-@dataclass(frozen=True)
-class Manifest:
-    """A job's result, for good.
-
-    Attributes:
-        generation_id: Which picture.
-        job: Digest of the job's message; `ANY_JOB` where the id itself was canceled.
-        event: ``complete`` or ``failed``.
-        payload: The event's body.
-        event_id: The event's name, the same each time it is told.
-        picture: SHA-256 of the stored JPEG.
-        redrives: How often an operator had asked for the job once more.
-    """
-
-    generation_id: int | str
-    job: str
-    event: str
-    payload: dict[str, Any]
-    event_id: str
-    picture: str | None = None
-    redrives: int = 0
-
-    def gives_way(self, redrives: int) -> bool:
-        """Whether an operator has asked again since; a picture or a cancellation never does."""
-        return self.event == "failed" and self.job != ANY_JOB and self.redrives < redrives
-
-
-ANY_JOB = "*"
-
-
-def manifest_key(generation_id: int | str) -> str:
-    """Where a job's manifest lies."""
-    return f"manifests/gen_{generation_id}.json"
-
-
-def _forbidden_key(generation_id: int | str) -> str:
-    return f"manifests/gen_{generation_id}.canceled"
-
-
-# %% ../../nbs/storage/index.ipynb #58e11d9c
-def find_manifest(
-    store: Store, generation_id: int | str, job: str, redrives: int = 0
-) -> Manifest | None:
-    """Look up whether a job is done.
-
-    Args:
-        store: Where results lie.
-        generation_id: Which picture.
-        job: Digest of the message.
-        redrives: How often an operator asked for it again; earlier failures don't count then.
-
-    Returns:
-        The manifest, or None.
-
-    Raises:
-        Conflict: The id belongs to another job.
-        Canceled: It failed, and must not be tried again.
-        StorageError: The bucket can't be read, or the manifest is damaged.
-    """
-    data = store.read(manifest_key(generation_id))
-    if data is None:
-        return None
-    found = _same_job(_manifest(data), job)
-    if not found.gives_way(redrives):
-        return found
-    if store.read(_forbidden_key(generation_id)) is not None:
-        raise Canceled("the job was canceled")
-    return None
-
-
-def forbid(store: Store, generation_id: int | str) -> bool:
-    """Write down that a job that has failed must not be tried again, though it was redriven.
-
-    Args:
-        store: Where results lie.
-        generation_id: Which picture.
-
-    Returns:
-        Whether it has failed; a picture is not taken back.
-
-    Raises:
-        StorageError: It could not be written.
-    """
-    data = store.read(manifest_key(generation_id))
-    if data is None or _manifest(data).event != "failed":
-        return False
-    key = _forbidden_key(generation_id)
-    store.put_once(key, b"{}", "application/json", facts={}, public=False)
-    return True
-
-
-def _same_job(found: Manifest, job: str) -> Manifest:
-    if found.job not in (job, ANY_JOB):
-        raise Conflict(f"generation {found.generation_id} is the id of another job")
-    return found
-
-
-def _manifest(data: bytes) -> Manifest:
-    try:
-        known = {part.name for part in fields(Manifest)}  # a later version may write more
-        return Manifest(**{name: part for name, part in json.loads(data).items() if name in known})
-    except (ValueError, TypeError, AttributeError):
-        raise StorageError("a result's manifest is damaged") from None
-
-
-# %% ../../nbs/storage/index.ipynb #01e28e1a
-def commit(store: Store, manifest: Manifest) -> Manifest:
-    """Write a manifest down, unless somebody was first.
-
-    Args:
-        store: Where results lie.
-        manifest: What this worker would tell.
-
-    Returns:
-        What everybody tells: this manifest, or the first one.
-
-    Raises:
-        Conflict: The first one is of another job.
-        StorageError: It could not be written.
-    """
-    key = manifest_key(manifest.generation_id)
-    data = json.dumps(asdict(manifest)).encode()
-    if store.put_once(key, data, "application/json", facts={}, public=False) is None:
-        return manifest
-    there = store.read(key)
-    if there is None:
-        raise StorageError("a result's manifest can't be found again")
-    first = _same_job(_manifest(there), manifest.job)
-    if not first.gives_way(manifest.redrives):
-        return first
-    if not store.replace(key, there, data, "application/json"):
-        raise StorageError("a result's manifest was replaced meanwhile")
-    return manifest
-
-
-# %% ../../nbs/storage/index.ipynb #a8ee84da
-def store_result(store: Store, generation_id: int | str, jpeg: bytes, job: str) -> tuple[str, str]:
-    """Store a job's picture, or adopt the one that this job has stored before.
-
-    Args:
-        store: Where to.
-        generation_id: Which picture.
-        jpeg: Its bytes.
-        job: Digest of the message.
-
-    Returns:
-        The picture's public URL, and the SHA-256 of what lies there.
-
-    Raises:
-        StorageError: It could not be stored, or another job is about to finish under this id.
-    """
-    key = f"generations/gen_{generation_id}.jpg"
-    facts = {"job": job, "sha256": hashlib.sha256(jpeg).hexdigest()}
-    there = store.put_once(key, jpeg, "image/jpeg", facts=facts, public=True)
-    if there is None:
-        return store.url(key), facts["sha256"]
-    if there.get("job") == job:
-        return store.url(key), there["sha256"]
-    if "job" not in there:  # stored by a version that wrote no manifests
-        return store.put(key, jpeg, "image/jpeg"), facts["sha256"]
-    raise StorageError(f"{key} holds another job's picture, not finished yet")
+# %% ../../nbs/storage/index.ipynb #842bcf44
+_all_ = [
+    "ANY_JOB",
+    "commit",
+    "DETECTION_KEY",
+    "download_lora_model",
+    "download_object",
+    "downloaded",
+    "encode_jpeg",
+    "find_manifest",
+    "FolderStore",
+    "InvalidUrl",
+    "lora_errors",
+    "LoraFiles",
+    "make_s3_store",
+    "Manifest",
+    "manifest_key",
+    "mark_canceled",
+    "MAX_LORA_BYTES",
+    "MAX_READ_BYTES",
+    "ObjectNotFound",
+    "ObjectTooLarge",
+    "parse_s3_url",
+    "picture_key",
+    "S3Store",
+    "Source",
+    "Store",
+    "store_result",
+    "upload_image_to_s3",
+]

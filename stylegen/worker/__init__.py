@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = [
-    "MAX_MARK_BYTES",
+    "MAX_SIGNATURE_BYTES",
     "Labelling",
     "Parts",
     "make_store",
@@ -73,8 +73,6 @@ from stylegen.job import (
     DeviceLost,
     GenerationJob,
     InvalidMessage,
-    LoraInvalid,
-    LoraNotFound,
     RetriesExhausted,
     SignatureUnrenderable,
     StorageError,
@@ -99,24 +97,29 @@ from stylegen.queue import (
 )
 from ..settings import Settings, SettingsError, load_settings, settings_help
 from stylegen.signature import (
-    add_mark,
+    add_signature_image,
     add_watermark,
     choose_font,
     covered_scripts,
     create_text_overlay,
-    read_mark,
+    read_signature_image,
 )
-from ..signature.label import ContentCredentials, Label, encode_labelled
+from ..signature.c2pa import ContentCredentials
+from ..signature.label import Label, encode_labelled
 from stylegen.storage import (
     ANY_JOB,
+    MAX_LORA_BYTES,
     FolderStore,
     Manifest,
+    ObjectNotFound,
+    ObjectTooLarge,
     Store,
     commit,
-    download_lora_model,
+    downloaded,
     find_manifest,
-    forbid,
+    lora_errors,
     make_s3_store,
+    mark_canceled,
     store_result,
     upload_image_to_s3,
 )
@@ -141,7 +144,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _log = logging.getLogger(__name__)
-MAX_MARK_BYTES = 5 * 2**20
+MAX_SIGNATURE_BYTES = 5 * 2**20
 
 
 # %% ../../nbs/worker/index.ipynb #60d217fb
@@ -300,7 +303,7 @@ def make_signer(job: GenerationJob, parts: Parts) -> Callable[["Image"], "Image"
     place = {"position": job.signature.position, "opacity": job.signature.opacity}
     if job.signature.image_url:
         mark = _fetch_mark(job.signature.image_url, parts.store)
-        return lambda image: add_mark(image, mark, **place)
+        return lambda image: add_signature_image(image, mark, **place)
     name, font = job.artist_name, parts.font
     create_text_overlay(name, job.signature.opacity, size=job.resolution, font_path=font)
     return lambda image: add_watermark(image, name, font_path=font, **place)
@@ -308,30 +311,31 @@ def make_signer(job: GenerationJob, parts: Parts) -> Callable[["Image"], "Image"
 
 def _fetch_mark(url: str, store: Store) -> "Image":
     try:
-        with _downloaded(url, store) as path:
-            if path.stat().st_size > MAX_MARK_BYTES:
-                raise SignatureUnrenderable(f"the signature is over {MAX_MARK_BYTES} bytes")
-            return read_mark(path.read_bytes())
-    except (InvalidMessage, LoraNotFound, LoraInvalid):
+        with downloaded(url, store, max_bytes=MAX_SIGNATURE_BYTES, suffix=".png") as path:
+            return read_signature_image(path.read_bytes())
+    except ObjectTooLarge:
+        raise SignatureUnrenderable(f"the signature is over {MAX_SIGNATURE_BYTES} bytes") from None
+    except (InvalidMessage, ObjectNotFound):
         raise SignatureUnrenderable("the signature's picture can't be fetched") from None
-
-
-@contextmanager
-def _downloaded(url: str, store: Store) -> Iterator[Path]:
-    path = Path(download_lora_model(url, store=store))
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
 
 
 @contextmanager
 def _loras(job: GenerationJob, parts: Parts) -> Iterator[list[Path]]:
     """The files of a job's LoRAs, the artist's own first."""
-    get = parts.loras.get if parts.loras else partial(_downloaded, store=parts.store)
+    urls = {"lora_model_url": job.lora_model_url}
+    urls |= {f"extra_loras.{n}.url": extra.url for n, extra in enumerate(job.extra_loras)}
     with ExitStack() as stack:
-        urls = [job.lora_model_url, *(extra.url for extra in job.extra_loras)]
-        yield [stack.enter_context(get(url)) for url in urls]
+        paths = []
+        for field_name, url in urls.items():
+            with lora_errors(field_name):
+                paths.append(stack.enter_context(_lora(url, parts)))
+        yield paths
+
+
+def _lora(url: str, parts: Parts) -> AbstractContextManager[Path]:
+    if parts.loras:
+        return parts.loras.get(url)
+    return downloaded(url, parts.store, max_bytes=MAX_LORA_BYTES, suffix=".safetensors")
 
 
 def make_picture(job: GenerationJob, parts: Parts, on_step: OnStep) -> tuple[str, str]:
@@ -660,7 +664,7 @@ def cancel_job(generation_id: int | str, store: Store) -> bool:
     try:
         commit(store, Manifest(generation_id, ANY_JOB, "failed", payload, event_id))
     except Conflict:
-        return forbid(store, generation_id)  # it may have failed, been redriven, and wait
+        return mark_canceled(store, generation_id)  # it may have failed, been redriven, and wait
     return True
 
 
@@ -704,7 +708,7 @@ def consume(settings: Settings, stop: threading.Event) -> None:
     guard(watch)
     with _health_server(settings, health, metrics):
         parts = replace(make_parts(settings, metrics), idempotent=True, watch=watch)
-        _probe(parts.store)
+        _detect_conditional_writes(parts.store)
         url, hands = broker_url(settings), settings.stylegen_prefetch or 2 * settings.stylegen_batch
         delays, most = settings.stylegen_retry_delays, settings.stylegen_max_redeliveries
         retries = Retries(url, settings.stylegen_queue, delays, most)
@@ -729,9 +733,9 @@ def _health_server(
     return HealthServer(health, metrics, port, host)
 
 
-def _probe(store: Store) -> None:
+def _detect_conditional_writes(store: Store) -> None:
     try:
-        store.probe()
+        store.detect_conditional_writes()
     except StorageError as error:
         _log.warning("the bucket can't be asked now: %s", error)
 

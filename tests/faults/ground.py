@@ -27,7 +27,7 @@ from rabbit import RabbitNode
 from s3_server import S3Server
 from waiting import wait_until as wait_for_it
 
-from stylegen.signature.label import read_provenance
+from stylegen.signature.provenance import read_provenance
 
 TOKEN = "t0ken-of-the-faults"
 BUCKET = "faults"
