@@ -128,7 +128,7 @@ def main() -> int:
         keys = {"access_key_id": "test", "secret_access_key": "test", "region": "us-east-1"}
         store = make_s3_store(BUCKET, endpoint_url=s3.endpoint_url, **keys)
         loras = LoraFiles(store, Path(folder))
-        parts = Parts(lambda *_: None, store, (), "bench", loras=loras, once=True)
+        parts = Parts(lambda *_: None, store, (), "bench", loras=loras, idempotent=True)
         for repeat in range(chosen.repeats):
             for hands in found:
                 first = 1 + (2 * repeat + hands) * chosen.jobs

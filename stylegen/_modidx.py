@@ -1993,6 +1993,312 @@ d = {
                 "stylegen/pocket/words.py",
             ),
         },
+        "stylegen.queue.connection": {
+            "stylegen.queue.connection.WrongQueue": (
+                "queue/connection.html#wrongqueue",
+                "stylegen/queue/connection.py",
+            ),
+            "stylegen.queue.connection._TolerantConnection": (
+                "queue/connection.html#_tolerantconnection",
+                "stylegen/queue/connection.py",
+            ),
+            "stylegen.queue.connection._TolerantConnection._read_frame": (
+                "queue/connection.html#_tolerantconnection._read_frame",
+                "stylegen/queue/connection.py",
+            ),
+            "stylegen.queue.connection.connect": (
+                "queue/connection.html#connect",
+                "stylegen/queue/connection.py",
+            ),
+            "stylegen.queue.connection.connection_parameters": (
+                "queue/connection.html#connection_parameters",
+                "stylegen/queue/connection.py",
+            ),
+            "stylegen.queue.connection.ensure_queue": (
+                "queue/connection.html#ensure_queue",
+                "stylegen/queue/connection.py",
+            ),
+            "stylegen.queue.connection.log_broker_error": (
+                "queue/connection.html#log_broker_error",
+                "stylegen/queue/connection.py",
+            ),
+            "stylegen.queue.connection.open_connection": (
+                "queue/connection.html#open_connection",
+                "stylegen/queue/connection.py",
+            ),
+            "stylegen.queue.connection.reconnecting": (
+                "queue/connection.html#reconnecting",
+                "stylegen/queue/connection.py",
+            ),
+            "stylegen.queue.connection.without_headers": (
+                "queue/connection.html#without_headers",
+                "stylegen/queue/connection.py",
+            ),
+        },
+        "stylegen.queue.consumer": {
+            "stylegen.queue.consumer.ConsumerHealth": (
+                "queue/consumer.html#consumerhealth",
+                "stylegen/queue/consumer.py",
+            ),
+            "stylegen.queue.consumer.ConsumerHealth.beat": (
+                "queue/consumer.html#consumerhealth.beat",
+                "stylegen/queue/consumer.py",
+            ),
+            "stylegen.queue.consumer.Unwatched": (
+                "queue/consumer.html#unwatched",
+                "stylegen/queue/consumer.py",
+            ),
+            "stylegen.queue.consumer.Unwatched.beat": (
+                "queue/consumer.html#unwatched.beat",
+                "stylegen/queue/consumer.py",
+            ),
+            "stylegen.queue.consumer._Session": (
+                "queue/consumer.html#_session",
+                "stylegen/queue/consumer.py",
+            ),
+            "stylegen.queue.consumer._Session.__init__": (
+                "queue/consumer.html#_session.__init__",
+                "stylegen/queue/consumer.py",
+            ),
+            "stylegen.queue.consumer._Session._acknowledge": (
+                "queue/consumer.html#_session._acknowledge",
+                "stylegen/queue/consumer.py",
+            ),
+            "stylegen.queue.consumer._Session._on_done": (
+                "queue/consumer.html#_session._on_done",
+                "stylegen/queue/consumer.py",
+            ),
+            "stylegen.queue.consumer._Session._on_message": (
+                "queue/consumer.html#_session._on_message",
+                "stylegen/queue/consumer.py",
+            ),
+            "stylegen.queue.consumer._Setup": (
+                "queue/consumer.html#_setup",
+                "stylegen/queue/consumer.py",
+            ),
+            "stylegen.queue.consumer._consume": (
+                "queue/consumer.html#_consume",
+                "stylegen/queue/consumer.py",
+            ),
+            "stylegen.queue.consumer._counting_from_one": (
+                "queue/consumer.html#_counting_from_one",
+                "stylegen/queue/consumer.py",
+            ),
+            "stylegen.queue.consumer._drain": (
+                "queue/consumer.html#_drain",
+                "stylegen/queue/consumer.py",
+            ),
+            "stylegen.queue.consumer._serve": (
+                "queue/consumer.html#_serve",
+                "stylegen/queue/consumer.py",
+            ),
+            "stylegen.queue.consumer._serve_until_stopped": (
+                "queue/consumer.html#_serve_until_stopped",
+                "stylegen/queue/consumer.py",
+            ),
+            "stylegen.queue.consumer._tick": (
+                "queue/consumer.html#_tick",
+                "stylegen/queue/consumer.py",
+            ),
+            "stylegen.queue.consumer._with_body": (
+                "queue/consumer.html#_with_body",
+                "stylegen/queue/consumer.py",
+            ),
+            "stylegen.queue.consumer.start_rabbitmq_consumer": (
+                "queue/consumer.html#start_rabbitmq_consumer",
+                "stylegen/queue/consumer.py",
+            ),
+        },
+        "stylegen.queue.control": {
+            "stylegen.queue.control.consume_control": (
+                "queue/control.html#consume_control",
+                "stylegen/queue/control.py",
+            ),
+            "stylegen.queue.control.control_exchange": (
+                "queue/control.html#control_exchange",
+                "stylegen/queue/control.py",
+            ),
+            "stylegen.queue.control.publish_control": (
+                "queue/control.html#publish_control",
+                "stylegen/queue/control.py",
+            ),
+        },
+        "stylegen.queue.delivery": {
+            "stylegen.queue.delivery.Delivery": (
+                "queue/delivery.html#delivery",
+                "stylegen/queue/delivery.py",
+            ),
+            "stylegen.queue.delivery.Delivery.counts": (
+                "queue/delivery.html#delivery.counts",
+                "stylegen/queue/delivery.py",
+            ),
+            "stylegen.queue.delivery.Delivery.is_poison_candidate": (
+                "queue/delivery.html#delivery.is_poison_candidate",
+                "stylegen/queue/delivery.py",
+            ),
+            "stylegen.queue.delivery.DeliveryCounts": (
+                "queue/delivery.html#deliverycounts",
+                "stylegen/queue/delivery.py",
+            ),
+            "stylegen.queue.delivery.DeliveryCounts.from_headers": (
+                "queue/delivery.html#deliverycounts.from_headers",
+                "stylegen/queue/delivery.py",
+            ),
+            "stylegen.queue.delivery.DeliveryCounts.to_headers": (
+                "queue/delivery.html#deliverycounts.to_headers",
+                "stylegen/queue/delivery.py",
+            ),
+            "stylegen.queue.delivery._count": (
+                "queue/delivery.html#_count",
+                "stylegen/queue/delivery.py",
+            ),
+            "stylegen.queue.delivery.from_pika": (
+                "queue/delivery.html#from_pika",
+                "stylegen/queue/delivery.py",
+            ),
+        },
+        "stylegen.queue.executor": {
+            "stylegen.queue.executor.CallbackRunner": (
+                "queue/executor.html#callbackrunner",
+                "stylegen/queue/executor.py",
+            ),
+            "stylegen.queue.executor.CallbackRunner.__init__": (
+                "queue/executor.html#callbackrunner.__init__",
+                "stylegen/queue/executor.py",
+            ),
+            "stylegen.queue.executor.CallbackRunner.is_stopping": (
+                "queue/executor.html#callbackrunner.is_stopping",
+                "stylegen/queue/executor.py",
+            ),
+            "stylegen.queue.executor.CallbackRunner.run": (
+                "queue/executor.html#callbackrunner.run",
+                "stylegen/queue/executor.py",
+            ),
+            "stylegen.queue.executor.JobExecutor": (
+                "queue/executor.html#jobexecutor",
+                "stylegen/queue/executor.py",
+            ),
+            "stylegen.queue.executor.JobExecutor.__init__": (
+                "queue/executor.html#jobexecutor.__init__",
+                "stylegen/queue/executor.py",
+            ),
+            "stylegen.queue.executor.JobExecutor._run": (
+                "queue/executor.html#jobexecutor._run",
+                "stylegen/queue/executor.py",
+            ),
+            "stylegen.queue.executor.JobExecutor.is_busy": (
+                "queue/executor.html#jobexecutor.is_busy",
+                "stylegen/queue/executor.py",
+            ),
+            "stylegen.queue.executor.JobExecutor.next_epoch": (
+                "queue/executor.html#jobexecutor.next_epoch",
+                "stylegen/queue/executor.py",
+            ),
+            "stylegen.queue.executor.JobExecutor.submit": (
+                "queue/executor.html#jobexecutor.submit",
+                "stylegen/queue/executor.py",
+            ),
+            "stylegen.queue.executor.SharedExclusiveLock": (
+                "queue/executor.html#sharedexclusivelock",
+                "stylegen/queue/executor.py",
+            ),
+            "stylegen.queue.executor.SharedExclusiveLock.__init__": (
+                "queue/executor.html#sharedexclusivelock.__init__",
+                "stylegen/queue/executor.py",
+            ),
+            "stylegen.queue.executor.SharedExclusiveLock._is_free": (
+                "queue/executor.html#sharedexclusivelock._is_free",
+                "stylegen/queue/executor.py",
+            ),
+            "stylegen.queue.executor.SharedExclusiveLock.hold": (
+                "queue/executor.html#sharedexclusivelock.hold",
+                "stylegen/queue/executor.py",
+            ),
+        },
+        "stylegen.queue.publish": {
+            "stylegen.queue.publish._log_alarm": (
+                "queue/publish.html#_log_alarm",
+                "stylegen/queue/publish.py",
+            ),
+            "stylegen.queue.publish._persistent": (
+                "queue/publish.html#_persistent",
+                "stylegen/queue/publish.py",
+            ),
+            "stylegen.queue.publish.publish_job": (
+                "queue/publish.html#publish_job",
+                "stylegen/queue/publish.py",
+            ),
+            "stylegen.queue.publish.publish_with_retries": (
+                "queue/publish.html#publish_with_retries",
+                "stylegen/queue/publish.py",
+            ),
+        },
+        "stylegen.queue.retries": {
+            "stylegen.queue.retries.Retries": (
+                "queue/retries.html#retries",
+                "stylegen/queue/retries.py",
+            ),
+            "stylegen.queue.retries.Retries.dead_letter": (
+                "queue/retries.html#retries.dead_letter",
+                "stylegen/queue/retries.py",
+            ),
+            "stylegen.queue.retries.Retries.requeue": (
+                "queue/retries.html#retries.requeue",
+                "stylegen/queue/retries.py",
+            ),
+            "stylegen.queue.retries.Retries.schedule_retry": (
+                "queue/retries.html#retries.schedule_retry",
+                "stylegen/queue/retries.py",
+            ),
+            "stylegen.queue.retries.RetryState": (
+                "queue/retries.html#retrystate",
+                "stylegen/queue/retries.py",
+            ),
+            "stylegen.queue.retries.RetryState.final_error": (
+                "queue/retries.html#retrystate.final_error",
+                "stylegen/queue/retries.py",
+            ),
+            "stylegen.queue.retries.RetryState.has_retries": (
+                "queue/retries.html#retrystate.has_retries",
+                "stylegen/queue/retries.py",
+            ),
+            "stylegen.queue.retries.RetryState.is_retryable": (
+                "queue/retries.html#retrystate.is_retryable",
+                "stylegen/queue/retries.py",
+            ),
+            "stylegen.queue.retries._copy": (
+                "queue/retries.html#_copy",
+                "stylegen/queue/retries.py",
+            ),
+            "stylegen.queue.retries._is_transient": (
+                "queue/retries.html#_is_transient",
+                "stylegen/queue/retries.py",
+            ),
+            "stylegen.queue.retries.dead_letters": (
+                "queue/retries.html#dead_letters",
+                "stylegen/queue/retries.py",
+            ),
+            "stylegen.queue.retries.next_retry": (
+                "queue/retries.html#next_retry",
+                "stylegen/queue/retries.py",
+            ),
+            "stylegen.queue.retries.redrive": (
+                "queue/retries.html#redrive",
+                "stylegen/queue/retries.py",
+            ),
+            "stylegen.queue.retries.retry_queue": (
+                "queue/retries.html#retry_queue",
+                "stylegen/queue/retries.py",
+            ),
+            "stylegen.queue.retries.retry_queue_arguments": (
+                "queue/retries.html#retry_queue_arguments",
+                "stylegen/queue/retries.py",
+            ),
+            "stylegen.queue.retries.retry_state": (
+                "queue/retries.html#retry_state",
+                "stylegen/queue/retries.py",
+            ),
+        },
         "stylegen.settings": {
             "stylegen.settings.Settings": ("settings.html#settings", "stylegen/settings.py"),
             "stylegen.settings.Settings._are_origins": (
@@ -2721,6 +3027,278 @@ d = {
             "stylegen.storage.store.parse_s3_url": (
                 "storage/store.html#parse_s3_url",
                 "stylegen/storage/store.py",
+            ),
+        },
+        "stylegen.webhook.delivery": {
+            "stylegen.webhook.delivery.ReceiverBreaker": (
+                "webhook/delivery.html#receiverbreaker",
+                "stylegen/webhook/delivery.py",
+            ),
+            "stylegen.webhook.delivery.ReceiverBreaker.__init__": (
+                "webhook/delivery.html#receiverbreaker.__init__",
+                "stylegen/webhook/delivery.py",
+            ),
+            "stylegen.webhook.delivery.ReceiverBreaker.is_open": (
+                "webhook/delivery.html#receiverbreaker.is_open",
+                "stylegen/webhook/delivery.py",
+            ),
+            "stylegen.webhook.delivery.ReceiverBreaker.trip": (
+                "webhook/delivery.html#receiverbreaker.trip",
+                "stylegen/webhook/delivery.py",
+            ),
+            "stylegen.webhook.delivery._attempts": (
+                "webhook/delivery.html#_attempts",
+                "stylegen/webhook/delivery.py",
+            ),
+            "stylegen.webhook.delivery._failure": (
+                "webhook/delivery.html#_failure",
+                "stylegen/webhook/delivery.py",
+            ),
+            "stylegen.webhook.delivery._pause": (
+                "webhook/delivery.html#_pause",
+                "stylegen/webhook/delivery.py",
+            ),
+            "stylegen.webhook.delivery.deliver_event": (
+                "webhook/delivery.html#deliver_event",
+                "stylegen/webhook/delivery.py",
+            ),
+            "stylegen.webhook.delivery.is_retryable": (
+                "webhook/delivery.html#is_retryable",
+                "stylegen/webhook/delivery.py",
+            ),
+            "stylegen.webhook.delivery.retry_after": (
+                "webhook/delivery.html#retry_after",
+                "stylegen/webhook/delivery.py",
+            ),
+            "stylegen.webhook.delivery.send_complete_webhook": (
+                "webhook/delivery.html#send_complete_webhook",
+                "stylegen/webhook/delivery.py",
+            ),
+            "stylegen.webhook.delivery.send_failed_webhook": (
+                "webhook/delivery.html#send_failed_webhook",
+                "stylegen/webhook/delivery.py",
+            ),
+        },
+        "stylegen.webhook.events": {
+            "stylegen.webhook.events.complete_event_id": (
+                "webhook/events.html#complete_event_id",
+                "stylegen/webhook/events.py",
+            ),
+            "stylegen.webhook.events.complete_payload": (
+                "webhook/events.html#complete_payload",
+                "stylegen/webhook/events.py",
+            ),
+            "stylegen.webhook.events.failed_event_id": (
+                "webhook/events.html#failed_event_id",
+                "stylegen/webhook/events.py",
+            ),
+            "stylegen.webhook.events.failed_payload": (
+                "webhook/events.html#failed_payload",
+                "stylegen/webhook/events.py",
+            ),
+            "stylegen.webhook.events.progress_event_id": (
+                "webhook/events.html#progress_event_id",
+                "stylegen/webhook/events.py",
+            ),
+            "stylegen.webhook.events.progress_payload": (
+                "webhook/events.html#progress_payload",
+                "stylegen/webhook/events.py",
+            ),
+        },
+        "stylegen.webhook.origins": {
+            "stylegen.webhook.origins.Origin": (
+                "webhook/origins.html#origin",
+                "stylegen/webhook/origins.py",
+            ),
+            "stylegen.webhook.origins.Origin.__str__": (
+                "webhook/origins.html#origin.__str__",
+                "stylegen/webhook/origins.py",
+            ),
+            "stylegen.webhook.origins.WebhookUrls": (
+                "webhook/origins.html#webhookurls",
+                "stylegen/webhook/origins.py",
+            ),
+            "stylegen.webhook.origins.allowed_url": (
+                "webhook/origins.html#allowed_url",
+                "stylegen/webhook/origins.py",
+            ),
+            "stylegen.webhook.origins.parse_origin": (
+                "webhook/origins.html#parse_origin",
+                "stylegen/webhook/origins.py",
+            ),
+            "stylegen.webhook.origins.webhook_urls": (
+                "webhook/origins.html#webhook_urls",
+                "stylegen/webhook/origins.py",
+            ),
+        },
+        "stylegen.webhook.progress": {
+            "stylegen.webhook.progress.Milestone": (
+                "webhook/progress.html#milestone",
+                "stylegen/webhook/progress.py",
+            ),
+            "stylegen.webhook.progress.MilestoneSender": (
+                "webhook/progress.html#milestonesender",
+                "stylegen/webhook/progress.py",
+            ),
+            "stylegen.webhook.progress.MilestoneSender.__init__": (
+                "webhook/progress.html#milestonesender.__init__",
+                "stylegen/webhook/progress.py",
+            ),
+            "stylegen.webhook.progress.MilestoneSender._run": (
+                "webhook/progress.html#milestonesender._run",
+                "stylegen/webhook/progress.py",
+            ),
+            "stylegen.webhook.progress.MilestoneSender.close": (
+                "webhook/progress.html#milestonesender.close",
+                "stylegen/webhook/progress.py",
+            ),
+            "stylegen.webhook.progress.MilestoneSender.put": (
+                "webhook/progress.html#milestonesender.put",
+                "stylegen/webhook/progress.py",
+            ),
+            "stylegen.webhook.progress.MilestoneTracker": (
+                "webhook/progress.html#milestonetracker",
+                "stylegen/webhook/progress.py",
+            ),
+            "stylegen.webhook.progress.MilestoneTracker.__init__": (
+                "webhook/progress.html#milestonetracker.__init__",
+                "stylegen/webhook/progress.py",
+            ),
+            "stylegen.webhook.progress.MilestoneTracker.advance": (
+                "webhook/progress.html#milestonetracker.advance",
+                "stylegen/webhook/progress.py",
+            ),
+            "stylegen.webhook.progress.ProgressReporter": (
+                "webhook/progress.html#progressreporter",
+                "stylegen/webhook/progress.py",
+            ),
+            "stylegen.webhook.progress.ProgressReporter.__call__": (
+                "webhook/progress.html#progressreporter.__call__",
+                "stylegen/webhook/progress.py",
+            ),
+            "stylegen.webhook.progress.ProgressReporter.__enter__": (
+                "webhook/progress.html#progressreporter.__enter__",
+                "stylegen/webhook/progress.py",
+            ),
+            "stylegen.webhook.progress.ProgressReporter.__exit__": (
+                "webhook/progress.html#progressreporter.__exit__",
+                "stylegen/webhook/progress.py",
+            ),
+            "stylegen.webhook.progress.ProgressReporter.__init__": (
+                "webhook/progress.html#progressreporter.__init__",
+                "stylegen/webhook/progress.py",
+            ),
+            "stylegen.webhook.progress.ProgressReporter.close": (
+                "webhook/progress.html#progressreporter.close",
+                "stylegen/webhook/progress.py",
+            ),
+            "stylegen.webhook.progress._send_quietly": (
+                "webhook/progress.html#_send_quietly",
+                "stylegen/webhook/progress.py",
+            ),
+            "stylegen.webhook.progress.send_progress": (
+                "webhook/progress.html#send_progress",
+                "stylegen/webhook/progress.py",
+            ),
+        },
+        "stylegen.webhook.receiver": {
+            "stylegen.webhook.receiver.ReceivedWebhook": (
+                "webhook/receiver.html#receivedwebhook",
+                "stylegen/webhook/receiver.py",
+            ),
+            "stylegen.webhook.receiver.ReceivedWebhook.event": (
+                "webhook/receiver.html#receivedwebhook.event",
+                "stylegen/webhook/receiver.py",
+            ),
+            "stylegen.webhook.receiver.ReceivedWebhook.read": (
+                "webhook/receiver.html#receivedwebhook.read",
+                "stylegen/webhook/receiver.py",
+            ),
+            "stylegen.webhook.receiver.WebhookReceiver": (
+                "webhook/receiver.html#webhookreceiver",
+                "stylegen/webhook/receiver.py",
+            ),
+            "stylegen.webhook.receiver.WebhookReceiver.__enter__": (
+                "webhook/receiver.html#webhookreceiver.__enter__",
+                "stylegen/webhook/receiver.py",
+            ),
+            "stylegen.webhook.receiver.WebhookReceiver.__exit__": (
+                "webhook/receiver.html#webhookreceiver.__exit__",
+                "stylegen/webhook/receiver.py",
+            ),
+            "stylegen.webhook.receiver.WebhookReceiver.__init__": (
+                "webhook/receiver.html#webhookreceiver.__init__",
+                "stylegen/webhook/receiver.py",
+            ),
+            "stylegen.webhook.receiver.WebhookReceiver.of": (
+                "webhook/receiver.html#webhookreceiver.of",
+                "stylegen/webhook/receiver.py",
+            ),
+            "stylegen.webhook.receiver.WebhookReceiver.take": (
+                "webhook/receiver.html#webhookreceiver.take",
+                "stylegen/webhook/receiver.py",
+            ),
+            "stylegen.webhook.receiver.WebhookReceiver.wait_for": (
+                "webhook/receiver.html#webhookreceiver.wait_for",
+                "stylegen/webhook/receiver.py",
+            ),
+            "stylegen.webhook.receiver._Handler": (
+                "webhook/receiver.html#_handler",
+                "stylegen/webhook/receiver.py",
+            ),
+            "stylegen.webhook.receiver._Handler._take": (
+                "webhook/receiver.html#_handler._take",
+                "stylegen/webhook/receiver.py",
+            ),
+            "stylegen.webhook.receiver._Handler.log_message": (
+                "webhook/receiver.html#_handler.log_message",
+                "stylegen/webhook/receiver.py",
+            ),
+        },
+        "stylegen.webhook.request": {
+            "stylegen.webhook.request.WebhookAuth": (
+                "webhook/request.html#webhookauth",
+                "stylegen/webhook/request.py",
+            ),
+            "stylegen.webhook.request.WebhookAuth.__call__": (
+                "webhook/request.html#webhookauth.__call__",
+                "stylegen/webhook/request.py",
+            ),
+            "stylegen.webhook.request.WebhookAuth.__init__": (
+                "webhook/request.html#webhookauth.__init__",
+                "stylegen/webhook/request.py",
+            ),
+            "stylegen.webhook.request._Call": (
+                "webhook/request.html#_call",
+                "stylegen/webhook/request.py",
+            ),
+            "stylegen.webhook.request._Call.__init__": (
+                "webhook/request.html#_call.__init__",
+                "stylegen/webhook/request.py",
+            ),
+            "stylegen.webhook.request._Call.run": (
+                "webhook/request.html#_call.run",
+                "stylegen/webhook/request.py",
+            ),
+            "stylegen.webhook.request._calls": (
+                "webhook/request.html#_calls",
+                "stylegen/webhook/request.py",
+            ),
+            "stylegen.webhook.request._given_or_set": (
+                "webhook/request.html#_given_or_set",
+                "stylegen/webhook/request.py",
+            ),
+            "stylegen.webhook.request._request": (
+                "webhook/request.html#_request",
+                "stylegen/webhook/request.py",
+            ),
+            "stylegen.webhook.request.call_within": (
+                "webhook/request.html#call_within",
+                "stylegen/webhook/request.py",
+            ),
+            "stylegen.webhook.request.send_event": (
+                "webhook/request.html#send_event",
+                "stylegen/webhook/request.py",
             ),
         },
     },

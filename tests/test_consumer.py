@@ -230,7 +230,7 @@ def test_two_jobs_in_hand(
             wait_until(lambda: len({each.body["generation_id"] for each in backend.received}) > 1)
         return 200
 
-    backend._answer = answer
+    backend.answer = answer
     publish(rabbit, *(job(backend, number, num_inference_steps=4) for number in numbers))
     with worker(environment | {"STYLEGEN_PREFETCH": "2"}, tmp_path / "worker.log") as process:
         assert len(backend.wait_for(3, "complete", timeout=120)) == 3
@@ -248,7 +248,7 @@ def test_stop_finishes_the_job_in_hand(
     """SIGTERM in the middle of a picture: it is delivered, the next one stays in the queue."""
     publish(rabbit, job(backend, 7), job(backend, 8))
     told, log = threading.Event(), tmp_path / "worker.log"
-    backend._answer = lambda hook: 200 if hook.event == "progress" or told.wait(60) else 500
+    backend.answer = lambda hook: 200 if hook.event == "progress" or told.wait(60) else 500
     with worker(environment, log) as process:
         assert backend.wait_for(2, "progress", timeout=120)
         process.send_signal(signal.SIGTERM)
@@ -353,7 +353,7 @@ def test_the_documented_rights_are_enough(
     dead = rabbit.queue_states().get(f"{QUEUE}.dead", (0, 0))[0]
     with worker(environment | {"RABBITMQ_URL": url}, log, paints=True) as process:
         assert backend.wait_for(1, "complete", timeout=120), log.read_text()
-        retries.later(Delivery(0, 1, job(backend, 42, num_inference_steps=1)))
+        retries.schedule_retry(Delivery(0, 1, job(backend, 42, num_inference_steps=1)))
         assert backend.wait_for(2, "complete", timeout=60), log.read_text()
         wait_until(lambda: rabbit.queue_state(QUEUE) == (0, 0))
         process.send_signal(signal.SIGTERM)

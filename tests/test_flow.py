@@ -206,7 +206,7 @@ def test_the_digest_is_that_of_the_stored_picture(
     def draw(job: GenerationJob, *_: Any, **__: Any) -> Image.Image:
         return Image.new("RGB", job.resolution, next(shades))  # as on another device
 
-    parts = Parts(draw, store, (backend.url,), TOKEN, once=True)
+    parts = Parts(draw, store, (backend.url,), TOKEN, idempotent=True)
     stored_first = store_result(store, 500, b"of an earlier worker", job_digest(check_job(order)))
     for number in (500, 501):
         outcome = handle_generation_task(order | {"generation_id": number}, parts)

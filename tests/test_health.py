@@ -21,10 +21,9 @@ from rabbit import RabbitNode, free_ports
 from tenacity import wait_fixed, wait_none
 from waiting import wait_until
 
-from stylegen import queue as stylegen_queue
 from stylegen.health import Health, HealthServer, Metrics, Watch, guard
 from stylegen.job import WebhookError
-from stylegen.queue import publish_job
+from stylegen.queue import connection, publish_job
 from stylegen.settings import Settings
 from stylegen.storage import FolderStore
 from stylegen.webhook import ReceivedWebhook, WebhookReceiver
@@ -89,7 +88,7 @@ def test_a_worker_without_a_broker_is_not_ready(
     settings: Settings, painter: Painter, rabbit: RabbitNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It lives all the time, and is ready but for the while between two connections."""
-    monkeypatch.setattr(stylegen_queue, "wait_random_exponential", lambda **_: wait_fixed(2))
+    monkeypatch.setattr(connection, "RECONNECT_WAIT", wait_fixed(2))
     port = settings.stylegen_health_port or 0
     with consuming(settings, painter):
         wait_until(lambda: status(port, "readyz") == 200)
@@ -274,7 +273,7 @@ def test_webhooks_are_counted_by_their_fate(
     store: FolderStore, order: Order, monkeypatch: pytest.MonkeyPatch, refused: str, code: int
 ) -> None:
     """An alert lives on those that were not taken, refused or in vain: one for each event."""
-    monkeypatch.setattr("stylegen.webhook.WAIT", wait_none())
+    monkeypatch.setattr("stylegen.webhook.delivery.WAIT", wait_none())
 
     def answer(hook: ReceivedWebhook) -> int:
         return code if hook.event == refused else 200
@@ -305,7 +304,7 @@ def test_a_receiver_that_is_gone_counts(
     store: FolderStore, order: Order, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody listens: neither progress nor the end was taken."""
-    monkeypatch.setattr("stylegen.webhook.WAIT", wait_none())
+    monkeypatch.setattr("stylegen.webhook.delivery.WAIT", wait_none())
     (port,) = free_ports(1)
     gone = f"http://127.0.0.1:{port}"
 

@@ -1161,7 +1161,7 @@ def test_a_job_can_be_sent_again(panel: Playground, rabbit: RabbitNode, tmp_path
         return Image.new("RGB", job.resolution, "red")
 
     origins = (mail.outbox().webhook_url,)
-    parts = Parts(draw, FolderStore(tmp_path / "bucket"), origins, "t0ken", once=True)
+    parts = Parts(draw, FolderStore(tmp_path / "bucket"), origins, "t0ken", idempotent=True)
     for _ in range(2):
         panel.history.production.send.click()
     assert panel.wait(60)

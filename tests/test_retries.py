@@ -21,7 +21,6 @@ from s3_server import S3Server
 from tenacity import wait_none
 from waiting import wait_until
 
-from stylegen import queue as stylegen_queue
 from stylegen.queue import (
     ATTEMPT,
     REDELIVERIES,
@@ -151,7 +150,7 @@ def test_a_broker_that_stays_away(
 ) -> None:
     """A retry that can be put nowhere ends no worker: the message stays, and comes back."""
     assert flat
-    monkeypatch.setattr(stylegen_queue, "_PUBLISHING", 1)
+    monkeypatch.setattr("stylegen.queue.publish.PUBLISH_ATTEMPTS", 1)
     published = threading.Event()
     drawn.append(lambda: rabbit.kill() if published.wait(30) else None)
     publish_job(json.dumps(order).encode(), url=retries.url, queue_name=retries.queue_name)
@@ -196,7 +195,7 @@ def test_a_job_is_done_once(
     keys = {"access_key_id": "test", "secret_access_key": "test", "region": "us-east-1"}
     store = make_s3_store(bucket, endpoint_url=s3.endpoint_url, **keys)
     assert store.detect_conditional_writes()
-    parts = replace(flat, store=store, once=True)
+    parts = replace(flat, store=store, idempotent=True)
     mine = order | {"lora_model_url": f"s3://{bucket}/lora.safetensors"}
     drawn.extend([lambda: None] * 3)
     for fields in (mine, mine, mine | {"seed": 9}):
@@ -212,7 +211,7 @@ def test_a_job_is_done_once(
 def test_forged_counts_are_clamped() -> None:
     """Whoever may publish may write headers; none of them makes an attempt of its own kind."""
     for value, count in ((-5, 0), (10**12, 1000), ("7", 0), (None, 0), ([1], 0)):
-        assert Delivery(0, 1, b"", {ATTEMPT: value}).attempt == count
+        assert Delivery(0, 1, b"", {ATTEMPT: value}).counts.attempt == count
 
 
 def ours(headers: dict[str, Any]) -> dict[str, Any]:
@@ -235,7 +234,7 @@ COUNTS = {"x-stylegen-attempt": 2, "x-stylegen-redeliveries": 1, "x-stylegen-red
 
 def test_the_names_of_headers() -> None:
     """Workers of another version read them, too."""
-    assert Delivery(0, 1, b"", COUNTS).counts == COUNTS
+    assert Delivery(0, 1, b"", COUNTS).counts.to_headers() == COUNTS
 
 
 def _refused_stranger(order: Order, parts: Parts) -> bytes:
@@ -274,7 +273,7 @@ def test_dead_letters_say_why(
     case: str,
 ) -> None:
     """Whatever ends among the dead letters has its reason, in a word and in words, and its past."""
-    monkeypatch.setattr("stylegen.webhook.WAIT", wait_none())
+    monkeypatch.setattr("stylegen.webhook.delivery.WAIT", wait_none())
     make, status, code, text = DEAD[case]
     with WebhookReceiver(lambda _: status) as receiver:
         parts = replace(_on_bucket(flat, tmp_path), allowed_origins=(receiver.url,))
@@ -299,7 +298,7 @@ def test_dead_letters_of_deadly_jobs_say_why(
     properties, _ = take(rabbit, f"{retries.queue_name}.dead")
     assert ours(properties.headers) == counts | {
         "x-stylegen-error-code": "RETRIES_EXHAUSTED",
-        "x-stylegen-error": "the job was in hand each time that a worker died",
+        "x-stylegen-error": "the job was in flight each time that a worker died",
     }
 
 
@@ -366,8 +365,8 @@ def test_a_redrive_counts_from_zero(retries: Retries, rabbit: RabbitNode) -> Non
     assert redrive(retries.url, retries.queue_name) == 1
     properties, body = take(rabbit, retries.queue_name)
     assert body == b"{}" and rabbit.queue_state(dead) == (0, 0)
-    again = Delivery(0, 1, body, properties.headers)
-    assert (again.attempt, again.redeliveries, again.redrives) == (0, 0, 4)
+    counts = Delivery(0, 1, body, properties.headers).counts
+    assert (counts.attempt, counts.redeliveries, counts.redrives) == (0, 0, 4)
     assert "x-stylegen-error" not in "".join(properties.headers)
     assert (properties.delivery_mode, properties.content_type) == (2, "application/json")
 
@@ -439,7 +438,7 @@ def test_commands_say_what_stands_in_their_way(monkeypatch: Any, capsys: Any) ->
 def _on_bucket(flat: Parts, tmp_path: Path) -> Parts:
     """Parts that write results down, with a bucket that works."""
     (tmp_path / "generations").unlink()
-    return replace(flat, once=True)
+    return replace(flat, idempotent=True)
 
 
 def _ends(backend: WebhookReceiver) -> list[tuple[str, bytes]]:
@@ -502,7 +501,7 @@ def test_what_cannot_be_written_down_is_not_told(
     """While the bucket is away nobody knows whether the job is done: it waits, however often."""
     (tmp_path / "manifests").write_text("a file where a folder must be", encoding="ascii")
     patient = Retries(rabbit.url, f"test-{uuid.uuid4().hex}", (1, 600))
-    parts = replace(flat, once=True)
+    parts = replace(flat, idempotent=True)
     for attempt in (1, 2, 2):
         _bring(parts, patient, order | {"seed": -1}, headers={ATTEMPT: attempt})
     assert not _ends(backend)
@@ -621,7 +620,7 @@ def test_a_retry_queue_that_would_keep_messages(rabbit: RabbitNode, retries: Ret
     """A plain queue under its name has no end: the message is set aside, with the reason."""
     name = f"{retries.queue_name}.retry.1s"
     publish_job(b"parked", url=rabbit.url, queue_name=name)
-    retries.later(Delivery(0, 1, b"{}"))
+    retries.schedule_retry(Delivery(0, 1, b"{}"))
     assert rabbit.queue_state(name) == (1, 0)
     ((headers, body),) = dead_letter(retries)
     assert (headers["x-stylegen-error-code"], headers[ATTEMPT], body) == ("WRONG_QUEUE", 0, b"{}")

@@ -152,7 +152,9 @@ def _studio(rabbit: RabbitNode, tmp_path: Path) -> Iterator[tuple[RabbitNode, in
         time.sleep(0.05)  # slower than orders come
         return Image.new("RGB", (256, 256))
 
-    parts = Parts(draw, FolderStore(tmp_path), (f"http://127.0.0.1:{port}",), TOKEN, once=True)
+    parts = Parts(
+        draw, FolderStore(tmp_path), (f"http://127.0.0.1:{port}",), TOKEN, idempotent=True
+    )
 
     def work(body: bytes) -> None:
         # A broker's restart brings a message twice, and who ordered it may have left by then. Any
@@ -406,7 +408,7 @@ def test_bucket_requests_are_as_sizing_says(
         (backend.url,),
         TOKEN,
         loras=LoraFiles(store, tmp_path, 2**20),
-        once=True,
+        idempotent=True,
     )
     assert handle_generation_task(order, parts).error_code is None
     client.meta.events.register("before-send.s3", lambda request, **_: asked.append(request.method))

@@ -228,7 +228,7 @@ def _asked_brokers(world: World, settings: Settings) -> tuple[str, int]:
     """Where a consumer and ``--check`` look for a broker."""
     asked: list[tuple[str, int]] = []
 
-    def refuse(parameters: pika.ConnectionParameters) -> None:
+    def refuse(parameters: pika.ConnectionParameters, **_: Any) -> None:
         asked.append((parameters.host, parameters.port))
         raise AMQPConnectionError
 
@@ -326,7 +326,7 @@ def _stylegen_max_redeliveries(world: World) -> None:
         publish_job(body, url=world.rabbit.url, queue_name=queue, headers=headers)
         connection = pika.BlockingConnection(pika.URLParameters(world.rabbit.url))
         assert connection.channel().basic_get(queue)[0]
-        connection.close()  # in hand, as if this worker had died
+        connection.close()  # in flight, as if this worker had died
         with consuming(settings, world.painter):
             assert world.event(event)["generation_id"] == name
 

@@ -11,24 +11,27 @@ from email.utils import format_datetime
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import requests
 import tenacity
 
-from stylegen import webhook
 from stylegen.job import InvalidMessage, WebhookError
 from stylegen.webhook import (
     ProgressReporter,
     WebhookReceiver,
     allowed_url,
+    complete_event_id,
+    deliver_event,
+    failed_event_id,
+    progress_event_id,
     send_complete_webhook,
     send_failed_webhook,
     send_progress,
     webhook_urls,
 )
+from stylegen.webhook import delivery, request
 
 TOKEN = "internal-t0ken"
 MILESTONES = (0, 25, 50, 75, 90)  # by the contract
@@ -42,7 +45,7 @@ ALLOWED = (
 @pytest.fixture(autouse=True)
 def _calm(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pauses between attempts, no token from outside."""
-    monkeypatch.setattr(webhook, "WAIT", tenacity.wait_none())
+    monkeypatch.setattr(delivery, "WAIT", tenacity.wait_none())
     monkeypatch.delenv("INTERNAL_API_TOKEN", raising=False)
 
 
@@ -231,7 +234,7 @@ def test_a_silent_receiver_times_out(timeout: float) -> None:
 
 
 @pytest.mark.parametrize(("options", "seconds"), [({}, 10.0), ({"timeout": 3.0}, 3.0)])
-def test_ten_seconds_unless_told_otherwise(
+def test_ten_seconds_unless_asked_otherwise(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, float], seconds: float
 ) -> None:
     """The contract's time for an answer, at each sender: of each read, and of the whole call."""
@@ -241,7 +244,7 @@ def test_ten_seconds_unless_told_otherwise(
         asked.append(timeout)
         raise requests.ConnectionError
 
-    within = webhook._within
+    within = request.call_within
 
     def waits(whole: float, *rest: Any) -> None:
         asked.append(whole)
@@ -249,7 +252,7 @@ def test_ten_seconds_unless_told_otherwise(
 
     for name in ("patch", "post"):
         monkeypatch.setattr(requests, name, refuse)
-    monkeypatch.setattr(webhook, "_within", waits)
+    monkeypatch.setattr(request, "call_within", waits)
     with pytest.raises(WebhookError):
         send_failed_webhook("http://127.0.0.1:1", 500, "no", **options)
     with pytest.raises(WebhookError):
@@ -260,7 +263,7 @@ def test_ten_seconds_unless_told_otherwise(
 
 def test_hanging_calls_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A receiver whose headers drip for ever keeps so many threads busy, and no more."""
-    monkeypatch.setattr(webhook, "MAX_CALLS", 2)
+    monkeypatch.setattr(request, "MAX_CALLS", 2)
     ended = threading.Event()
 
     def drip(server: socket.socket) -> None:
@@ -349,23 +352,21 @@ def test_retry_after_is_honoured_and_bounded(
 ) -> None:
     """Seconds or a date, at most 30 s from now, no sooner than our own pause; else nothing."""
     pauses: list[float] = []
-    monkeypatch.setattr(webhook, "WAIT", tenacity.wait_fixed(2))
-    monkeypatch.setattr(webhook, "Retrying", partial(tenacity.Retrying, sleep=pauses.append))
+    monkeypatch.setattr(delivery, "WAIT", tenacity.wait_fixed(2))
     if asked.startswith("DATE"):
         asked = in_seconds(float(asked[5:]))
     with busy_receiver(asked) as receiver:
-        send_complete_webhook(receiver.url, 500, "https://cdn/500.jpg", 1, token=TOKEN)
+        deliver_event(receiver.url, {}, "complete_1", sleep=pauses.append)
     assert len(receiver.bodies) == 2 and receiver.bodies[0] == receiver.bodies[1]
     (pause,) = pauses
     assert least <= pause <= most
 
 
-def test_a_long_pause_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_pause_is_not_waited_for() -> None:
     """Who has less patience than is asked for gives up at once: the job waits elsewhere."""
     pauses: list[float] = []
-    monkeypatch.setattr(webhook, "Retrying", partial(tenacity.Retrying, sleep=pauses.append))
     with busy_receiver("20") as receiver, pytest.raises(WebhookError):
-        webhook.deliver_event(receiver.url, {}, "complete_1", patience=10)
+        deliver_event(receiver.url, {}, "complete_1", patience=10, sleep=pauses.append)
     assert len(receiver.bodies) == 1 and not pauses
 
 
@@ -459,17 +460,16 @@ def test_milestones(total: int) -> None:
     assert sent == list(zip(first, MILESTONES))
 
 
-def test_estimates_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_estimates_are_measured() -> None:
     """Steps that are left, at the speed of those that were taken; time in line is none of it."""
     now, seconds, sent = [0.0], [], threading.Semaphore(0)
-    monkeypatch.setattr(webhook, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def send(step: int, total: int, *, estimated_seconds: int, **__: Any) -> None:
         seconds.append((step, total, estimated_seconds))
         sent.release()
 
     before = set(threading.enumerate())
-    with ProgressReporter(send, 100) as reporter:
+    with ProgressReporter(send, 100, clock=lambda: now[0]) as reporter:
         (own,) = set(threading.enumerate()) - before
         assert own.daemon  # a silent receiver keeps no process alive
         for clock, step in ((60, 0), (70, 25), (90, 50), (96, 75), (150, 90)):
@@ -489,7 +489,7 @@ def test_progress_arrives_in_order(backend: WebhookReceiver) -> None:
 
 def test_a_slow_receiver_does_not_slow_the_caller() -> None:
     """The first answer comes when the reporter is closed; who waits for it sends more than one."""
-    with WebhookReceiver(lambda _: 200 if reporter._closed.wait(10) else 500) as backend:
+    with WebhookReceiver(lambda _: 200 if reporter.closed.wait(10) else 500) as backend:
         urls = webhook_urls(backend.url)
         reporter = ProgressReporter(partial(send_progress, urls.progress, 500), 50)
         for step in range(51):
@@ -501,8 +501,8 @@ def test_a_slow_receiver_does_not_slow_the_caller() -> None:
     assert [each.event for each in backend.received] == ["progress", "complete"]
 
 
-def test_a_receiver_that_lags_is_told_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stylegen.webhook._STALE", 0.0)
+def test_a_receiver_that_lags_gets_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stylegen.webhook.progress.STALE_AFTER", 0.0)
     sent: list[int] = []
     begun, go = threading.Event(), threading.Event()
 
@@ -522,7 +522,7 @@ def test_a_receiver_that_lags_is_told_the_newest(monkeypatch: pytest.MonkeyPatch
 
 
 def test_leaving_by_an_error_drops_progress() -> None:
-    with WebhookReceiver(lambda _: 200 if reporter._closed.wait(10) else 500) as backend:
+    with WebhookReceiver(lambda _: 200 if reporter.closed.wait(10) else 500) as backend:
         urls = webhook_urls(backend.url)
         with pytest.raises(ZeroDivisionError):
             with ProgressReporter(partial(send_progress, urls.progress, 500), 50) as reporter:
@@ -586,6 +586,17 @@ def test_an_impossible_token_is_not_shown(
         send_failed_webhook(backend.url, 500, "no", token=token)
     assert token not in caplog.text and token[:3] not in str(caught.value)
     assert not backend.received
+
+
+def test_an_event_keeps_its_id_until_a_redrive() -> None:
+    """The ids that receivers have been dropping doubles by."""
+    assert progress_event_id("g-1", 0) == "progress_g-1_0"
+    assert complete_event_id(500) == "complete_500"
+    assert [failed_event_id(500, redrives) for redrives in (0, 1, 12)] == [
+        "failed_500",
+        "failed_500_1",
+        "failed_500_12",
+    ]
 
 
 def test_a_failing_sender_does_not_end_progress() -> None:

@@ -16,7 +16,7 @@ KNOWS = {
     "signature": GROUND,
     "storage": GROUND,
     "webhook": GROUND,
-    "queue": GROUND | {"health"},
+    "queue": GROUND,
     "pipeline": GROUND | STATIONS,
     "pocket": {"pipeline"},
     "worker": GROUND | STATIONS | {"health", "pipeline"},

@@ -43,8 +43,17 @@ ROOT = Path(__file__).parent.parent
 OUT = ROOT / "out/mutants"
 REASONS = Path(__file__).with_name("mutants.toml")
 TESTS = {
-    "webhook/__init__": ["webhook", "retries", "flow"],
-    "queue/__init__": ["queue", "retries", "consumer"],
+    "webhook/origins": ["webhook", "flow"],
+    "webhook/events": ["webhook", "retries", "flow"],
+    "webhook/request": ["webhook", "flow"],
+    "webhook/delivery": ["webhook", "retries", "flow"],
+    "webhook/progress": ["webhook", "flow"],
+    "queue/connection": ["queue", "retries"],
+    "queue/publish": ["queue", "retries"],
+    "queue/delivery": ["queue", "retries"],
+    "queue/executor": ["queue", "retries"],
+    "queue/consumer": ["queue", "retries", "consumer"],
+    "queue/retries": ["retries", "consumer"],
     "storage/store": ["storage", "flow"],
     "storage/keys": ["storage", "flow"],
     "storage/folder": ["storage", "flow", "retries"],

@@ -12,6 +12,7 @@ import sys
 from pika.adapters.blocking_connection import BlockingConnection
 
 from ..queue import connect, control_exchange, ensure_queue
+from ..settings import QUEUE_NAME
 
 
 # %% ../../nbs/fleet/02_affinity.ipynb #8b591c0d
@@ -26,7 +27,7 @@ def affinity_queues(queue_name: str, count: int) -> list[str]:
 
 
 def declare_affinity(
-    connection: BlockingConnection, queue_name: str = "image_generation", count: int = 4
+    connection: BlockingConnection, queue_name: str = QUEUE_NAME, count: int = 4
 ) -> list[str]:
     """Make the exchange, its queues and their bindings; what is there stays.
 
@@ -70,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--broker", default="amqp://guest:guest@127.0.0.1:5672/%2F", help="amqp(s):// address")
-    add("--queue", default="image_generation", help="first part of every name")
+    add("--queue", default=QUEUE_NAME, help="first part of every name")
     add("--queues", type=int, default=4, help="how many; usually one per worker")
     chosen = parser.parse_args(arguments)
     connection = connect(chosen.broker)

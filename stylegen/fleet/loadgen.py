@@ -41,6 +41,7 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker, UnroutableError
 
 from ..job import RESOLUTIONS
 from ..queue import connect, ensure_queue
+from ..settings import QUEUE_NAME
 from ..storage import parse_s3_url
 from ..webhook import ReceivedWebhook, WebhookReceiver
 
@@ -231,7 +232,7 @@ def send(
     webhook_url: str,
     *,
     broker: str,
-    queue_name: str = "image_generation",
+    queue_name: str = QUEUE_NAME,
     exchange: str = "",
 ) -> None:
     """Publish a load's orders at their moments.
@@ -314,7 +315,7 @@ def run_load(
     load: Load,
     *,
     broker: str,
-    queue_name: str = "image_generation",
+    queue_name: str = QUEUE_NAME,
     exchange: str = "",
     receiver: tuple[str, int] = ("127.0.0.1", 0),
     webhook_url: str | None = None,
@@ -402,7 +403,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--broker", default="amqp://guest:guest@127.0.0.1:5672/%2F", help="amqp(s):// address")
-    add("--queue", default="image_generation", help="queue of the jobs")
+    add("--queue", default=QUEUE_NAME, help="queue of the jobs")
     add("--exchange", default="", help="route by style instead of to the queue")
     add("--jobs", type=int, default=Load.jobs, help="how many")
     add("--rate", type=float, default=Load.rate, help="mean jobs per second; inf: all at once")

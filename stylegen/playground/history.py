@@ -36,6 +36,7 @@ from .keeping import dead_letters, event_line, open_job, save_picture, signed
 from .press import Form, Press
 from ..queue import dead_letters as dead_queue
 from ..queue import redrive
+from ..settings import QUEUE_NAME
 from ..webhook import ReceivedWebhook
 
 # %% ../../nbs/playground/06_history.ipynb #4397f56d
@@ -207,7 +208,7 @@ class Mail:
     """The `broker`'s address, the `queue`, and the outbox that is made when it is needed."""
 
     def __init__(self, broker: str, port: int, webhook_url: str | None = None) -> None:
-        self.broker, self.queue = widgets.Password(value=broker), widgets.Text("image_generation")
+        self.broker, self.queue = widgets.Password(value=broker), widgets.Text(QUEUE_NAME)
         self.events = marked("events", widgets.HTML())
         self._outbox: Outbox | None = None
         self._lines: list[str] = []

@@ -39,6 +39,8 @@ from pika.exceptions import ChannelClosedByBroker
 from ..job import GenerationJob, InvalidMessage, StylegenError, check_job, read_message
 from .grid import LoraFile, Picture, keep, load_kept, recipe_id
 from ..queue import connect, publish_job
+from ..queue import dead_letters as dead_queue
+from ..settings import QUEUE_NAME
 from ..signature import add_watermark
 from ..signature.label import Label, encode_labelled
 from ..signature.provenance import read_job
@@ -340,7 +342,7 @@ class Outbox:
         self,
         broker: str,
         *,
-        queue_name: str = "image_generation",
+        queue_name: str = QUEUE_NAME,
         port: int = 0,
         webhook_url: str | None = None,
         on_event: Callable[[ReceivedWebhook], None] = lambda webhook: None,
@@ -421,7 +423,7 @@ def event_line(webhook: ReceivedWebhook) -> str:
 
 # %% ../../nbs/playground/04_keeping.ipynb #1995d441
 def dead_letters(
-    broker: str, *, queue_name: str = "image_generation.dead", limit: int = 20
+    broker: str, *, queue_name: str = dead_queue(QUEUE_NAME), limit: int = 20
 ) -> list[bytes]:
     """Look at a queue's first messages and leave them there.
 

@@ -4,713 +4,96 @@
 
 # %% auto #0
 __all__ = [
-    "BLOCKED_TIMEOUT",
     "ATTEMPT",
+    "BLOCKED_TIMEOUT",
+    "CallbackRunner",
+    "ConsumerHealth",
+    "Delivery",
+    "DeliveryCounts",
+    "ERROR",
+    "ERROR_CODE",
+    "HEARTBEAT",
+    "JobExecutor",
     "REDELIVERIES",
     "REDRIVES",
-    "TICK",
-    "SETTLED",
-    "connection_parameters",
-    "connect",
-    "WrongQueue",
-    "ensure_queue",
-    "publish_job",
-    "Delivery",
-    "Turns",
-    "JobThread",
-    "control_exchange",
-    "publish_control",
-    "reconnecting",
-    "start_rabbitmq_consumer",
-    "dead_letters",
     "Retries",
+    "RetryState",
+    "SETTLED",
+    "SharedExclusiveLock",
+    "TICK",
+    "WrongQueue",
+    "connect",
+    "connection_parameters",
+    "control_exchange",
+    "dead_letters",
+    "ensure_queue",
+    "publish_control",
+    "publish_job",
+    "publish_with_retries",
+    "reconnecting",
     "redrive",
+    "retry_queue",
+    "retry_state",
+    "start_rabbitmq_consumer",
 ]
 
-# %% ../../nbs/queue/index.ipynb #d1fe1b84
-import logging
-import random
-import threading
-import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
-
-import pika
-import pika.data
-from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
-from pika.exceptions import (
-    AMQPConnectionError,
-    AMQPError,
-    ChannelClosedByBroker,
-    ChannelWrongStateError,
-    ConnectionWrongStateError,
-    ConsumerCancelled,
+# %% ../../nbs/queue/index.ipynb #832ac786
+from stylegen.queue.connection import (
+    BLOCKED_TIMEOUT,
+    HEARTBEAT,
+    WrongQueue,
+    connect,
+    connection_parameters,
+    ensure_queue,
+    reconnecting,
 )
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception_type,
-    sleep_using_event,
-    stop_after_attempt,
-    stop_when_event_set,
-    wait_random_exponential,
+from .consumer import SETTLED, ConsumerHealth, start_rabbitmq_consumer
+from .control import control_exchange, publish_control
+from .delivery import ATTEMPT, REDELIVERIES, REDRIVES, Delivery, DeliveryCounts
+from .executor import TICK, CallbackRunner, JobExecutor, SharedExclusiveLock
+from .publish import publish_job, publish_with_retries
+from stylegen.queue.retries import (
+    ERROR,
+    ERROR_CODE,
+    Retries,
+    RetryState,
+    dead_letters,
+    redrive,
+    retry_queue,
+    retry_state,
 )
 
-from ..health import Health, Watch
-
-_log = logging.getLogger(__name__)
-
-# %% ../../nbs/queue/index.ipynb #b20fd7cf
-BLOCKED_TIMEOUT = 300.0
-"""Seconds that the broker may hold a connection back (an alarm) before we build a new one."""
-
-
-def connection_parameters(
-    url: str | None = None, *, host: str = "localhost", heartbeat: int = 30
-) -> pika.connection.Parameters:
-    """Say where the broker is and how to notice that it is gone.
-
-    Args:
-        url: Full ``amqp(s)://`` address; wins over `host`.
-        host: Broker's name, with pika's default port and account.
-        heartbeat: Seconds between signs of life.
-
-    Returns:
-        Parameters for one attempt to connect.
-
-    Raises:
-        ValueError: `url` cannot be read. The text holds no part of it.
-    """
-    try:
-        parameters = pika.URLParameters(url) if url else pika.ConnectionParameters(host)
-    except (ValueError, LookupError, TypeError):
-        raise ValueError("not an amqp:// or amqps:// address") from None
-    parameters.heartbeat = heartbeat
-    parameters.blocked_connection_timeout = BLOCKED_TIMEOUT
-    parameters.client_properties = {"connection_name": "stylegen"}
-    return parameters
-
-
-def connect(url: str) -> BlockingConnection:
-    """Connect to the broker, for a command or for a message to publish.
-
-    Args:
-        url: Its ``amqp(s)://`` address.
-
-    Returns:
-        An open connection; the caller closes it.
-
-    Raises:
-        ValueError: `url` cannot be read.
-        OSError: There is no such host, or its certificate is not trusted.
-        AMQPError: The broker can't be reached, or refuses.
-    """
-    parameters = connection_parameters(url)
-    try:
-        return pika.BlockingConnection(parameters)
-    except ValueError as error:  # pika's word for a socket that was closed the moment it was open
-        if isinstance(error, OSError):  # a certificate that is not trusted is both
-            raise
-        raise AMQPConnectionError("the connection was closed at once") from None
-
-
-# %% ../../nbs/queue/index.ipynb #p0is0n02
-_decode_table = pika.data.decode_table
-
-
-def _tolerant_table(encoded: bytes, offset: int) -> tuple[dict[Any, Any], int]:
-    """pika's own, but what it can't read is empty, and no reason to hang up."""
-    try:
-        return _decode_table(encoded, offset)
-    except Exception as error:  # pylint: disable=broad-exception-caught
-        _log.warning("a message's headers can't be read (%s)", type(error).__name__)
-        return {}, offset + 4 + int.from_bytes(encoded[offset : offset + 4], "big")
-
-
-pika.data.decode_table = _tolerant_table
-
-# %% ../../nbs/queue/index.ipynb #3fd8feca
-_NOT_FOUND, _OTHER_ARGUMENTS = 404, 406
-
-
-class WrongQueue(Exception):
-    """A queue is there under this name, but does not do what it is needed for."""
-
-
-def ensure_queue(
-    connection: BlockingConnection, queue_name: str, arguments: dict[str, Any] | None = None
-) -> None:
-    """Accept the queue as it is, or make it durable if there is none.
-
-    Args:
-        connection: Open connection.
-        queue_name: Queue to look for.
-        arguments: What it must have been made with; None accepts any, and makes it plain.
-
-    Raises:
-        WrongQueue: It has not these arguments.
-        ChannelClosedByBroker: The account may not use it, or it belongs to another connection.
-    """
-    try:
-        with connection.channel() as probe:
-            options = {"durable": True, "arguments": arguments} if arguments else {"passive": True}
-            probe.queue_declare(queue_name, **options)
-    except ChannelClosedByBroker as error:
-        if error.reply_code == _OTHER_ARGUMENTS:
-            raise WrongQueue(queue_name) from None
-        if error.reply_code != _NOT_FOUND:
-            raise
-        with connection.channel() as maker:
-            maker.queue_declare(queue_name, durable=True)
-
-
-# %% ../../nbs/queue/index.ipynb #1a6a3835
-def publish_job(
-    body: bytes,
-    *,
-    url: str,
-    queue_name: str = "image_generation",
-    headers: Mapping[str, Any] | None = None,
-    arguments: dict[str, Any] | None = None,
-) -> None:
-    """Put one message into the queue and wait until the broker has stored it.
-
-    Args:
-        body: The message, UTF-8 JSON.
-        url: Broker's ``amqp(s)://`` address.
-        queue_name: Queue; made if there is none.
-        headers: The message's headers.
-        arguments: Those that the queue must have.
-
-    Raises:
-        AMQPError: The broker cannot be reached, or did not take the message.
-        WrongQueue: The queue has other arguments.
-    """
-    connection = connect(url)
-    try:
-        connection.add_on_connection_blocked_callback(_log_alarm)
-        ensure_queue(connection, queue_name, arguments)
-        channel = connection.channel()
-        channel.confirm_delivery()
-        kind = pika.BasicProperties(
-            delivery_mode=2,
-            content_type="application/json",
-            headers=dict(headers or {}),
-            timestamp=int(time.time()),
-        )
-        channel.basic_publish("", queue_name, body, kind, mandatory=True)
-    finally:
-        connection.close()
-
-
-def _log_alarm(*_: Any) -> None:
-    _log.warning("the broker takes no messages for now (an alarm); waiting")
-
-
-# %% ../../nbs/queue/index.ipynb #9a730bb6
-ATTEMPT, REDELIVERIES = "x-stylegen-attempt", "x-stylegen-redeliveries"
-REDRIVES = "x-stylegen-redrives"
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """A message in hand.
-
-    Attributes:
-        generation: Number of the connection that brought it.
-        tag: The broker's name for it, on that connection only.
-        body: The message's bytes.
-        headers: Its headers; anybody may have written them.
-        redelivered: Whether somebody had it in hand before, and did not acknowledge it.
-        age: Seconds since it was published, where its producer says when.
-    """
-
-    generation: int
-    tag: int
-    body: bytes
-    headers: Mapping[str, Any] = field(default_factory=dict)
-    redelivered: bool = False
-    age: float | None = None
-
-    @property
-    def attempt(self) -> int:
-        """How often it was tried before, and failed."""
-        return self._count(ATTEMPT)
-
-    @property
-    def redeliveries(self) -> int:
-        """How often it was in hand when a worker or a connection died."""
-        return self._count(REDELIVERIES)
-
-    @property
-    def redrives(self) -> int:
-        """How often an operator has moved it back from the dead letters."""
-        return self._count(REDRIVES)
-
-    @property
-    def is_suspect(self) -> bool:
-        """Whether workers died so often with it in hand that it may be the reason."""
-        return self.redeliveries >= 2
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """The headers of ours, to send it on with."""
-        known = (self.attempt, self.redeliveries, self.redrives)
-        return dict(zip((ATTEMPT, REDELIVERIES, REDRIVES), known, strict=True))
-
-    def _count(self, name: str) -> int:
-        value = self.headers.get(name)
-        return min(max(value, 0), 1000) if isinstance(value, int) else 0
-
-
-# %% ../../nbs/queue/index.ipynb #cd0a9c25
-class Turns:
-    """Suspects go one at a time; all others go together."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._going, self._suspects, self._is_alone = 0, 0, False
-
-    @contextmanager
-    def take(self, alone: bool) -> Iterator[None]:
-        """Wait for a turn, and have it for the length of a ``with`` block."""
-        with self._changed:
-            self._suspects += alone
-            self._changed.wait_for(lambda: self._is_free(alone))
-            self._suspects -= alone
-            self._going, self._is_alone = self._going + 1, alone
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._going, self._is_alone = self._going - 1, False
-                self._changed.notify_all()
-
-    def _is_free(self, alone: bool) -> bool:
-        return not self._going if alone else not (self._suspects or self._is_alone)
-
-
-# %% ../../nbs/queue/index.ipynb #65e1435b
-TICK = 0.2
-"""Seconds between two looks around."""
-
-
-class JobThread:
-    """Runs a callback on threads of its own, in the order of deliveries.
-
-    Args:
-        callback: Gets the delivery.
-        stop: Once set, no further delivery is started.
-        threads: Deliveries worked on at a time.
-    """
-
-    def __init__(
-        self, callback: Callable[[Delivery], None], stop: threading.Event, threads: int = 1
-    ) -> None:
-        self.generation = 0
-        self.failure: BaseException | None = None
-        self.lost: BaseException | None = None
-        self._callback, self._stop, self._turns = callback, stop, Turns()
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="job")
-        self._futures: set[Future[None]] = set()
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether a delivery is waiting or in hand."""
-        self._futures = {future for future in self._futures if not future.done()}
-        return bool(self._futures)
-
-    @property
-    def ending(self) -> bool:
-        """Whether nothing more may start: asked to stop, or a callback has raised."""
-        return self._stop.is_set() or self.failure is not None
-
-    def submit(self, delivery: Delivery, done: Callable[[Delivery], None]) -> Future[None]:
-        """Queue a delivery; `done` gets it, on its job thread, once its callback has returned."""
-        future = self._pool.submit(self._run, delivery, done)
-        self._futures.add(future)
-        return future
-
-    def _run(self, delivery: Delivery, done: Callable[[Delivery], None]) -> None:
-        if delivery.is_suspect:
-            time.sleep(random.random())  # lest the same one always be the first
-        with self._turns.take(delivery.is_suspect):
-            if not self.ending and delivery.generation == self.generation:
-                self._call(delivery, done)
-
-    def _call(self, delivery: Delivery, done: Callable[[Delivery], None]) -> None:
-        try:
-            self._callback(delivery)
-        except (AMQPError, WrongQueue) as error:
-            self.lost = error
-        except BaseException as error:  # pylint: disable=broad-exception-caught
-            self.failure = error
-        else:
-            done(delivery)
-
-    def settle(self, beat: Callable[[], None] = lambda: None) -> None:
-        """Make all deliveries so far stale, and wait for those in hand, with a sign of life."""
-        self.generation += 1
-        while wait(self._futures, timeout=TICK).not_done:
-            beat()
-        self.lost = None
-
-
-# %% ../../nbs/queue/index.ipynb #c0bc6141
-def control_exchange(queue_name: str) -> str:
-    """The exchange on which all workers of a queue listen."""
-    return f"{queue_name}.control"
-
-
-def publish_control(body: bytes, *, url: str, queue_name: str = "image_generation") -> None:
-    """Say something to all workers that are there now.
-
-    Args:
-        body: ``{"generation_id": …}`` cancels that job.
-        url: Broker's address.
-        queue_name: The workers' queue.
-
-    Raises:
-        AMQPError: The broker cannot be reached, or refuses.
-    """
-    connection = connect(url)
-    try:
-        channel = connection.channel()
-        channel.confirm_delivery()
-        channel.exchange_declare(control_exchange(queue_name), "fanout", durable=True)
-        channel.basic_publish(control_exchange(queue_name), "", body)
-    finally:
-        connection.close()
-
-
-# %% ../../nbs/queue/index.ipynb #be7450d1
-def _listen(
-    connection: BlockingConnection, queue_name: str, on_control: Callable[[bytes], Any]
-) -> BlockingChannel | None:
-    channel, exchange = connection.channel(), control_exchange(queue_name)
-    try:
-        channel.exchange_declare(exchange, "fanout", durable=True)
-        own = f"{exchange}.{uuid.uuid4().hex}"
-        channel.queue_declare(own, exclusive=True)
-        channel.queue_bind(own, exchange)
-        channel.basic_consume(own, lambda *heard: on_control(heard[3]), auto_ack=True)
-    except ChannelClosedByBroker as error:
-        _log.warning("cancellations are not heard: the broker refuses (%d)", error.reply_code)
-        return None
-    return channel
-
-
-# %% ../../nbs/queue/index.ipynb #3f8898d7
-@dataclass(frozen=True)
-class _Setup:
-    """What outlives a connection."""
-
-    queue_name: str
-    prefetch_count: int
-    jobs: JobThread
-    health: Health
-    on_ready: Callable[[], None]
-    on_control: Callable[[bytes], Any]
-
-
-# %% ../../nbs/queue/index.ipynb #3b95f83c
-class _Session:
-    """Consumes on one connection: hands messages over, acknowledges what is done."""
-
-    def __init__(self, connection: BlockingConnection, setup: _Setup) -> None:
-        ensure_queue(connection, setup.queue_name)
-        self.connection, self.jobs, self.health = connection, setup.jobs, setup.health
-        self.channel = connection.channel()
-        self.channel.basic_qos(prefetch_count=setup.prefetch_count)
-        self.consumer = self.channel.basic_consume(setup.queue_name, self._take)
-        control = _listen(connection, setup.queue_name, setup.on_control)
-        self.channels = [self.channel, *([control] if control else [])]
-
-    def _take(
-        self,
-        _channel: BlockingChannel,
-        method: pika.spec.Basic.Deliver,
-        properties: pika.BasicProperties,
-        body: bytes,
-    ) -> None:
-        delivery = Delivery(
-            self.jobs.generation,
-            method.delivery_tag,
-            body,
-            properties.headers or {},
-            method.redelivered,
-            time.time() - properties.timestamp if properties.timestamp else None,
-        )
-        self.jobs.submit(delivery, self._done)
-
-    def _done(self, delivery: Delivery) -> None:
-        with suppress(ConnectionWrongStateError):
-            self.connection.add_callback_threadsafe(partial(self._acknowledge, delivery))
-
-    def _acknowledge(self, delivery: Delivery) -> None:
-        if delivery.generation == self.jobs.generation:
-            self.channel.basic_ack(delivery.tag)
-
-
-# %% ../../nbs/queue/index.ipynb #92cef382
-def _tick(session: _Session) -> None:
-    session.connection.process_data_events(time_limit=TICK)
-    session.health.beat()
-    if not all(channel.is_open for channel in session.channels):
-        raise ChannelWrongStateError("the broker closed the channel")
-
-
-def _consume(session: _Session) -> None:
-    while not session.jobs.ending:
-        _tick(session)
-        if session.jobs.lost:
-            raise session.jobs.lost
-        if not all(channel.consumer_tags for channel in session.channels):
-            raise ConsumerCancelled("the broker cancelled the consumer")
-
-
-# %% ../../nbs/queue/index.ipynb #baa71bbb
-def _drain(session: _Session) -> None:
-    session.channel.basic_cancel(session.consumer)
-    while session.jobs.is_busy:
-        _tick(session)
-    read = threading.Event()
-    session.connection.add_callback_threadsafe(read.set)
-    while not read.is_set():
-        _tick(session)
-
-
-# %% ../../nbs/queue/index.ipynb #ca294d56
-def _serve(parameters: pika.connection.Parameters, setup: _Setup) -> None:
-    setup.health.beat()
-    connection = pika.BlockingConnection(parameters)
-    try:
-        session = _Session(connection, setup)
-        _log.info("waiting for jobs in queue %s", setup.queue_name)
-        setup.health.connected = True
-        setup.on_ready()
-        _consume(session)
-        _drain(session)
-    finally:
-        setup.health.connected = False
-        with suppress(Exception):
-            connection.close()
-        setup.jobs.settle(setup.health.beat)
-
-
-# %% ../../nbs/queue/index.ipynb #29c34e9d
-SETTLED = 60.0
-"""Seconds after which a connection counts as good, and the next failure as the first."""
-
-
-def _log_loss(state: RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    pause = state.next_action.sleep if state.next_action else 0.0
-    _log.warning("no broker (%s), next try in %.1f s", type(error).__name__, pause)
-
-
-def reconnecting(stop: threading.Event) -> Retrying:
-    """Attempts without end, with growing random pauses of 0.5 to 4 seconds.
-
-    Args:
-        stop: Ends them quietly, also during a pause.
-
-    Returns:
-        Attempts to iterate over.
-    """
-    return Retrying(
-        sleep=sleep_using_event(stop),
-        stop=stop_when_event_set(stop),
-        wait=wait_random_exponential(min=0.5, max=4),
-        retry=retry_if_exception_type(Exception),
-        before_sleep=_log_loss,
-        retry_error_callback=lambda state: None,
-    )
-
-
-# %% ../../nbs/queue/index.ipynb #6bfb6e5f
-@contextmanager
-def _counting_from_one(state: RetryCallState) -> Iterator[None]:
-    began = time.monotonic()
-    try:
-        yield
-    finally:
-        if time.monotonic() - began > SETTLED:
-            state.attempt_number = 1
-
-
-# %% ../../nbs/queue/index.ipynb #4485d7ae
-def _until_the_end(jobs: JobThread, stop: threading.Event, serve: Callable[[], None]) -> None:
-    for attempt in reconnecting(stop):
-        with attempt, _counting_from_one(attempt.retry_state):
-            if not jobs.ending:
-                serve()
-    if jobs.failure is not None:
-        _log.error("a job could not be reported (%s)", type(jobs.failure).__name__)
-        raise jobs.failure
-
-
-# %% ../../nbs/queue/index.ipynb #bed30167
-def start_rabbitmq_consumer(
-    queue_name: str = "image_generation",
-    callback: Callable[[bytes], None] | None = None,
-    *,
-    on_delivery: Callable[[Delivery], None] | None = None,
-    url: str | None = None,
-    host: str = "localhost",
-    prefetch_count: int = 1,
-    threads: int = 1,
-    heartbeat: int = 30,
-    stop: threading.Event | None = None,
-    on_ready: Callable[[], None] | None = None,
-    on_control: Callable[[bytes], None] | None = None,
-    health: Health | None = None,
-) -> None:
-    """Consume jobs until `stop` is set; reconnect for ever.
-
-    A message is acknowledged after `callback` has returned, else the broker delivers it again.
-
-    Args:
-        queue_name: Queue; accepted as it is, made durable and plain if there is none.
-        callback: Gets each message's bytes, on a thread of its own.
-        on_delivery: Instead of `callback`: gets the whole delivery.
-        url: Broker's full ``amqp(s)://`` address; wins over `host`.
-        host: Broker's name.
-        prefetch_count: Messages held at a time.
-        threads: Messages worked on at a time, of those held.
-        heartbeat: Seconds between signs of life; a job may take longer.
-        stop: Set it, from a signal handler or another thread, to finish the job in hand and return.
-        on_ready: Called each time the consumer is registered with the broker. Must not raise.
-        on_control: Gets the messages that all workers hear, on a thread of its own.
-        health: Is told of signs of life, and whether there is a connection.
-
-    Raises:
-        ValueError: There is no `callback`, or `url` cannot be read.
-        BaseException: Whatever `callback` raised; its message stays in the queue.
-    """
-    if callback is None and on_delivery is None:
-        raise ValueError("a callback is needed")
-    handle = on_delivery or (lambda delivery: callback(delivery.body) if callback else None)
-    stop = stop or threading.Event()
-    parameters = connection_parameters(url, host=host, heartbeat=heartbeat)
-    jobs = JobThread(handle, stop, threads)
-    well, ready = health or Health(Watch()), on_ready or (lambda: None)
-    with ThreadPoolExecutor(1, thread_name_prefix="control") as control:
-        hear = partial(control.submit, on_control or (lambda body: None))
-        setup = _Setup(queue_name, prefetch_count, jobs, well, ready, hear)
-        _until_the_end(jobs, stop, partial(_serve, parameters, setup))
-
-
-# %% ../../nbs/queue/index.ipynb #becdfd99
-_PUBLISHING = 5
-
-
-def _publish_surely(body: bytes, **options: Any) -> None:
-    """Publish; several times, while the broker is away. The message in hand is still unacked."""
-    attempts = Retrying(
-        stop=stop_after_attempt(_PUBLISHING),
-        wait=wait_random_exponential(min=0.5, max=8),
-        retry=retry_if_exception_type((AMQPError, OSError)),
-        before_sleep=_log_loss,
-        reraise=True,
-    )
-    try:
-        attempts(publish_job, body, **options)
-    except OSError as error:
-        raise AMQPConnectionError(type(error).__name__) from None
-
-
-def dead_letters(queue_name: str) -> str:
-    """The queue on which messages are set aside."""
-    return f"{queue_name}.dead"
-
-
-# %% ../../nbs/queue/index.ipynb #6a068b13
-@dataclass(frozen=True)
-class Retries:
-    """Where a message goes that could not be done. Acknowledge it afterwards.
-
-    Attributes:
-        url: Broker's address.
-        queue_name: The work queue.
-        delays: Seconds before each new attempt.
-        max_redeliveries: How often a message may be in hand when a worker dies.
-    """
-
-    url: str = field(repr=False)
-    queue_name: str = "image_generation"
-    delays: tuple[int, ...] = (5, 30, 300)
-    max_redeliveries: int = 20
-
-    def later(self, delivery: Delivery) -> None:
-        """Into the retry queue of its attempt, in the end into the last one each time.
-
-        It is set aside if that queue would keep it for ever.
-        """
-        seconds = self.delays[min(delivery.attempt, len(self.delays) - 1)]
-        attempt = min(delivery.attempt + 1, len(self.delays))
-        back = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": self.queue_name}
-        name = f"{self.queue_name}.retry.{seconds}s"
-        try:
-            _publish_surely(
-                delivery.body,
-                url=self.url,
-                queue_name=name,
-                headers=delivery.counts | {ATTEMPT: attempt},
-                arguments=back | {"x-message-ttl": seconds * 1000},
-            )
-        except WrongQueue:
-            _log.error("queue %s would keep messages for ever: set aside instead", name)
-            self.set_aside(delivery, "WRONG_QUEUE", f"queue {name} has other arguments")
-
-    def again(self, delivery: Delivery) -> None:
-        """To the end of the work queue, counted."""
-        headers = delivery.counts | {REDELIVERIES: delivery.redeliveries + 1}
-        _publish_surely(delivery.body, url=self.url, queue_name=self.queue_name, headers=headers)
-
-    def set_aside(self, delivery: Delivery, code: str, text: str) -> None:
-        """Among the dead letters, with the reason."""
-        reason = {"x-stylegen-error-code": code, "x-stylegen-error": text}
-        headers = reason | delivery.counts
-        name = dead_letters(self.queue_name)
-        _publish_surely(delivery.body, url=self.url, queue_name=name, headers=headers)
-
-
-# %% ../../nbs/queue/index.ipynb #9a22cabb
-def redrive(url: str, queue_name: str, chosen: Callable[[bytes], bool] = lambda body: True) -> int:
-    """Move dead letters back into the work queue, as if they had not been tried.
-
-    Each counts how often it was moved, so that its failure gives way to what comes of it now.
-
-    Args:
-        url: Broker's address.
-        queue_name: The work queue.
-        chosen: Gets a message's bytes and tells whether it is one of those.
-
-    Returns:
-        How many were moved.
-
-    Raises:
-        AMQPError: The broker cannot be reached, or did not take a message.
-    """
-    moved, dead = 0, dead_letters(queue_name)
-    connection = connect(url)
-    try:
-        ensure_queue(connection, dead)
-        channel = connection.channel()
-        for _ in range(channel.queue_declare(dead, passive=True).method.message_count):
-            method, properties, body = channel.basic_get(dead)
-            if method and chosen(body):
-                letter = Delivery(0, method.delivery_tag, body, properties.headers or {})
-                headers = {REDRIVES: letter.redrives + 1}
-                publish_job(body, url=url, queue_name=queue_name, headers=headers)
-                channel.basic_ack(method.delivery_tag)
-                moved += 1
-    finally:
-        connection.close()
-    return moved
+# %% ../../nbs/queue/index.ipynb #92396d83
+_all_ = [
+    "ATTEMPT",
+    "BLOCKED_TIMEOUT",
+    "CallbackRunner",
+    "ConsumerHealth",
+    "Delivery",
+    "DeliveryCounts",
+    "ERROR",
+    "ERROR_CODE",
+    "HEARTBEAT",
+    "JobExecutor",
+    "REDELIVERIES",
+    "REDRIVES",
+    "Retries",
+    "RetryState",
+    "SETTLED",
+    "SharedExclusiveLock",
+    "TICK",
+    "WrongQueue",
+    "connect",
+    "connection_parameters",
+    "control_exchange",
+    "dead_letters",
+    "ensure_queue",
+    "publish_control",
+    "publish_job",
+    "publish_with_retries",
+    "reconnecting",
+    "redrive",
+    "retry_queue",
+    "retry_state",
+    "start_rabbitmq_consumer",
+]

@@ -4,574 +4,85 @@
 
 # %% auto #0
 __all__ = [
-    "TIMEOUT",
-    "MAX_CALLS",
-    "Id",
     "ATTEMPTS",
-    "WAIT",
-    "PATIENCE",
+    "HEADERS",
+    "Id",
+    "MAX_CALLS",
     "MILESTONES",
-    "allowed_url",
-    "WebhookUrls",
-    "webhook_urls",
+    "PATIENCE",
+    "ProgressReporter",
     "ReceivedWebhook",
+    "ReceiverBreaker",
+    "TIMEOUT",
+    "WAIT",
     "WebhookReceiver",
-    "send_progress",
-    "deliver_event",
+    "WebhookUrls",
+    "allowed_url",
+    "complete_event_id",
     "complete_payload",
+    "deliver_event",
+    "failed_event_id",
     "failed_payload",
+    "progress_event_id",
+    "progress_payload",
+    "retry_after",
     "send_complete_webhook",
     "send_failed_webhook",
-    "Silences",
-    "ProgressReporter",
+    "send_progress",
+    "webhook_urls",
 ]
 
-# %% ../../nbs/webhook/index.ipynb #0a042165
-import contextvars
-import json
-import logging
-import os
-import queue
-import re
-import threading
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
-
-import requests
-from standardwebhooks import Webhook
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception,
-    stop_after_attempt,
-    stop_before_delay,
-    wait_random_exponential,
+# %% ../../nbs/webhook/index.ipynb #aca37c44
+from stylegen.webhook.delivery import (
+    ATTEMPTS,
+    PATIENCE,
+    WAIT,
+    ReceiverBreaker,
+    deliver_event,
+    retry_after,
+    send_complete_webhook,
+    send_failed_webhook,
 )
-
-from ..job import InvalidMessage, WebhookError, WebhookRefused
-
-_log = logging.getLogger(__name__)
-
-# %% ../../nbs/webhook/index.ipynb #6240617a
-_PORTS = {"http": 80, "https": 443}
-_PLAIN_URL = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?")
-
-
-def _origin(url: str) -> tuple[str, str, int]:
-    parts = urlsplit(url)
-    try:
-        port = parts.port
-    except ValueError:
-        raise InvalidMessage("webhook_url: the port is not a number up to 65535") from None
-    default = _PORTS.get(parts.scheme, 0)
-    return parts.scheme, parts.hostname or "", default if port is None else port
-
-
-def allowed_url(url: str, allowed_origins: Sequence[str]) -> str:
-    """Check that a message's URL may receive the internal token.
-
-    Args:
-        url: Base URL from a job. Plain ASCII: scheme, host, optional port and path.
-        allowed_origins: The operator's list, e.g. ``https://api.example.com``.
-
-    Returns:
-        The URL, rebuilt, without a trailing slash.
-
-    Raises:
-        InvalidMessage: It is malformed, or its origin is not on the list.
-    """
-    scheme, colon, rest = url.partition("://")
-    host, slash, path = rest.partition("/")
-    url = f"{scheme.lower()}{colon}{host.lower()}{slash}{path}"
-    if not _PLAIN_URL.fullmatch(url) or ".." in path:
-        raise InvalidMessage("webhook_url: not a plain http(s) base URL")
-    scheme, host, port = _origin(url)
-    if (scheme, host, port) not in {_origin(allowed.rstrip("/")) for allowed in allowed_origins}:
-        raise InvalidMessage("webhook_url: its origin is not allowed here")
-    shown_port = "" if port == _PORTS[scheme] else f":{port}"
-    return f"{scheme}://{host}{shown_port}{urlsplit(url).path.rstrip('/')}"
-
-
-# %% ../../nbs/webhook/index.ipynb #ea366a03
-class WebhookUrls(NamedTuple):
-    """Where a job's events go."""
-
-    progress: str
-    complete: str
-    failed: str
-
-
-def webhook_urls(base: str) -> WebhookUrls:
-    """The three addresses below a job's `webhook_url`."""
-    root = f"{base.rstrip('/')}/api/webhooks/inference"
-    return WebhookUrls(f"{root}/progress", f"{root}/complete", f"{root}/failed")
-
-
-# %% ../../nbs/webhook/index.ipynb #d14477dc
-@dataclass(frozen=True)
-class ReceivedWebhook:
-    """One request, as it came over the wire."""
-
-    method: str
-    path: str
-    headers: dict[str, str]
-    body: Any
-    raw: bytes = b""
-
-    @classmethod
-    def read(cls, request: BaseHTTPRequestHandler) -> "ReceivedWebhook":
-        """Read the request that a handler has in hand."""
-        raw = request.rfile.read(int(request.headers.get("Content-Length", 0)))
-        return cls(request.command, request.path, dict(request.headers), json.loads(raw), raw)
-
-    @property
-    def event(self) -> str:
-        """``progress``, ``complete`` or ``failed``."""
-        return self.path.rsplit("/", 1)[-1]
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: "WebhookReceiver"
-
-    def _take(self) -> None:
-        self.send_response(self.server.take(ReceivedWebhook.read(self)))
-        self.send_header("Location", self.server.url)  # a bait for clients that follow redirects
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    do_POST = do_PATCH = _take  # noqa: N815
-
-    def log_message(self, *_: Any) -> None:  # pylint: disable=arguments-differ
-        """Stay silent: the receiver's owner shows what it wants."""
-
-
-# %% ../../nbs/webhook/index.ipynb #d370ebe5
-class WebhookReceiver(ThreadingHTTPServer):
-    """A backend's webhook endpoint on 127.0.0.1, as a context manager.
-
-    Args:
-        answer: Gives the status code for each request as it arrives; default 200.
-        port: Port; 0 takes a free one.
-    """
-
-    daemon_threads = True
-
-    def __init__(
-        self, answer: Callable[[ReceivedWebhook], int] = lambda webhook: 200, port: int = 0
-    ) -> None:
-        super().__init__(("127.0.0.1", port), _Handler)
-        self.received: list[ReceivedWebhook] = []
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        self._answer = answer
-        self._arrived = threading.Condition()
-
-    def take(self, webhook: ReceivedWebhook) -> int:
-        """Record a request and choose its status code."""
-        with self._arrived:
-            self.received.append(webhook)
-            self._arrived.notify_all()
-        return self._answer(webhook)
-
-    def wait_for(self, count: int, event: str, timeout: float = 60) -> list[ReceivedWebhook]:
-        """Wait for `count` requests of one event; returns those that came, at most `timeout` s."""
-
-        def matching() -> list[ReceivedWebhook]:
-            return [webhook for webhook in self.received if webhook.event == event]
-
-        with self._arrived:
-            self._arrived.wait_for(lambda: len(matching()) >= count, timeout)
-            return matching()
-
-    def __enter__(self) -> "WebhookReceiver":
-        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.shutdown()
-        self.server_close()
-
-
-# %% ../../nbs/webhook/index.ipynb #2e1b0c85
-TIMEOUT = 10.0
-
-
-def _known(secret: str | None, variable: str) -> str:
-    """A secret, or the variable's; one read from a file often ends in a newline."""
-    return (os.environ.get(variable, "") if secret is None else secret).strip()
-
-
-class _Authorization(requests.auth.AuthBase):
-    """Sets the token last, so that no netrc entry can replace it, and signs the final body."""
-
-    def __init__(self, event_id: str, token: str | None, secret: str | None) -> None:
-        self._event_id = event_id
-        self._token = _known(token, "INTERNAL_API_TOKEN")
-        secret = _known(secret, "WEBHOOK_SECRET")
-        self._signer = Webhook(secret) if secret else None
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if self._token:
-            request.headers["Authorization"] = f"Bearer {self._token}"
-        if self._signer:
-            body, now = request.body or b"", datetime.now(timezone.utc)
-            text = body.decode() if isinstance(body, bytes) else body
-            request.headers["webhook-id"] = self._event_id
-            request.headers["webhook-timestamp"] = str(int(now.timestamp()))
-            request.headers["webhook-signature"] = self._signer.sign(self._event_id, now, text)
-        return request
-
-
-def _options(auth: _Authorization, timeout: float) -> dict[str, Any]:
-    return {
-        "headers": {"X-Request-Source": "inference-server", "Content-Type": "application/json"},
-        "auth": auth,
-        "timeout": timeout,
-        "allow_redirects": False,
-        "stream": True,  # the status is all we read; a body could drip for ever
-        "proxies": {"http": "", "https": "", "all": ""},
-    }
-
-
-MAX_CALLS = 64
-"""Calls to one receiver at a time, counting those that were given up and hang."""
-_calls: dict[str, threading.BoundedSemaphore] = {}
-
-
-def _within(seconds: float, url: str, call: Callable[[], None]) -> None:
-    """Do a call on a thread, and wait for so long: an answer's headers may drip for ever."""
-    errors: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-    places = _calls.setdefault(urlsplit(url).netloc, threading.BoundedSemaphore(MAX_CALLS))
-    if not places.acquire(blocking=False):
-        raise requests.Timeout("too many calls to this receiver hang")
-
-    def run() -> None:
-        try:
-            call()
-        except BaseException as error:  # pylint: disable=broad-exception-caught
-            errors.put(error)
-        else:
-            errors.put(None)
-        finally:
-            places.release()
-
-    threading.Thread(target=run, name="webhook", daemon=True).start()
-    try:
-        error = errors.get(timeout=seconds)
-    except queue.Empty:
-        raise requests.Timeout("no whole answer in time") from None
-    if error is not None:
-        raise error
-
-
-def _check(response: requests.Response) -> None:
-    response.close()
-    response.raise_for_status()
-    status = response.status_code
-    if isinstance(status, int) and not 200 <= status < 300:
-        raise requests.HTTPError("the receiver did not say 2xx", response=response)
-
-
-# %% ../../nbs/webhook/index.ipynb #6f82ac3c
-Id = int | str
-
-
-def send_progress(
-    webhook_url: str,
-    generation_id: Id,
-    current_step: int,
-    total_steps: int,
-    *,
-    progress_percent: int | None = None,
-    estimated_seconds: int = 0,
-    token: str | None = None,
-    secret: str | None = None,
-    timeout: float = TIMEOUT,
-) -> bool:
-    """Tell how far a picture is; best effort.
-
-    Args:
-        webhook_url: The progress address.
-        generation_id: Which picture.
-        current_step: Finished steps.
-        total_steps: All steps.
-        progress_percent: The milestone; None computes it from the steps.
-        estimated_seconds: Time left.
-        token: Bearer token; None reads `INTERNAL_API_TOKEN`.
-        secret: Signing secret; None reads `WEBHOOK_SECRET`; empty does not sign.
-        timeout: Seconds to wait for an answer.
-
-    Returns:
-        Whether it was taken.
-    """
-    percent = 100 * current_step // total_steps if progress_percent is None else progress_percent
-    progress = {
-        "current_step": current_step,
-        "total_steps": total_steps,
-        "progress_percent": percent,
-        "estimated_seconds": estimated_seconds,
-    }
-    payload = {"generation_id": generation_id, "progress": progress}
-    try:
-        auth = _Authorization(f"progress_{generation_id}_{percent}", token, secret)
-        options = _options(auth, timeout)
-        patch = partial(requests.patch, webhook_url, json=payload, **options)
-        _within(timeout, webhook_url, lambda: _check(patch()))
-    except (requests.RequestException, ValueError) as error:
-        _log.warning("progress was not delivered (%s)", type(error).__name__)
-        return False
-    return True
-
-
-# %% ../../nbs/webhook/index.ipynb #b462d70b
-ATTEMPTS = 4
-WAIT = wait_random_exponential(multiplier=0.5, max=8)
-PATIENCE = 60.0
-"""Seconds for all attempts at one event."""
-_LONGEST_PAUSE = 30.0
-_FINAL = (400, 410, 413, 422)
-"""What a receiver says of these very words; a 401 or a 404 may pass with its next deployment."""
-
-
-def _worth_retrying(error: BaseException) -> bool:
-    response = getattr(error, "response", None)
-    if response is None:  # a ValueError is a bad URL or token: no answer will mend it
-        return isinstance(error, requests.RequestException) and not isinstance(error, ValueError)
-    return response.status_code >= 400 and response.status_code not in _FINAL
-
-
-def _pause(state: RetryCallState) -> float:
-    """What the receiver asks for, within limits; and no less than our own."""
-    error = state.outcome.exception() if state.outcome else None
-    headers = getattr(getattr(error, "response", None), "headers", {})
-    return max(min(_seconds(str(headers.get("Retry-After", ""))), _LONGEST_PAUSE), WAIT(state))
-
-
-def _seconds(asked: str) -> float:
-    """A ``Retry-After``: seconds, or a date (RFC 9110)."""
-    if asked.isdecimal():
-        return float(asked)
-    try:
-        return (parsedate_to_datetime(asked) - datetime.now(timezone.utc)).total_seconds()
-    except (TypeError, ValueError, OverflowError):
-        return 0.0
-
-
-def deliver_event(
-    url: str,
-    payload: dict[str, Any],
-    event_id: str,
-    *,
-    token: str | None = None,
-    secret: str | None = None,
-    timeout: float = TIMEOUT,
-    patience: float = PATIENCE,
-) -> None:
-    """Deliver a terminal event: the same words on each attempt.
-
-    Args:
-        url: Where to.
-        payload: The body.
-        event_id: The event's name; the same on each attempt.
-        token: Bearer token; None reads `INTERNAL_API_TOKEN`.
-        secret: Signing secret; None reads `WEBHOOK_SECRET`; empty does not sign.
-        timeout: Seconds to wait for each answer.
-        patience: Seconds after which no further attempt is begun.
-
-    Raises:
-        WebhookRefused: The receiver does not want it.
-        WebhookError: The receiver could not be reached, or failed, each time.
-    """
-    attempts = Retrying(
-        stop=stop_after_attempt(ATTEMPTS) | stop_before_delay(patience),
-        wait=_pause,
-        retry=retry_if_exception(_worth_retrying),
-        reraise=True,
-    )
-    try:
-        options = _options(_Authorization(event_id, token, secret), timeout)
-        post = partial(requests.post, url, json=payload, **options)
-        attempts(lambda: _within(timeout, url, lambda: _check(post())))
-    except (requests.RequestException, ValueError) as error:
-        status = getattr(getattr(error, "response", None), "status_code", type(error).__name__)
-        scheme, host, port = _origin(url)
-        kind = WebhookError if _worth_retrying(error) else WebhookRefused
-        raise kind(f"{scheme}://{host}:{port} did not take the event ({status})") from None
-
-
-# %% ../../nbs/webhook/index.ipynb #9f20f075
-def complete_payload(
-    generation_id: Id, result_url: str, seed: int, metadata: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """The body of a completion; ``steps`` and ``guidance_scale`` default to 50 and 7.5."""
-    facts = {"seed": seed, "steps": 50, "guidance_scale": 7.5} | (metadata or {})
-    return {"generation_id": generation_id, "result_url": result_url, "metadata": facts}
-
-
-def failed_payload(
-    generation_id: Id, error: str, error_code: str = "GENERATION_FAILED", retry_count: int = 0
-) -> dict[str, Any]:
-    """The body of a failure."""
-    return {
-        "generation_id": generation_id,
-        "error_message": error,
-        "error_code": error_code,
-        "retry_count": retry_count,
-    }
-
-
-# %% ../../nbs/webhook/index.ipynb #bf813da6
-def send_complete_webhook(
-    url: str,
-    generation_id: Id,
-    result_url: str,
-    seed: int,
-    *,
-    metadata: dict[str, Any] | None = None,
-    token: str | None = None,
-    secret: str | None = None,
-    timeout: float = TIMEOUT,
-) -> None:
-    """Tell that a picture is done.
-
-    Args:
-        url: The completion address.
-        generation_id: Which picture.
-        result_url: Where it lies.
-        seed: The seed that it was drawn with.
-        metadata: More about it; ``steps`` and ``guidance_scale`` default to 50 and 7.5.
-        token: Bearer token; None reads `INTERNAL_API_TOKEN`.
-        secret: Signing secret; None reads `WEBHOOK_SECRET`; empty does not sign.
-        timeout: Seconds to wait for each answer.
-
-    Raises:
-        WebhookError: The receiver did not take it.
-    """
-    payload = complete_payload(generation_id, result_url, seed, metadata)
-    event_id = f"complete_{generation_id}"
-    deliver_event(url, payload, event_id, token=token, secret=secret, timeout=timeout)
-
-
-def send_failed_webhook(
-    url: str,
-    generation_id: Id,
-    error: str,
-    *,
-    error_code: str = "GENERATION_FAILED",
-    retry_count: int = 0,
-    token: str | None = None,
-    secret: str | None = None,
-    timeout: float = TIMEOUT,
-) -> None:
-    """Tell that a picture will not come.
-
-    Args:
-        url: The failure address.
-        generation_id: Which picture.
-        error: Why, for the platform's staff: no paths, no credentials.
-        error_code: A `StylegenError.error_code`.
-        retry_count: Earlier attempts.
-        token: Bearer token; None reads `INTERNAL_API_TOKEN`.
-        secret: Signing secret; None reads `WEBHOOK_SECRET`; empty does not sign.
-        timeout: Seconds to wait for each answer.
-
-    Raises:
-        WebhookError: The receiver did not take it.
-    """
-    payload = failed_payload(generation_id, error, error_code, retry_count)
-    event_id = f"failed_{generation_id}"
-    deliver_event(url, payload, event_id, token=token, secret=secret, timeout=timeout)
-
-
-# %% ../../nbs/webhook/index.ipynb #ef08c086
-class Silences:
-    """Receivers that kept somebody waiting in vain.
-
-    Args:
-        seconds: How long nobody else waits for such a receiver.
-    """
-
-    def __init__(self, seconds: float = 10.0) -> None:
-        self._seconds = seconds
-        self._until: dict[tuple[str, str, int], float] = {}
-
-    def add(self, url: str) -> None:
-        """Remember that this URL's receiver did not answer."""
-        self._until[_origin(url)] = time.monotonic() + self._seconds
-
-    def __contains__(self, url: str) -> bool:
-        """Whether this URL's receiver was silent a moment ago."""
-        return time.monotonic() < self._until.get(_origin(url), 0.0)
-
-
-# %% ../../nbs/webhook/index.ipynb #f749bf83
-MILESTONES = (0, 25, 50, 75, 90)
-_STALE = 5.0
-"""Seconds after which a milestone is left out for a newer one: the receiver lags."""
-
-
-class ProgressReporter:
-    """Turns finished steps into milestone webhooks, on a thread of its own.
-
-    Args:
-        send: `send_progress` with its address and id filled in.
-        total_steps: All steps of the picture.
-    """
-
-    def __init__(self, send: Callable[..., object], total_steps: int) -> None:
-        self._send, self._total = send, total_steps
-        self._ahead = list(MILESTONES)
-        self._started = time.monotonic()
-        self._waiting: queue.SimpleQueue[tuple[float, int, int, int] | None] = queue.SimpleQueue()
-        self._newest = 0
-        self._closed = threading.Event()
-        run = contextvars.copy_context().run  # so that its log lines tell the job
-        self._thread = threading.Thread(
-            target=run, args=(self._deliver,), name="progress", daemon=True
-        )
-        self._thread.start()
-
-    def __call__(self, step: int) -> None:
-        """Report that `step` steps are finished; 0 is the start."""
-        if step == 0:
-            self._started = time.monotonic()
-        seconds = (time.monotonic() - self._started) / max(step, 1) * (self._total - step)
-        while self._ahead and 100 * step >= self._ahead[0] * self._total:
-            self._newest = self._ahead.pop(0)
-            self._waiting.put((time.monotonic(), step, self._newest, round(seconds)))
-
-    def _deliver(self) -> None:
-        while (item := self._waiting.get()) and not self._closed.is_set():
-            since, step, percent, seconds = item
-            if percent < self._newest and time.monotonic() - since > _STALE:
-                continue
-            try:
-                self._send(step, self._total, progress_percent=percent, estimated_seconds=seconds)
-            except Exception as error:  # pylint: disable=broad-exception-caught
-                _log.warning("progress was not sent (%s)", type(error).__name__)
-
-    def close(self, patience: float = 5.0) -> None:
-        """Send what is waiting for at most `patience` seconds, drop the rest, and stop.
-
-        The one in flight is waited for, so that no progress arrives after this call; but not
-        longer than twice `TIMEOUT`, so that a hanging receiver can't hold the worker.
-        """
-        self._waiting.put(None)
-        self._thread.join(patience)
-        self._closed.set()
-        self._thread.join(2 * TIMEOUT)
-
-    def __enter__(self) -> "ProgressReporter":
-        return self
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.close(0)
+from stylegen.webhook.events import (
+    Id,
+    complete_event_id,
+    complete_payload,
+    failed_event_id,
+    failed_payload,
+    progress_event_id,
+    progress_payload,
+)
+from .origins import WebhookUrls, allowed_url, webhook_urls
+from .progress import MILESTONES, ProgressReporter, send_progress
+from .receiver import ReceivedWebhook, WebhookReceiver
+from .request import HEADERS, MAX_CALLS, TIMEOUT
+
+# %% ../../nbs/webhook/index.ipynb #a8b281af
+_all_ = [
+    "ATTEMPTS",
+    "HEADERS",
+    "Id",
+    "MAX_CALLS",
+    "MILESTONES",
+    "PATIENCE",
+    "ProgressReporter",
+    "ReceivedWebhook",
+    "ReceiverBreaker",
+    "TIMEOUT",
+    "WAIT",
+    "WebhookReceiver",
+    "WebhookUrls",
+    "allowed_url",
+    "complete_event_id",
+    "complete_payload",
+    "deliver_event",
+    "failed_event_id",
+    "failed_payload",
+    "progress_event_id",
+    "progress_payload",
+    "retry_after",
+    "send_complete_webhook",
+    "send_failed_webhook",
+    "send_progress",
+    "webhook_urls",
+]

@@ -14,9 +14,9 @@ __all__ = [
     "make_picture",
     "Outcome",
     "describe",
-    "Tries",
     "handle_generation_task",
     "do_delivery",
+    "settle_delivery",
     "cancel_job",
     "do_control",
     "broker_url",
@@ -25,6 +25,7 @@ __all__ = [
     "run_job",
     "check_machine",
     "main",
+    "report_errors",
 ]
 
 # %% ../../nbs/worker/index.ipynb #8f3fa807
@@ -87,9 +88,11 @@ from ..pipeline.engine import Draw, Engine, OnStep
 from stylegen.queue import (
     Delivery,
     Retries,
+    RetryState,
     connect,
     publish_control,
     redrive,
+    retry_state,
     start_rabbitmq_consumer,
 )
 from ..settings import Settings, SettingsError, load_settings, settings_help
@@ -125,11 +128,13 @@ from stylegen.webhook import (
     PATIENCE,
     TIMEOUT,
     ProgressReporter,
-    Silences,
+    ReceiverBreaker,
     WebhookUrls,
     allowed_url,
+    complete_event_id,
     complete_payload,
     deliver_event,
+    failed_event_id,
     failed_payload,
     send_progress,
     webhook_urls,
@@ -184,10 +189,10 @@ class Parts:
     secret: str = field(default="", repr=False)
     loras: LoraFiles | None = None
     """A cache of LoRA files; None fetches each anew."""
-    once: bool = False
-    """Whether a job's result is written down, and told again instead of drawn again."""
+    idempotent: bool = False
+    """Whether a job's result is stored, and reported again instead of drawn again."""
     watch: Watch = field(default_factory=Watch, repr=False)
-    silences: Silences = field(default_factory=Silences, repr=False)
+    breaker: ReceiverBreaker = field(default_factory=ReceiverBreaker, repr=False)
     metrics: Metrics = field(default_factory=Metrics, repr=False)
     on_state: Callable[[str], None] = partial(_log.debug, "the job is %s")
     """Called when a job is validated, generated, uploaded, committed, notified."""
@@ -359,7 +364,7 @@ def make_picture(job: GenerationJob, parts: Parts, on_step: OnStep) -> tuple[str
     with stage("encode"):
         jpeg = parts.labelling.encode(sign(image), label)
     with stage("upload"):
-        if parts.once:
+        if parts.idempotent:
             return store_result(parts.store, job.generation_id, jpeg, job_digest(job))
         url = upload_image_to_s3(jpeg, job.generation_id, store=parts.store)
         return url, hashlib.sha256(jpeg).hexdigest()
@@ -399,43 +404,13 @@ def describe(job: GenerationJob) -> dict[str, Any]:
 
 # %% ../../nbs/worker/index.ipynb #0rder002
 @dataclass(frozen=True)
-class Tries:
-    """How often a job was tried, and may be.
-
-    Attributes:
-        attempt: How often it was tried before.
-        retries: How often it may be tried again in all.
-        redrives: How often an operator has asked for it once more.
-        spent: Whether it was in hand too often when a worker died: it is told, and not touched.
-    """
-
-    attempt: int = 0
-    retries: int = 0
-    redrives: int = 0
-    spent: bool = False
-
-    @property
-    def has_more(self) -> bool:
-        """Whether it may be tried again."""
-        return self.attempt < self.retries
-
-    def last_word(self, error: Exception) -> Exception:
-        """Raise what may be better later; else tell what the failure is called."""
-        if not self.retries or not (isinstance(error, StylegenError) and error.transient):
-            return error
-        if self.has_more:
-            raise error
-        return RetriesExhausted(f"tried {self.attempt + 1} times, at last: {error}")
-
-
-@dataclass(frozen=True)
 class _Order:
     """What a message wants, and for whom; `fault` says what is wrong with it."""
 
     generation_id: int | str
     digest: str
     urls: WebhookUrls
-    tries: Tries
+    state: RetryState
     job: GenerationJob | None = None
     fault: InvalidMessage | None = None
 
@@ -446,7 +421,7 @@ def handle_generation_task(
     parts: Parts | None = None,
     *,
     on_step: OnStep = lambda step: None,
-    tries: Tries = Tries(),
+    state: RetryState = RetryState(),
 ) -> Outcome:
     """Do one job: LoRA, picture, signature, upload, terminal webhook.
 
@@ -454,7 +429,7 @@ def handle_generation_task(
         message: The job, as an object or as the queue's bytes.
         parts: The worker's parts; None makes them from the environment, once.
         on_step: Also called with the number of finished steps.
-        tries: How often it was tried, and may be; until then a transient error is raised.
+        state: How often it was attempted, and may be; while it may, a transient error is raised.
 
     Returns:
         What became of it, after the terminal webhook was taken.
@@ -462,13 +437,13 @@ def handle_generation_task(
     Raises:
         InvalidMessage: The message is wrong, and names nobody who may be told.
         WebhookError: The receiver did not take the terminal webhook.
-        Conflict: The id belongs to another job (with `Parts.once`).
+        Conflict: The id belongs to another job (with `Parts.idempotent`).
         DeviceLost: The GPU is gone; another process must do the job.
-        TransientError: Try later, if `tries` lets it.
+        TransientError: Try later, while `state` lets it.
     """
     parts = parts or _default_parts()
     fields = read_message(message) if isinstance(message, bytes) else message
-    order = _read_order(fields, parts, tries)
+    order = _read_order(fields, parts, state)
     parts.on_state("validated")
     with parts.watch.job(order.generation_id) as ticket, ExitStack() as reporting:
         make = partial(_draw_and_report, order, parts, ticket, on_step, reporting)
@@ -485,30 +460,32 @@ def _default_parts() -> Parts:
 # %% ../../nbs/worker/index.ipynb #c63620a8
 def _result(order: _Order, parts: Parts, draw: Callable[[], Manifest]) -> Manifest:
     """What there is to tell: found, or made now and written down."""
-    write = partial(commit, parts.store) if parts.once else lambda made: made
+    write = partial(commit, parts.store) if parts.idempotent else lambda made: made
     try:
         return _found(order, parts) or write(draw())
     except (Conflict, DeviceLost):
         raise
     except Exception as error:  # pylint: disable=broad-exception-caught
-        failure = _failure(order, order.tries.last_word(error))
+        if order.state.is_retryable(error):
+            raise
+        failure = _failure(order, order.state.final_error(error))
     return write(failure)
 
 
 def _found(order: _Order, parts: Parts) -> Manifest | None:
-    if not parts.once:
+    if not parts.idempotent:
         return None
-    return find_manifest(parts.store, order.generation_id, order.digest, order.tries.redrives)
+    return find_manifest(parts.store, order.generation_id, order.digest, order.state.redrives)
 
 
 def _tell(done: Manifest, order: _Order, parts: Parts) -> None:
     parts.on_state("committed")
     url = order.urls.complete if done.event == "complete" else order.urls.failed
     patience = PATIENCE
-    if order.tries.has_more:  # the retry queues are more patient than a hand
+    if order.state.has_retries:  # the retry queues have more patience
         patience = TIMEOUT
-        if url in parts.silences:
-            raise WebhookError("the receiver was silent a moment ago")
+        if parts.breaker.is_open(url):
+            raise WebhookError("the receiver failed a moment ago")
     with parts.metrics.stage("notify"), _counted(parts, done.event, url):
         told = (url, done.payload, done.event_id)
         deliver_event(*told, patience=patience, **parts.authorization)
@@ -522,7 +499,7 @@ def _counted(parts: Parts, event: str, url: str) -> Iterator[None]:
     except WebhookError as error:
         parts.metrics.count_webhook(event, delivered=False)
         if error.transient:
-            parts.silences.add(url)
+            parts.breaker.trip(url)
         raise
     parts.metrics.count_webhook(event, delivered=True)
 
@@ -532,14 +509,14 @@ def _draw_and_report(
     order: _Order, parts: Parts, ticket: JobInHand, on_step: OnStep, reporting: ExitStack
 ) -> Manifest:
     """Make the picture; `reporting` ends later, since a slow receiver costs the job no time."""
-    if order.tries.spent:
-        raise RetriesExhausted("the job was in hand each time that a worker died")
+    if order.state.limit_exceeded:
+        raise RetriesExhausted("the job was in flight each time that a worker died")
     job = order.job
     if job is None:
         raise order.fault or InvalidMessage("no job")
 
     def send(*step: int, **more: Any) -> None:
-        if order.urls.progress in parts.silences:
+        if parts.breaker.is_open(order.urls.progress):
             return
         told = (order.urls.progress, order.generation_id, *step)
         taken = send_progress(*told, **more, **parts.authorization)
@@ -556,7 +533,7 @@ def _draw_and_report(
     url, sha256 = make_picture(job, parts, each_step)
     parts.on_state("uploaded")
     payload = complete_payload(job.generation_id, url, job.seed, describe(job))
-    event_id, redrives = f"complete_{job.generation_id}", order.tries.redrives
+    event_id, redrives = complete_event_id(job.generation_id), order.state.redrives
     return Manifest(
         job.generation_id, order.digest, "complete", payload, event_id, sha256, redrives
     )
@@ -565,17 +542,17 @@ def _draw_and_report(
 # %% ../../nbs/worker/index.ipynb #fa1lure1
 def _failure(order: _Order, error: Exception) -> Manifest:
     """A failure's manifest; after a redrive it is another event than before."""
-    generation_id, tries = order.generation_id, order.tries
+    generation_id, state = order.generation_id, order.state
     if isinstance(error, StylegenError):
         code, text = error.error_code, str(error)
         _log.warning("generation %s failed: %s: %s", generation_id, code, text)
     else:
         code, text = StylegenError.error_code, f"unexpected {type(error).__name__}"
         _log.error("generation %s failed", generation_id, exc_info=error)
-    payload = failed_payload(generation_id, text, code, tries.attempt)
-    event_id = f"failed_{generation_id}" + (f"_{tries.redrives}" if tries.redrives else "")
+    payload = failed_payload(generation_id, text, code, state.attempt)
+    event_id = failed_event_id(generation_id, state.redrives)
     return Manifest(
-        generation_id, order.digest, "failed", payload, event_id, redrives=tries.redrives
+        generation_id, order.digest, "failed", payload, event_id, redrives=state.redrives
     )
 
 
@@ -603,19 +580,19 @@ def _return_address(
         raise error from None
 
 
-def _read_order(fields: dict[str, Any], parts: Parts, tries: Tries) -> _Order:
+def _read_order(fields: dict[str, Any], parts: Parts, state: RetryState) -> _Order:
     try:
         job = check_job(fields)
         urls = webhook_urls(allowed_url(job.webhook_url, parts.allowed_origins))
     except InvalidMessage as error:
         generation_id, urls = _return_address(fields, parts, error)
-        return _Order(generation_id, job_digest(fields), urls, tries, fault=error)
+        return _Order(generation_id, job_digest(fields), urls, state, fault=error)
     get_resolution(job.aspect_ratio)  # says so where it falls back
-    return _Order(job.generation_id, job_digest(job), urls, tries, job)
+    return _Order(job.generation_id, job_digest(job), urls, state, job)
 
 
 def _known_id(body: bytes) -> int | str | None:
-    """The generation that a message is about, if that can be told."""
+    """The generation that a message is about, if it names one."""
     try:
         return check_job(
             _PLACEHOLDER | {"generation_id": read_message(body)["generation_id"]}
@@ -640,31 +617,31 @@ def do_delivery(delivery: Delivery, parts: Parts, retries: Retries) -> None:
     if delivery.age is not None:
         metrics.queue_wait.observe(max(0.0, delivery.age))
     with metrics.in_progress.track_inprogress(), logged_as(_known_id(delivery.body)):
-        outcome = _see_to(delivery, parts, retries)
+        outcome = settle_delivery(delivery, parts, retries)
         metrics.jobs.labels(outcome=outcome).inc()
 
 
-def _see_to(delivery: Delivery, parts: Parts, retries: Retries) -> str:
-    spent = delivery.redelivered and delivery.redeliveries >= retries.max_redeliveries
-    if delivery.redelivered and not spent:
-        retries.again(delivery)
+def settle_delivery(delivery: Delivery, parts: Parts, retries: Retries) -> str:
+    """Do a delivered job, requeue it, schedule a retry or dead-letter it; returns the outcome."""
+    state = retry_state(delivery, retries)
+    if delivery.redelivered and not state.limit_exceeded:
+        retries.requeue(delivery)
         return "redelivered"
-    tries = Tries(delivery.attempt, len(retries.delays), delivery.redrives, spent)
     try:
-        done = handle_generation_task(delivery.body, parts, tries=tries)
+        done = handle_generation_task(delivery.body, parts, state=state)
     except StylegenError as error:
         _log.warning("not done: %s: %s", error.error_code, error)
-        unwritten = isinstance(error, StorageError) and tries.retries > 0
-        if unwritten or (error.transient and tries.has_more):
-            retries.later(delivery)
+        unwritten = isinstance(error, StorageError) and state.retries > 0
+        if unwritten or state.is_retryable(error):
+            retries.schedule_retry(delivery)
             parts.on_state("retry-published")
             return "retried"
-        retries.set_aside(delivery, error.error_code, str(error))
-        parts.on_state("set-aside")
+        retries.dead_letter(delivery, error.error_code, str(error))
+        parts.on_state("dead-lettered")
         return error.error_code
     if done.error_code == RetriesExhausted.error_code:
-        retries.set_aside(delivery, done.error_code, done.error_message or "")
-        parts.on_state("set-aside")
+        retries.dead_letter(delivery, done.error_code, done.error_message or "")
+        parts.on_state("dead-lettered")
     return done.error_code or "complete"
 
 
@@ -683,7 +660,7 @@ def cancel_job(generation_id: int | str, store: Store) -> bool:
         StorageError: It could not be written.
     """
     payload = failed_payload(generation_id, "the job was canceled", Canceled.error_code)
-    event_id = f"failed_{generation_id}"
+    event_id = failed_event_id(generation_id)
     try:
         commit(store, Manifest(generation_id, ANY_JOB, "failed", payload, event_id))
     except Conflict:
@@ -730,7 +707,7 @@ def consume(settings: Settings, stop: threading.Event) -> None:
     health = Health(watch, stop.is_set)
     guard(watch)
     with _health_server(settings, health, metrics):
-        parts = replace(make_parts(settings, metrics), once=True, watch=watch)
+        parts = replace(make_parts(settings, metrics), idempotent=True, watch=watch)
         _detect_conditional_writes(parts.store)
         url, hands = broker_url(settings), settings.stylegen_prefetch or 2 * settings.stylegen_batch
         delays, most = settings.stylegen_retry_delays, settings.stylegen_max_redeliveries
@@ -918,9 +895,9 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.check:
         return _show_check(settings)
     if chosen.redrive:
-        return _said(partial(_redrive, chosen.redrive, settings))
+        return report_errors(partial(_redrive, chosen.redrive, settings))
     if chosen.cancel:
-        return _said(partial(_cancel, chosen.cancel, settings))
+        return report_errors(partial(_cancel, chosen.cancel, settings))
     return _show_job(chosen.job, settings) if chosen.job else _consume(settings)
 
 
@@ -964,7 +941,7 @@ def _consume(settings: Settings) -> int:
 
 
 # %% ../../nbs/worker/index.ipynb #0c80b101
-def _said(command: Callable[[], int]) -> int:
+def report_errors(command: Callable[[], int]) -> int:
     """Run a command; say in a line what stands in its way."""
     try:
         return command()

@@ -65,12 +65,12 @@ case("worker: SIGKILL when a redelivered message was published")(
 )
 
 
-@case("worker: SIGKILL when a message was set aside")
+@case("worker: SIGKILL when a message was dead-lettered")
 def _killed_aside(ground: Ground) -> None:
     expected = Expected(FAILED, "RETRIES_EXHAUSTED", "RETRIES_EXHAUSTED", letters=2)
-    ground.order(1, "starved", expected=expected)  # killed before the ack: set aside again
+    ground.order(1, "starved", expected=expected)  # killed before the ack: dead-lettered again
     ground.order(2)
-    worker = ground.start(FAULT_STATE="set-aside")
+    worker = ground.start(FAULT_STATE="dead-lettered")
     worker.wait_for_exit()
     ground.inject()
     ground.healed()
@@ -663,7 +663,7 @@ def _other(ground: Ground, number: int) -> dict[str, Any]:
     return ground.fields(number + 1) | {"generation_id": number}
 
 
-@case("job: its id with another payload, both set aside and moved back")
+@case("job: its id with another payload, both dead-lettered and moved back")
 def _both_moved_back(ground: Ground) -> None:
     ground.start()
     expected = Expected(("failed", "complete"), "RETRIES_EXHAUSTED", "CONFLICT")

@@ -90,9 +90,9 @@ def on_state(state: str) -> None:
 class CountedRetries(Retries):
     """The worker's own, with a state after a redelivered message was published again."""
 
-    def again(self, delivery: Delivery) -> None:
+    def requeue(self, delivery: Delivery) -> None:
         """To the end of the work queue, counted."""
-        super().again(delivery)
+        super().requeue(delivery)
         on_state("republished")
 
 
