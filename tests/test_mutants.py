@@ -106,3 +106,10 @@ def test_run(
     assert "+ return count + 2\n    no reason is known" in said
     assert end.value.code == 1
     assert (project / "stylegen/small.py").read_text(encoding="utf-8") == SMALL
+
+
+def test_reasons_are_of_lines_that_exist() -> None:
+    """A reason for code that is no more would excuse other code."""
+    for module, before, _ in mutants.reasons():
+        code = (mutants.ROOT / f"stylegen/{module}.py").read_text(encoding="utf-8")
+        assert before in " ".join(map(str.strip, code.splitlines())), (module, before)

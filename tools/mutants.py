@@ -52,6 +52,7 @@ TESTS = {
     "queue/publish": ["queue", "retries"],
     "queue/delivery": ["queue", "retries"],
     "queue/executor": ["queue", "retries"],
+    "queue/control": ["queue", "retries", "consumer"],
     "queue/consumer": ["queue", "retries", "consumer"],
     "queue/retries": ["retries", "consumer"],
     "storage/store": ["storage", "flow"],
