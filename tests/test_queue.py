@@ -30,6 +30,7 @@ from stylegen.queue import (
     publish_job,
     connection,
     start_rabbitmq_consumer,
+    publish_with_retries,
 )
 
 
@@ -550,3 +551,17 @@ def test_a_connection_that_is_closed_at_once(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("pika.BlockingConnection", closed)
     with pytest.raises(pika.exceptions.AMQPConnectionError):
         connect("amqp://guest:guest@localhost")
+
+
+def test_each_attempt_to_publish_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An operator sees why a message waits, and no password."""
+    (port,) = free_ports(1)
+    url = f"amqp://guest:hunter2@127.0.0.1:{port}/%2F"
+    monkeypatch.setattr("stylegen.queue.publish.PUBLISH_ATTEMPTS", 3)
+    monkeypatch.setattr("stylegen.queue.publish.PUBLISH_WAIT", wait_fixed(0.01))
+    with pytest.raises(pika.exceptions.AMQPConnectionError):
+        publish_with_retries(b"{}", url=url, queue_name="nobody", headers={})
+    assert sum("no broker (AMQPConnectionError)" in each for each in caplog.messages) == 2
+    assert "hunter2" not in caplog.text

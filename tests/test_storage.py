@@ -1,6 +1,7 @@
 """Contracts of `stylegen.storage`, against a real S3 server over HTTP and a real folder."""
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError
 from PIL import Image
 from s3_server import (
     OwnerEnforcedGate,
@@ -53,7 +55,8 @@ from stylegen.storage import (
     store_result,
     upload_image_to_s3,
 )
-from stylegen.storage.keys import JSON_TYPE
+from stylegen.storage.keys import JSON_TYPE, picture_key
+from stylegen.storage.s3_client import error_code
 from stylegen.worker import make_store
 
 BUCKET = "storage-tests"
@@ -626,3 +629,18 @@ def test_a_bucket_that_hangs_up_is_a_storage_error() -> None:
         store = S3Store("bucket", client, conditional=True)
         with pytest.raises(StorageError):
             store.put_if_absent("manifests/gone.json", b"{}", "", metadata={}, public=False)
+
+
+def test_codes_of_errors() -> None:
+    """S3's own where the server has answered; none where the connection was lost."""
+    answered = ClientError({"Error": {"Code": "SlowDown"}}, "PutObject")
+    assert error_code(answered) == "SlowDown"
+    assert error_code(EndpointConnectionError(endpoint_url="http://127.0.0.1:1")) == ""
+
+
+def test_a_picture_of_a_worker_without_manifests_is_replaced(tmp_path: Path) -> None:
+    """Nobody can say which job it is of."""
+    store = FolderStore(tmp_path)
+    url = store.put(picture_key(7), b"of an old version", "image/jpeg")
+    assert store_result(store, 7, b"new", "digest") == (url, hashlib.sha256(b"new").hexdigest())
+    assert store.read(picture_key(7)) == b"new"
