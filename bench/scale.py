@@ -32,7 +32,6 @@ from rabbit import RabbitNode  # noqa: E402
 from s3_server import S3Server  # noqa: E402
 from stored import store  # noqa: E402
 
-from stylegen import worker  # noqa: E402
 from stylegen.fleet.loadgen import (  # noqa: E402
     Load,
     LoadReceiver,
@@ -43,6 +42,7 @@ from stylegen.fleet.loadgen import (  # noqa: E402
 )
 from stylegen.job import GenerationJob  # noqa: E402
 from stylegen.queue import start_rabbitmq_consumer  # noqa: E402
+from stylegen.worker import Parts, consumer, main as run_worker, make_store  # noqa: E402
 
 QUEUE, BUCKET = "image_generation", "stylelicense-images"
 FLEETS = (1, 2, 4, 8)
@@ -61,14 +61,14 @@ def sleeping_worker(seconds: float) -> int:
             on_step(step)
         return Image.new("RGB", job.resolution, "#c8b4a0")
 
-    worker.make_parts = lambda settings, metrics: worker.Parts(
+    consumer.make_parts = lambda settings, metrics: Parts(
         draw=draw,
-        store=worker.make_store(settings),
+        store=make_store(settings),
         allowed_origins=settings.webhook_allowed_origins,
         token=settings.internal_api_token.get_secret_value(),
         metrics=metrics,
     )
-    return worker.main([])
+    return run_worker([])
 
 
 class Bench:

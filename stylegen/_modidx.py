@@ -3301,5 +3301,209 @@ d = {
                 "stylegen/webhook/request.py",
             ),
         },
+        "stylegen.worker.cancel": {
+            "stylegen.worker.cancel.cancel_job": (
+                "worker/cancel.html#cancel_job",
+                "stylegen/worker/cancel.py",
+            ),
+            "stylegen.worker.cancel.do_control": (
+                "worker/cancel.html#do_control",
+                "stylegen/worker/cancel.py",
+            ),
+        },
+        "stylegen.worker.check": {
+            "stylegen.worker.check._answer": (
+                "worker/check.html#_answer",
+                "stylegen/worker/check.py",
+            ),
+            "stylegen.worker.check._check_broker": (
+                "worker/check.html#_check_broker",
+                "stylegen/worker/check.py",
+            ),
+            "stylegen.worker.check._check_labels": (
+                "worker/check.html#_check_labels",
+                "stylegen/worker/check.py",
+            ),
+            "stylegen.worker.check._check_model": (
+                "worker/check.html#_check_model",
+                "stylegen/worker/check.py",
+            ),
+            "stylegen.worker.check._check_scripts": (
+                "worker/check.html#_check_scripts",
+                "stylegen/worker/check.py",
+            ),
+            "stylegen.worker.check.check_machine": (
+                "worker/check.html#check_machine",
+                "stylegen/worker/check.py",
+            ),
+        },
+        "stylegen.worker.cli": {
+            "stylegen.worker.cli._cancel": ("worker/cli.html#_cancel", "stylegen/worker/cli.py"),
+            "stylegen.worker.cli._consume": ("worker/cli.html#_consume", "stylegen/worker/cli.py"),
+            "stylegen.worker.cli._redrive": ("worker/cli.html#_redrive", "stylegen/worker/cli.py"),
+            "stylegen.worker.cli._show_check": (
+                "worker/cli.html#_show_check",
+                "stylegen/worker/cli.py",
+            ),
+            "stylegen.worker.cli._show_job": (
+                "worker/cli.html#_show_job",
+                "stylegen/worker/cli.py",
+            ),
+            "stylegen.worker.cli.main": ("worker/cli.html#main", "stylegen/worker/cli.py"),
+            "stylegen.worker.cli.report_errors": (
+                "worker/cli.html#report_errors",
+                "stylegen/worker/cli.py",
+            ),
+            "stylegen.worker.cli.run_job": ("worker/cli.html#run_job", "stylegen/worker/cli.py"),
+        },
+        "stylegen.worker.consumer": {
+            "stylegen.worker.consumer._detect_conditional_writes": (
+                "worker/consumer.html#_detect_conditional_writes",
+                "stylegen/worker/consumer.py",
+            ),
+            "stylegen.worker.consumer._health_server": (
+                "worker/consumer.html#_health_server",
+                "stylegen/worker/consumer.py",
+            ),
+            "stylegen.worker.consumer.consume": (
+                "worker/consumer.html#consume",
+                "stylegen/worker/consumer.py",
+            ),
+            "stylegen.worker.consumer.stop_on_signals": (
+                "worker/consumer.html#stop_on_signals",
+                "stylegen/worker/consumer.py",
+            ),
+        },
+        "stylegen.worker.delivery": {
+            "stylegen.worker.delivery.do_delivery": (
+                "worker/delivery.html#do_delivery",
+                "stylegen/worker/delivery.py",
+            ),
+            "stylegen.worker.delivery.settle_delivery": (
+                "worker/delivery.html#settle_delivery",
+                "stylegen/worker/delivery.py",
+            ),
+        },
+        "stylegen.worker.flow": {
+            "stylegen.worker.flow._default_parts": (
+                "worker/flow.html#_default_parts",
+                "stylegen/worker/flow.py",
+            ),
+            "stylegen.worker.flow._draw_and_report": (
+                "worker/flow.html#_draw_and_report",
+                "stylegen/worker/flow.py",
+            ),
+            "stylegen.worker.flow._found": ("worker/flow.html#_found", "stylegen/worker/flow.py"),
+            "stylegen.worker.flow._result": ("worker/flow.html#_result", "stylegen/worker/flow.py"),
+            "stylegen.worker.flow.handle_generation_task": (
+                "worker/flow.html#handle_generation_task",
+                "stylegen/worker/flow.py",
+            ),
+        },
+        "stylegen.worker.outcome": {
+            "stylegen.worker.outcome.Outcome": (
+                "worker/outcome.html#outcome",
+                "stylegen/worker/outcome.py",
+            ),
+            "stylegen.worker.outcome.Outcome.told": (
+                "worker/outcome.html#outcome.told",
+                "stylegen/worker/outcome.py",
+            ),
+            "stylegen.worker.outcome.describe": (
+                "worker/outcome.html#describe",
+                "stylegen/worker/outcome.py",
+            ),
+            "stylegen.worker.outcome.failed_manifest": (
+                "worker/outcome.html#failed_manifest",
+                "stylegen/worker/outcome.py",
+            ),
+        },
+        "stylegen.worker.parts": {
+            "stylegen.worker.parts.Labelling": (
+                "worker/parts.html#labelling",
+                "stylegen/worker/parts.py",
+            ),
+            "stylegen.worker.parts.Labelling.encode": (
+                "worker/parts.html#labelling.encode",
+                "stylegen/worker/parts.py",
+            ),
+            "stylegen.worker.parts.Labelling.label": (
+                "worker/parts.html#labelling.label",
+                "stylegen/worker/parts.py",
+            ),
+            "stylegen.worker.parts.Parts": ("worker/parts.html#parts", "stylegen/worker/parts.py"),
+            "stylegen.worker.parts.Parts.authorization": (
+                "worker/parts.html#parts.authorization",
+                "stylegen/worker/parts.py",
+            ),
+        },
+        "stylegen.worker.picture": {
+            "stylegen.worker.picture._fetch_mark": (
+                "worker/picture.html#_fetch_mark",
+                "stylegen/worker/picture.py",
+            ),
+            "stylegen.worker.picture._lora": (
+                "worker/picture.html#_lora",
+                "stylegen/worker/picture.py",
+            ),
+            "stylegen.worker.picture._loras": (
+                "worker/picture.html#_loras",
+                "stylegen/worker/picture.py",
+            ),
+            "stylegen.worker.picture.make_picture": (
+                "worker/picture.html#make_picture",
+                "stylegen/worker/picture.py",
+            ),
+            "stylegen.worker.picture.make_signer": (
+                "worker/picture.html#make_signer",
+                "stylegen/worker/picture.py",
+            ),
+        },
+        "stylegen.worker.report": {
+            "stylegen.worker.report._counted": (
+                "worker/report.html#_counted",
+                "stylegen/worker/report.py",
+            ),
+            "stylegen.worker.report.deliver_terminal_event": (
+                "worker/report.html#deliver_terminal_event",
+                "stylegen/worker/report.py",
+            ),
+        },
+        "stylegen.worker.request": {
+            "stylegen.worker.request.JobRequest": (
+                "worker/request.html#jobrequest",
+                "stylegen/worker/request.py",
+            ),
+            "stylegen.worker.request._return_address": (
+                "worker/request.html#_return_address",
+                "stylegen/worker/request.py",
+            ),
+            "stylegen.worker.request.known_generation_id": (
+                "worker/request.html#known_generation_id",
+                "stylegen/worker/request.py",
+            ),
+            "stylegen.worker.request.read_request": (
+                "worker/request.html#read_request",
+                "stylegen/worker/request.py",
+            ),
+        },
+        "stylegen.worker.wiring": {
+            "stylegen.worker.wiring.broker_url": (
+                "worker/wiring.html#broker_url",
+                "stylegen/worker/wiring.py",
+            ),
+            "stylegen.worker.wiring.make_labelling": (
+                "worker/wiring.html#make_labelling",
+                "stylegen/worker/wiring.py",
+            ),
+            "stylegen.worker.wiring.make_parts": (
+                "worker/wiring.html#make_parts",
+                "stylegen/worker/wiring.py",
+            ),
+            "stylegen.worker.wiring.make_store": (
+                "worker/wiring.html#make_store",
+                "stylegen/worker/wiring.py",
+            ),
+        },
     },
 }

@@ -71,8 +71,9 @@ _PAINTER = """
 import sys
 from painter import Painter
 from stylegen import worker
-painter = worker.Engine = Painter()
-worker.load_pipeline = lambda *_, **__: None
+from stylegen.worker import wiring
+painter = wiring.Engine = Painter()
+wiring.load_pipeline = lambda *_, **__: None
 """
 _MAIN = "sys.exit(worker.main([]))"
 

@@ -379,7 +379,7 @@ def test_interrupted_job_file(
     """Ctrl-C during ``--job`` ends with one line and the shell's usual code."""
     monkeypatch.setenv("INTERNAL_API_TOKEN", TOKEN)
     monkeypatch.setenv("WEBHOOK_ALLOWED_ORIGINS", backend.url)
-    monkeypatch.setattr("stylegen.worker.run_job", _interrupt)
+    monkeypatch.setattr("stylegen.worker.cli.run_job", _interrupt)
     assert main(["--job", str(tmp_path / "job.json")]) == 130
     assert "interrupted" in capsys.readouterr().err
 

@@ -47,8 +47,8 @@ def status(port: int, page: str) -> int:
 def _painter(monkeypatch: pytest.MonkeyPatch) -> Painter:
     """The engine of each worker that this test makes; and no model is loaded for it."""
     painter = Painter()
-    monkeypatch.setattr("stylegen.worker.load_pipeline", lambda *_, **__: None)
-    monkeypatch.setattr("stylegen.worker.Engine", painter)
+    monkeypatch.setattr("stylegen.worker.wiring.load_pipeline", lambda *_, **__: None)
+    monkeypatch.setattr("stylegen.worker.wiring.Engine", painter)
     return painter
 
 
@@ -143,7 +143,7 @@ def test_a_worker_with_a_hanging_job_is_not_live(
     """Its probe says so, and it ends itself by the code of a device that is lost."""
     codes: list[int] = []
     watchdog = partial(guard, leave_by=codes.append, every=0.02)
-    monkeypatch.setattr("stylegen.worker.guard", watchdog)
+    monkeypatch.setattr("stylegen.worker.consumer.guard", watchdog)
     settings = settings.model_copy(update={"stylegen_job_timeout": 0.5})
     port = settings.stylegen_health_port or 0
     painter.gate.clear()

@@ -583,10 +583,10 @@ def test_a_silent_receiver_holds_no_hand(
     flat: Parts, retries: Retries, order: Order, tmp_path: Path, monkeypatch: Any
 ) -> None:
     """Who comes next goes to a retry queue at once; only the last attempt waits again."""
-    monkeypatch.setattr("stylegen.worker.TIMEOUT", 0.1)
-    monkeypatch.setattr("stylegen.worker.PATIENCE", 0.1)
+    monkeypatch.setattr("stylegen.worker.report.TIMEOUT", 0.1)
+    monkeypatch.setattr("stylegen.worker.report.PATIENCE", 0.1)
     short = partial(deliver_event, timeout=0.5)
-    monkeypatch.setattr("stylegen.worker.deliver_event", short)
+    monkeypatch.setattr("stylegen.worker.report.deliver_event", short)
     hangs = threading.Event()
     with WebhookReceiver(lambda hook: 200 if hangs.wait(60) else 500) as silent:
         parts = replace(_on_bucket(flat, tmp_path), allowed_origins=(silent.url,))

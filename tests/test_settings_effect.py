@@ -70,9 +70,11 @@ class World:
         self.model = folder / "model"  # a folder's, lest somebody asks the model hub
         self.model.mkdir()
         (self.model / "model_index.json").write_text("{}", "ascii")
-        self.monkeypatch.setattr("stylegen.worker.load_pipeline", lambda *_, **__: None)
-        self.monkeypatch.setattr("stylegen.worker.Engine", self.painter)
-        self.monkeypatch.setattr("stylegen.worker.guard", lambda _: None)  # it would end the tests
+        self.monkeypatch.setattr("stylegen.worker.wiring.load_pipeline", lambda *_, **__: None)
+        self.monkeypatch.setattr("stylegen.worker.wiring.Engine", self.painter)
+        self.monkeypatch.setattr(
+            "stylegen.worker.consumer.guard", lambda _: None
+        )  # it would end the tests
 
     @property
     def rabbit(self) -> RabbitNode:
@@ -140,13 +142,13 @@ class World:
         loader = MagicMock()
         self.monkeypatch.setattr("diffusers.StableDiffusionPipeline.from_pretrained", loader)
         self.monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
-        self.monkeypatch.setattr("stylegen.worker.load_pipeline", load_pipeline)
+        self.monkeypatch.setattr("stylegen.worker.wiring.load_pipeline", load_pipeline)
         make_parts(settings)
         return loader
 
     def load_pocket(self, **variables: Any) -> Any:
         """The packaged model as the engine gets it."""
-        self.monkeypatch.setattr("stylegen.worker.load_pipeline", load_pipeline)
+        self.monkeypatch.setattr("stylegen.worker.wiring.load_pipeline", load_pipeline)
         make_parts(self.settings(stylegen_model=self.pocket / "pocket", **variables))
         return self.painter.pipeline
 
@@ -345,9 +347,11 @@ def _stylegen_job_timeout(world: World) -> None:
 
 
 def _stylegen_drain_timeout(world: World) -> None:
-    world.monkeypatch.setattr("stylegen.worker.load_settings", lambda: settings)
+    world.monkeypatch.setattr("stylegen.worker.cli.load_settings", lambda: settings)
     settings, ended, codes = world.settings(stylegen_drain_timeout=0.2), threading.Event(), []
-    world.monkeypatch.setattr("stylegen.worker.leave", lambda *code: (codes.extend(code), end()))
+    world.monkeypatch.setattr(
+        "stylegen.worker.consumer.leave", lambda *code: (codes.extend(code), end())
+    )
     end = ended.set
     before = signal.getsignal(signal.SIGTERM)
 
@@ -358,7 +362,7 @@ def _stylegen_drain_timeout(world: World) -> None:
         assert ended.wait(30) and stop.is_set()
         assert 0.2 <= time.monotonic() - began < 20
 
-    world.monkeypatch.setattr("stylegen.worker.consume", consume)
+    world.monkeypatch.setattr("stylegen.worker.cli.consume", consume)
     assert main([]) == 0
     assert codes == [4]
 
@@ -366,7 +370,9 @@ def _stylegen_drain_timeout(world: World) -> None:
 def _log_level(world: World) -> None:
     for level in ("ERROR", "DEBUG"):
         settings = world.settings(log_level=level)
-        world.monkeypatch.setattr("stylegen.worker.load_settings", lambda chosen=settings: chosen)
+        world.monkeypatch.setattr(
+            "stylegen.worker.cli.load_settings", lambda chosen=settings: chosen
+        )
         assert main(["--cancel", "no id"]) == 2
         assert logging.getLogger("stylegen.worker").getEffectiveLevel() == getattr(logging, level)
     assert world.settings().log_level == "INFO"
@@ -387,7 +393,7 @@ def _stylegen_health_port(world: World) -> None:
         wait_until(lambda: _live("127.0.0.1", first))
         assert not _live("127.0.0.1", second)
     assert not _live("127.0.0.1", first)
-    world.monkeypatch.setattr("stylegen.worker.HealthServer", None)
+    world.monkeypatch.setattr("stylegen.worker.consumer.HealthServer", None)
     settings = world.on_broker()
     world.send(settings)
     with consuming(settings, world.painter):

@@ -75,7 +75,18 @@ TESTS = {
     "signature/provenance": ["label", "provenance"],
     "signature/c2pa": ["label"],
     "settings": ["settings_effect", "flow", "consumer"],
-    "worker/__init__": ["flow", "health", "retries", "settings_effect", "consumer", "signed"],
+    "worker/parts": ["flow", "retries", "settings_effect", "signed"],
+    "worker/wiring": ["settings_effect", "consumer"],
+    "worker/picture": ["flow", "signed", "settings_effect"],
+    "worker/request": ["flow", "retries"],
+    "worker/outcome": ["flow", "retries"],
+    "worker/report": ["flow", "retries", "health"],
+    "worker/flow": ["flow", "retries", "health"],
+    "worker/cancel": ["retries", "flow"],
+    "worker/delivery": ["retries", "consumer", "health"],
+    "worker/consumer": ["health", "settings_effect", "consumer"],
+    "worker/check": ["settings_effect", "flow"],
+    "worker/cli": ["flow", "retries", "settings_effect", "consumer"],
 }
 """For each module, by its path, the tests that are about it, as in ``tests/test_NAME.py``."""
 LEAST = 4

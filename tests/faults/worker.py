@@ -14,12 +14,12 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from stylegen import worker
 from stylegen.health import Metrics
 from stylegen.job import DeviceLost, GenerationJob, OutOfMemory
 from stylegen.queue import Delivery, Retries
 from stylegen.settings import Settings
-from stylegen.storage.cache import LoraFiles
+from stylegen.storage import LoraFiles
+from stylegen.worker import Parts, consumer, main, make_store
 
 STEPS = 10
 NOTES = Path(os.environ.get("FAULT_NOTES", "."))
@@ -96,12 +96,12 @@ class CountedRetries(Retries):
         on_state("republished")
 
 
-def make_parts(settings: Settings, metrics: Metrics | None = None) -> worker.Parts:
+def make_parts(settings: Settings, metrics: Metrics | None = None) -> Parts:
     """The worker's own parts, around `draw`."""
     metrics = metrics or Metrics()
-    store, secret = worker.make_store(settings), settings.webhook_secret
+    store, secret = make_store(settings), settings.webhook_secret
     folder, size = settings.stylegen_cache_folder, settings.stylegen_cache_bytes
-    return worker.Parts(
+    return Parts(
         draw=draw,
         store=store,
         allowed_origins=settings.webhook_allowed_origins,
@@ -114,6 +114,6 @@ def make_parts(settings: Settings, metrics: Metrics | None = None) -> worker.Par
 
 
 if __name__ == "__main__":
-    worker.make_parts = make_parts
-    worker.Retries = CountedRetries  # type: ignore[misc]
-    sys.exit(worker.main())
+    consumer.make_parts = make_parts
+    consumer.Retries = CountedRetries  # type: ignore[misc]
+    sys.exit(main())

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from stylegen import worker
+from stylegen.worker import main, wiring
 
-_load_pipeline = worker.load_pipeline
+_load_pipeline = wiring.load_pipeline
 
 
 def lose(latents: torch.Tensor) -> None:
@@ -32,5 +32,5 @@ def load_pipeline(*given: Any, **options: Any) -> Any:
 
 
 if __name__ == "__main__":
-    worker.load_pipeline = load_pipeline
-    sys.exit(worker.main([]))
+    wiring.load_pipeline = load_pipeline
+    sys.exit(main([]))
