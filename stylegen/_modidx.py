@@ -171,6 +171,7 @@ d = {
             ),
         },
         "stylegen.health": {
+            "stylegen.health.ExitCode": ("health.html#exitcode", "stylegen/health.py"),
             "stylegen.health.Health": ("health.html#health", "stylegen/health.py"),
             "stylegen.health.Health.__init__": (
                 "health.html#health.__init__",
@@ -195,8 +196,6 @@ d = {
                 "health.html#healthserver.__init__",
                 "stylegen/health.py",
             ),
-            "stylegen.health.JobInHand": ("health.html#jobinhand", "stylegen/health.py"),
-            "stylegen.health.JobInHand.step": ("health.html#jobinhand.step", "stylegen/health.py"),
             "stylegen.health.Metrics": ("health.html#metrics", "stylegen/health.py"),
             "stylegen.health.Metrics.__init__": (
                 "health.html#metrics.__init__",
@@ -211,23 +210,46 @@ d = {
                 "stylegen/health.py",
             ),
             "stylegen.health.Metrics.stage": ("health.html#metrics.stage", "stylegen/health.py"),
-            "stylegen.health.Watch": ("health.html#watch", "stylegen/health.py"),
-            "stylegen.health.Watch.__init__": ("health.html#watch.__init__", "stylegen/health.py"),
-            "stylegen.health.Watch._move": ("health.html#watch._move", "stylegen/health.py"),
-            "stylegen.health.Watch.cancel": ("health.html#watch.cancel", "stylegen/health.py"),
-            "stylegen.health.Watch.job": ("health.html#watch.job", "stylegen/health.py"),
-            "stylegen.health.Watch.overdue": ("health.html#watch.overdue", "stylegen/health.py"),
-            "stylegen.health._Discreet": ("health.html#_discreet", "stylegen/health.py"),
-            "stylegen.health._Discreet.__init__": (
-                "health.html#_discreet.__init__",
+            "stylegen.health.RedactingFilter": (
+                "health.html#redactingfilter",
                 "stylegen/health.py",
             ),
-            "stylegen.health._Discreet._strike": (
-                "health.html#_discreet._strike",
+            "stylegen.health.RedactingFilter.__init__": (
+                "health.html#redactingfilter.__init__",
                 "stylegen/health.py",
             ),
-            "stylegen.health._Discreet.filter": (
-                "health.html#_discreet.filter",
+            "stylegen.health.RedactingFilter._redact": (
+                "health.html#redactingfilter._redact",
+                "stylegen/health.py",
+            ),
+            "stylegen.health.RedactingFilter.filter": (
+                "health.html#redactingfilter.filter",
+                "stylegen/health.py",
+            ),
+            "stylegen.health.RunningJob": ("health.html#runningjob", "stylegen/health.py"),
+            "stylegen.health.RunningJob.step": (
+                "health.html#runningjob.step",
+                "stylegen/health.py",
+            ),
+            "stylegen.health.RunningJobs": ("health.html#runningjobs", "stylegen/health.py"),
+            "stylegen.health.RunningJobs.__init__": (
+                "health.html#runningjobs.__init__",
+                "stylegen/health.py",
+            ),
+            "stylegen.health.RunningJobs._move": (
+                "health.html#runningjobs._move",
+                "stylegen/health.py",
+            ),
+            "stylegen.health.RunningJobs.cancel": (
+                "health.html#runningjobs.cancel",
+                "stylegen/health.py",
+            ),
+            "stylegen.health.RunningJobs.job": (
+                "health.html#runningjobs.job",
+                "stylegen/health.py",
+            ),
+            "stylegen.health.RunningJobs.overdue": (
+                "health.html#runningjobs.overdue",
                 "stylegen/health.py",
             ),
             "stylegen.health._Page": ("health.html#_page", "stylegen/health.py"),
@@ -238,10 +260,10 @@ d = {
             ),
             "stylegen.health._device_memory": ("health.html#_device_memory", "stylegen/health.py"),
             "stylegen.health._verdict": ("health.html#_verdict", "stylegen/health.py"),
-            "stylegen.health.guard": ("health.html#guard", "stylegen/health.py"),
-            "stylegen.health.leave": ("health.html#leave", "stylegen/health.py"),
-            "stylegen.health.logged_as": ("health.html#logged_as", "stylegen/health.py"),
+            "stylegen.health.exit_now": ("health.html#exit_now", "stylegen/health.py"),
+            "stylegen.health.log_context": ("health.html#log_context", "stylegen/health.py"),
             "stylegen.health.set_up_logging": ("health.html#set_up_logging", "stylegen/health.py"),
+            "stylegen.health.start_watchdog": ("health.html#start_watchdog", "stylegen/health.py"),
         },
         "stylegen.job": {
             "stylegen.job.Canceled": ("job.html#canceled", "stylegen/job.py"),

@@ -29,7 +29,7 @@ from rabbit import RabbitNode
 
 from stylegen.fleet.affinity import affinity_queues
 from stylegen.fleet.loadgen import LoadReceiver
-from stylegen.health import Health, HealthServer, Metrics, Watch
+from stylegen.health import Health, HealthServer, Metrics, RunningJobs
 from stylegen.queue import dead_letters, publish_job
 from stylegen.settings import Settings
 from stylegen.storage import MAX_LORA_BYTES
@@ -323,7 +323,7 @@ def test_a_model_that_never_loads_is_restarted() -> None:
     """While a model loads, the startup probe alone is told no; for half an hour at most."""
     (container,) = manifest("Deployment")["spec"]["template"]["spec"]["containers"]
     startup, liveness = container["startupProbe"], container["livenessProbe"]
-    with HealthServer(Health(Watch()), Metrics(), 0) as loading:
+    with HealthServer(Health(RunningJobs()), Metrics(), 0) as loading:
         origin = f"http://127.0.0.1:{loading.server_port}"
         pages = [origin + probe["httpGet"]["path"] for probe in (startup, liveness)]
         said = [requests.get(page, timeout=20).status_code for page in pages]

@@ -21,7 +21,7 @@ from s3_server import S3Server
 
 from stylegen import job as job_module
 from stylegen.fleet.loadgen import LoadReceiver
-from stylegen.health import Watch
+from stylegen.health import RunningJobs
 from stylegen.job import GenerationJob, StylegenError, check_job
 from stylegen.queue import dead_letters, publish_job
 from stylegen.settings import Settings
@@ -201,7 +201,7 @@ def test_messages_are_the_workers(tmp_path: Path) -> None:
         send_progress(backend.url, 500, 13, 50, progress_percent=25, estimated_seconds=4)
         send_failed_webhook(backend.url, 500, end["error_message"], error_code=end["error_code"])
         assert [each.body for each in backend.received] == [json.loads(progress), end]
-    (cancel,), watch = blocks(page, "json cancel"), Watch()
+    (cancel,), watch = blocks(page, "json cancel"), RunningJobs()
     parts = Parts(lambda *_: None, FolderStore(tmp_path), (), TOKEN, watch=watch)
     with watch.job(500) as ticket:
         do_control(cancel.encode(), parts)

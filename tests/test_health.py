@@ -21,7 +21,7 @@ from rabbit import RabbitNode, free_ports
 from tenacity import wait_fixed, wait_none
 from waiting import wait_until
 
-from stylegen.health import Health, HealthServer, Metrics, Watch, guard
+from stylegen.health import Health, HealthServer, Metrics, RunningJobs, start_watchdog
 from stylegen.job import WebhookError
 from stylegen.queue import connection, publish_job
 from stylegen.settings import Settings
@@ -142,8 +142,8 @@ def test_a_worker_with_a_hanging_job_is_not_live(
 ) -> None:
     """Its probe says so, and it ends itself by the code of a device that is lost."""
     codes: list[int] = []
-    watchdog = partial(guard, leave_by=codes.append, every=0.02)
-    monkeypatch.setattr("stylegen.worker.consumer.guard", watchdog)
+    watchdog = partial(start_watchdog, exit_with=codes.append, every=0.02)
+    monkeypatch.setattr("stylegen.worker.consumer.start_watchdog", watchdog)
     settings = settings.model_copy(update={"stylegen_job_timeout": 0.5})
     port = settings.stylegen_health_port or 0
     painter.gate.clear()
@@ -166,10 +166,10 @@ def _clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
 
 
 @pytest.fixture(name="probed")
-def _probed(clock: list[float]) -> Iterator[tuple[Watch, Health, Callable[[], list[int]]]]:
+def _probed(clock: list[float]) -> Iterator[tuple[RunningJobs, Health, Callable[[], list[int]]]]:
     """A connected worker's watch (limit 600 s), its health, and what its two probes say."""
     assert clock
-    watch = Watch()
+    watch = RunningJobs()
     health = Health(watch)
     health.connected = True
     with HealthServer(health, Metrics(), 0) as server:
@@ -177,7 +177,7 @@ def _probed(clock: list[float]) -> Iterator[tuple[Watch, Health, Callable[[], li
 
 
 def test_a_minute_without_a_sign_of_life(
-    probed: tuple[Watch, Health, Callable[[], list[int]]], clock: list[float]
+    probed: tuple[RunningJobs, Health, Callable[[], list[int]]], clock: list[float]
 ) -> None:
     """Kubernetes restarts whose connection's thread hangs; not before it had begun."""
     _, health, probes = probed
@@ -192,7 +192,7 @@ def test_a_minute_without_a_sign_of_life(
 
 
 def test_half_as_long_again_as_the_limit(
-    probed: tuple[Watch, Health, Callable[[], list[int]]], clock: list[float]
+    probed: tuple[RunningJobs, Health, Callable[[], list[int]]], clock: list[float]
 ) -> None:
     """A job hangs at 900 s of 600; whoever still waits hangs when nobody moves for as long."""
     watch, _, probes = probed
@@ -240,7 +240,7 @@ def test_a_limit_runs_from_the_first_step(
 
 def test_waiting_for_ones_own_id_is_free() -> None:
     """The second message of a job waits for the first, and its time begins after it."""
-    watch, began = Watch(600), []
+    watch, began = RunningJobs(600), []
 
     def second() -> None:
         with watch.job(7) as ticket:

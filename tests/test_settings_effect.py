@@ -73,7 +73,7 @@ class World:
         self.monkeypatch.setattr("stylegen.worker.wiring.load_pipeline", lambda *_, **__: None)
         self.monkeypatch.setattr("stylegen.worker.wiring.Engine", self.painter)
         self.monkeypatch.setattr(
-            "stylegen.worker.consumer.guard", lambda _: None
+            "stylegen.worker.consumer.start_watchdog", lambda _: None
         )  # it would end the tests
 
     @property
@@ -350,7 +350,7 @@ def _stylegen_drain_timeout(world: World) -> None:
     world.monkeypatch.setattr("stylegen.worker.cli.load_settings", lambda: settings)
     settings, ended, codes = world.settings(stylegen_drain_timeout=0.2), threading.Event(), []
     world.monkeypatch.setattr(
-        "stylegen.worker.consumer.leave", lambda *code: (codes.extend(code), end())
+        "stylegen.worker.consumer.exit_now", lambda *code: (codes.extend(code), end())
     )
     end = ended.set
     before = signal.getsignal(signal.SIGTERM)

@@ -4,7 +4,6 @@
 
 # %% auto #0
 __all__ = [
-    "WRONG_SETTINGS",
     "FIRST_PAUSE",
     "LONGEST_PAUSE",
     "visible_gpus",
@@ -28,6 +27,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from ..health import ExitCode
 from ..worker import main as worker
 
 _log = logging.getLogger(__name__)
@@ -75,7 +75,6 @@ def worker_environments(
 
 
 # %% ../../nbs/fleet/00_supervisor.ipynb #ce1288d8
-WRONG_SETTINGS = 2
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 
 
@@ -124,7 +123,7 @@ def keep_running(kept: KeptWorker, stop: threading.Event) -> None:
     pause = FIRST_PAUSE
     while not stop.is_set():
         lived = kept.run_once()
-        if kept.exit_code == WRONG_SETTINGS:
+        if kept.exit_code == ExitCode.WRONG_SETTINGS:
             stop.set()
         elif not stop.is_set():
             pause = FIRST_PAUSE if lived > LONGEST_PAUSE else pause

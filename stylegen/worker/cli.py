@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pika.exceptions import AMQPError
 
-from ..health import EXIT_DEVICE, leave, set_up_logging
+from ..health import ExitCode, exit_now, set_up_logging
 from ..job import DeviceLost, InvalidMessage, StylegenError, check_job, read_message
 from ..queue import publish_control, redrive
 from ..settings import Settings, SettingsError, load_settings, settings_help
@@ -142,7 +142,9 @@ def _consume(settings: Settings) -> int:
             consume(settings, stop)
     except DeviceLost as error:
         _log.critical("%s: the worker ends", error)
-        leave(EXIT_DEVICE)  # what would be freed on a lost device could abort the process
+        exit_now(
+            ExitCode.DEVICE_LOST
+        )  # what would be freed on a lost device could abort the process
     return 0
 
 

@@ -15,7 +15,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from ..health import EXIT_DRAIN, Health, HealthServer, Metrics, Watch, guard, leave
+from stylegen.health import (
+    ExitCode,
+    Health,
+    HealthServer,
+    Metrics,
+    RunningJobs,
+    exit_now,
+    start_watchdog,
+)
 from ..job import StorageError
 from ..queue import Retries, start_rabbitmq_consumer
 from ..settings import Settings
@@ -35,9 +43,9 @@ def consume(settings: Settings, stop: threading.Event) -> None:
         settings: What the environment says.
         stop: Set it to stop.
     """
-    watch, metrics = Watch(settings.stylegen_job_timeout), Metrics()
+    watch, metrics = RunningJobs(settings.stylegen_job_timeout), Metrics()
     health = Health(watch, stop.is_set)
-    guard(watch)
+    start_watchdog(watch)
     with _health_server(settings, health, metrics):
         parts = replace(make_parts(settings, metrics), idempotent=True, watch=watch)
         _detect_conditional_writes(parts.store)
@@ -83,12 +91,12 @@ def stop_on_signals(drain_timeout: float = 660.0) -> Iterator[threading.Event]:
             signal.
     """
     stop = threading.Event()
-    deadline = threading.Timer(drain_timeout, leave, (EXIT_DRAIN,))
+    deadline = threading.Timer(drain_timeout, exit_now, (ExitCode.DRAIN_TIMEOUT,))
     deadline.daemon = True
 
     def on_signal(number: int, _: Any) -> None:
         if stop.is_set():
-            leave(EXIT_DRAIN)
+            exit_now(ExitCode.DRAIN_TIMEOUT)
         stop.set()
         deadline.start()
         _log.info("%s: finishing the jobs in hand", signal.Signals(number).name)

@@ -8,7 +8,7 @@ __all__ = ["settle_delivery", "do_delivery"]
 # %% ../../nbs/worker/08_delivery.ipynb #dd0242f8
 import logging
 
-from ..health import logged_as
+from ..health import log_context
 from ..job import RetriesExhausted, StorageError, StylegenError
 from ..queue import Delivery, Retries, retry_state
 from .flow import handle_generation_task
@@ -58,6 +58,6 @@ def do_delivery(delivery: Delivery, parts: Parts, retries: Retries) -> None:
     metrics = parts.metrics
     if delivery.age is not None:
         metrics.queue_wait.observe(max(0.0, delivery.age))
-    with metrics.in_progress.track_inprogress(), logged_as(known_generation_id(delivery.body)):
+    with metrics.in_progress.track_inprogress(), log_context(known_generation_id(delivery.body)):
         outcome = settle_delivery(delivery, parts, retries)
         metrics.jobs.labels(outcome=outcome).inc()

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from functools import cache, partial
 from typing import Any
 
-from ..health import JobInHand
+from ..health import RunningJob
 from stylegen.job import (
     Conflict,
     DeviceLost,
@@ -102,7 +102,7 @@ def _found(order: JobRequest, parts: Parts) -> Manifest | None:
 
 # %% ../../nbs/worker/06_flow.ipynb #fb68fcc5
 def _draw_and_report(
-    order: JobRequest, parts: Parts, ticket: JobInHand, on_step: OnStep, reporting: ExitStack
+    order: JobRequest, parts: Parts, ticket: RunningJob, on_step: OnStep, reporting: ExitStack
 ) -> Manifest:
     """Make the picture; `reporting` ends later, since a slow receiver costs the job no time."""
     if order.state.limit_exceeded:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..health import Metrics, Watch
+from ..health import Metrics, RunningJobs
 from ..job import GenerationJob
 from ..pipeline.engine import Draw
 from ..signature.c2pa import ContentCredentials
@@ -73,7 +73,7 @@ class Parts:
     """A cache of LoRA files; None fetches each anew."""
     idempotent: bool = False
     """Whether a job's result is stored, and reported again instead of drawn again."""
-    watch: Watch = field(default_factory=Watch, repr=False)
+    watch: RunningJobs = field(default_factory=RunningJobs, repr=False)
     breaker: ReceiverBreaker = field(default_factory=ReceiverBreaker, repr=False)
     metrics: Metrics = field(default_factory=Metrics, repr=False)
     on_state: Callable[[str], None] = partial(_log.debug, "the job is %s")

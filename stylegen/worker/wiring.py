@@ -9,7 +9,7 @@ __all__ = ["broker_url", "make_store", "make_labelling", "make_parts"]
 import os
 from pathlib import Path
 
-from ..health import Metrics, Watch
+from ..health import Metrics, RunningJobs
 from ..pipeline import load_pipeline, model_digest, pick_device
 from ..pipeline.engine import Engine
 from ..settings import Settings
@@ -105,6 +105,6 @@ def make_parts(settings: Settings, metrics: Metrics | None = None) -> Parts:
         make_labelling(settings),
         settings.webhook_secret.get_secret_value() if settings.webhook_secret else "",
         LoraFiles(store, folder, settings.stylegen_cache_bytes, metrics.count_lookup),
-        watch=Watch(settings.stylegen_job_timeout),
+        watch=RunningJobs(settings.stylegen_job_timeout),
         metrics=metrics,
     )
