@@ -3354,6 +3354,10 @@ d = {
                 "worker/check.html#_check_scripts",
                 "stylegen/worker/check.py",
             ),
+            "stylegen.worker.check._check_storage": (
+                "worker/check.html#_check_storage",
+                "stylegen/worker/check.py",
+            ),
             "stylegen.worker.check.check_machine": (
                 "worker/check.html#check_machine",
                 "stylegen/worker/check.py",
@@ -3361,16 +3365,15 @@ d = {
         },
         "stylegen.worker.cli": {
             "stylegen.worker.cli._cancel": ("worker/cli.html#_cancel", "stylegen/worker/cli.py"),
+            "stylegen.worker.cli._check": ("worker/cli.html#_check", "stylegen/worker/cli.py"),
             "stylegen.worker.cli._consume": ("worker/cli.html#_consume", "stylegen/worker/cli.py"),
+            "stylegen.worker.cli._parser": ("worker/cli.html#_parser", "stylegen/worker/cli.py"),
+            "stylegen.worker.cli._print_outcome": (
+                "worker/cli.html#_print_outcome",
+                "stylegen/worker/cli.py",
+            ),
             "stylegen.worker.cli._redrive": ("worker/cli.html#_redrive", "stylegen/worker/cli.py"),
-            "stylegen.worker.cli._show_check": (
-                "worker/cli.html#_show_check",
-                "stylegen/worker/cli.py",
-            ),
-            "stylegen.worker.cli._show_job": (
-                "worker/cli.html#_show_job",
-                "stylegen/worker/cli.py",
-            ),
+            "stylegen.worker.cli._run_job": ("worker/cli.html#_run_job", "stylegen/worker/cli.py"),
             "stylegen.worker.cli.main": ("worker/cli.html#main", "stylegen/worker/cli.py"),
             "stylegen.worker.cli.report_errors": (
                 "worker/cli.html#report_errors",
@@ -3387,6 +3390,10 @@ d = {
                 "worker/consumer.html#_health_server",
                 "stylegen/worker/consumer.py",
             ),
+            "stylegen.worker.consumer._make_retries": (
+                "worker/consumer.html#_make_retries",
+                "stylegen/worker/consumer.py",
+            ),
             "stylegen.worker.consumer.consume": (
                 "worker/consumer.html#consume",
                 "stylegen/worker/consumer.py",
@@ -3397,6 +3404,14 @@ d = {
             ),
         },
         "stylegen.worker.delivery": {
+            "stylegen.worker.delivery._dead_letter": (
+                "worker/delivery.html#_dead_letter",
+                "stylegen/worker/delivery.py",
+            ),
+            "stylegen.worker.delivery._goes_to_retry": (
+                "worker/delivery.html#_goes_to_retry",
+                "stylegen/worker/delivery.py",
+            ),
             "stylegen.worker.delivery.do_delivery": (
                 "worker/delivery.html#do_delivery",
                 "stylegen/worker/delivery.py",
@@ -3407,16 +3422,18 @@ d = {
             ),
         },
         "stylegen.worker.flow": {
+            "stylegen.worker.flow._commit": ("worker/flow.html#_commit", "stylegen/worker/flow.py"),
             "stylegen.worker.flow._default_parts": (
                 "worker/flow.html#_default_parts",
                 "stylegen/worker/flow.py",
             ),
-            "stylegen.worker.flow._draw_and_report": (
-                "worker/flow.html#_draw_and_report",
+            "stylegen.worker.flow._draw": ("worker/flow.html#_draw", "stylegen/worker/flow.py"),
+            "stylegen.worker.flow._find": ("worker/flow.html#_find", "stylegen/worker/flow.py"),
+            "stylegen.worker.flow._find_or_make": (
+                "worker/flow.html#_find_or_make",
                 "stylegen/worker/flow.py",
             ),
-            "stylegen.worker.flow._found": ("worker/flow.html#_found", "stylegen/worker/flow.py"),
-            "stylegen.worker.flow._result": ("worker/flow.html#_result", "stylegen/worker/flow.py"),
+            "stylegen.worker.flow._run": ("worker/flow.html#_run", "stylegen/worker/flow.py"),
             "stylegen.worker.flow.handle_generation_task": (
                 "worker/flow.html#handle_generation_task",
                 "stylegen/worker/flow.py",
@@ -3427,8 +3444,16 @@ d = {
                 "worker/outcome.html#outcome",
                 "stylegen/worker/outcome.py",
             ),
-            "stylegen.worker.outcome.Outcome.told": (
-                "worker/outcome.html#outcome.told",
+            "stylegen.worker.outcome.Outcome.from_manifest": (
+                "worker/outcome.html#outcome.from_manifest",
+                "stylegen/worker/outcome.py",
+            ),
+            "stylegen.worker.outcome._code_and_text": (
+                "worker/outcome.html#_code_and_text",
+                "stylegen/worker/outcome.py",
+            ),
+            "stylegen.worker.outcome.complete_manifest": (
+                "worker/outcome.html#complete_manifest",
                 "stylegen/worker/outcome.py",
             ),
             "stylegen.worker.outcome.describe": (
@@ -3454,22 +3479,22 @@ d = {
                 "stylegen/worker/parts.py",
             ),
             "stylegen.worker.parts.Parts": ("worker/parts.html#parts", "stylegen/worker/parts.py"),
-            "stylegen.worker.parts.Parts.authorization": (
-                "worker/parts.html#parts.authorization",
-                "stylegen/worker/parts.py",
-            ),
         },
         "stylegen.worker.picture": {
-            "stylegen.worker.picture._fetch_mark": (
-                "worker/picture.html#_fetch_mark",
+            "stylegen.worker.picture._fetch_signature_image": (
+                "worker/picture.html#_fetch_signature_image",
                 "stylegen/worker/picture.py",
             ),
-            "stylegen.worker.picture._lora": (
-                "worker/picture.html#_lora",
+            "stylegen.worker.picture._lora_file": (
+                "worker/picture.html#_lora_file",
                 "stylegen/worker/picture.py",
             ),
-            "stylegen.worker.picture._loras": (
-                "worker/picture.html#_loras",
+            "stylegen.worker.picture._lora_files": (
+                "worker/picture.html#_lora_files",
+                "stylegen/worker/picture.py",
+            ),
+            "stylegen.worker.picture._store": (
+                "worker/picture.html#_store",
                 "stylegen/worker/picture.py",
             ),
             "stylegen.worker.picture.make_picture": (
@@ -3486,8 +3511,16 @@ d = {
                 "worker/report.html#_counted",
                 "stylegen/worker/report.py",
             ),
+            "stylegen.worker.report._send_progress": (
+                "worker/report.html#_send_progress",
+                "stylegen/worker/report.py",
+            ),
             "stylegen.worker.report.deliver_terminal_event": (
                 "worker/report.html#deliver_terminal_event",
+                "stylegen/worker/report.py",
+            ),
+            "stylegen.worker.report.report_progress": (
+                "worker/report.html#report_progress",
                 "stylegen/worker/report.py",
             ),
         },
@@ -3510,8 +3543,16 @@ d = {
             ),
         },
         "stylegen.worker.wiring": {
+            "stylegen.worker.wiring._revealed": (
+                "worker/wiring.html#_revealed",
+                "stylegen/worker/wiring.py",
+            ),
             "stylegen.worker.wiring.broker_url": (
                 "worker/wiring.html#broker_url",
+                "stylegen/worker/wiring.py",
+            ),
+            "stylegen.worker.wiring.make_engine": (
+                "worker/wiring.html#make_engine",
                 "stylegen/worker/wiring.py",
             ),
             "stylegen.worker.wiring.make_labelling": (

@@ -10,6 +10,7 @@ __all__ = [
     "StyleId",
     "OptionalText",
     "Text",
+    "Url",
     "Number",
     "Guidance",
     "Scale",
@@ -218,6 +219,7 @@ def _not_blank(text: str) -> str:
 
 OptionalText = Annotated[StrictStr, Field(max_length=4096), AfterValidator(_printable)]
 Text = Annotated[OptionalText, AfterValidator(_not_blank)]
+Url = Annotated[Text, Field(max_length=2048)]
 
 # %% ../nbs/01_job.ipynb #891fd554
 Number = StrictFloat | StrictInt
@@ -236,7 +238,7 @@ class SignatureOptions(BaseModel):
 
     position: Position = "bottom-right"
     opacity: Annotated[StrictInt, Field(ge=0, le=255)] = 128
-    image_url: Annotated[Text, Field(max_length=2048)] | None = None
+    image_url: Url | None = None
 
 
 class ExtraLora(BaseModel):
@@ -244,7 +246,7 @@ class ExtraLora(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    url: Annotated[Text, Field(max_length=2048)]
+    url: Url
     scale: Scale = 1.0
 
 
@@ -256,10 +258,10 @@ class GenerationJob(BaseModel):
 
     generation_id: GenerationId
     style_id: StyleId
-    lora_model_url: Annotated[Text, Field(max_length=2048)]
+    lora_model_url: Url
     prompt_tags: Annotated[tuple[Text, ...], Field(min_length=1, max_length=256)]
     artist_name: Annotated[Text, Field(max_length=200)]
-    webhook_url: Annotated[Text, Field(max_length=2048)]
+    webhook_url: Url
     aspect_ratio: StrictStr = "1:1"
     seed: Annotated[StrictInt, Field(ge=0, le=2**63 - 1)] = 42
     negative_prompt: OptionalText = ""

@@ -1,5 +1,6 @@
 """What stands for the engine where drawing is not the point: a flat picture, when it may."""
 
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,18 @@ from PIL import Image
 
 from stylegen.job import GenerationJob
 from stylegen.settings import Settings
-from stylegen.worker import consume
+from stylegen.storage import FolderStore
+from stylegen.worker import Parts, consume
+
+ORDER: dict[str, Any] = {
+    "generation_id": 500,
+    "style_id": 10,
+    "lora_model_url": "s3://models/style_10.safetensors",
+    "prompt_tags": ["red", "heart"],
+    "artist_name": "김하늘",
+    "webhook_url": "https://api.example.com",
+}
+"""A valid job; its LoRA is in the bucket of `painting_parts`."""
 
 
 class Painter:
@@ -52,13 +64,24 @@ class Painter:
         return Image.new("RGB", job.resolution, "teal")
 
 
+def painting_parts(origin: str = "https://api.example.com") -> Parts:
+    """The parts of a worker that paints, with a bucket of its own.
+
+    Args:
+        origin: Who may receive webhooks.
+    """
+    store = FolderStore(Path(tempfile.mkdtemp()))
+    store.put("models/style_10.safetensors", b"tensors of an artist", "")
+    return Parts(Painter().draw, store, (origin,), "t0ken")
+
+
 @contextmanager
 def consuming(settings: Settings, painter: Painter) -> Iterator[threading.Event]:
     """The worker's `consume` on a thread; what it raises fails the test.
 
     Args:
         settings: What the environment says.
-        painter: Its gate is opened at the end, so that nothing is left in hand.
+        painter: Its gate is opened at the end, so that no job is left in flight.
 
     Yields:
         The event that asks it to stop.

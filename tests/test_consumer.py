@@ -253,7 +253,7 @@ def test_stop_finishes_the_job_in_hand(
     with worker(environment, log) as process:
         assert backend.wait_for(2, "progress", timeout=120)
         process.send_signal(signal.SIGTERM)
-        wait_until(lambda: "finishing the jobs in hand" in log.read_text())
+        wait_until(lambda: "finishing the jobs in flight" in log.read_text())
         told.set()
         assert process.wait(60) == 0
     assert [webhook.body["generation_id"] for webhook in backend.wait_for(1, "complete")] == [7]
@@ -282,7 +282,7 @@ def test_a_second_signal_ends_at_once(
         try:
             assert backend.wait_for(1, "progress", timeout=60), log.read_text()
             process.send_signal(signal.SIGTERM)
-            wait_until(lambda: "finishing the jobs in hand" in log.read_text())
+            wait_until(lambda: "finishing the jobs in flight" in log.read_text())
             assert process.poll() is None and rabbit.queue_state(queue) == (0, 1)
             process.send_signal(second)
             assert process.wait(10) == 4

@@ -202,7 +202,7 @@ def test_messages_are_the_workers(tmp_path: Path) -> None:
         send_failed_webhook(backend.url, 500, end["error_message"], error_code=end["error_code"])
         assert [each.body for each in backend.received] == [json.loads(progress), end]
     (cancel,), watch = blocks(page, "json cancel"), RunningJobs()
-    parts = Parts(lambda *_: None, FolderStore(tmp_path), (), TOKEN, watch=watch)
+    parts = Parts(lambda *_: None, FolderStore(tmp_path), (), TOKEN, running_jobs=watch)
     with watch.job(500) as ticket:
         do_control(cancel.encode(), parts)
         assert ticket.canceled.is_set()

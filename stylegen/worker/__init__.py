@@ -17,6 +17,7 @@ __all__ = [
     "do_delivery",
     "handle_generation_task",
     "main",
+    "make_engine",
     "make_labelling",
     "make_parts",
     "make_picture",
@@ -28,7 +29,7 @@ __all__ = [
     "stop_on_signals",
 ]
 
-# %% ../../nbs/worker/index.ipynb #2a330f3e
+# %% ../../nbs/worker/index.ipynb #52a27c47
 from .cancel import cancel_job, do_control
 from .check import check_machine
 from .cli import main, report_errors, run_job
@@ -38,9 +39,9 @@ from .flow import handle_generation_task
 from .outcome import Outcome, describe
 from .parts import Labelling, Parts
 from .picture import MAX_SIGNATURE_BYTES, make_picture, make_signer
-from .wiring import broker_url, make_labelling, make_parts, make_store
+from .wiring import broker_url, make_engine, make_labelling, make_parts, make_store
 
-# %% ../../nbs/worker/index.ipynb #a7ac31fa
+# %% ../../nbs/worker/index.ipynb #415790c9
 _all_ = [
     "Labelling",
     "MAX_SIGNATURE_BYTES",
@@ -55,6 +56,7 @@ _all_ = [
     "do_delivery",
     "handle_generation_task",
     "main",
+    "make_engine",
     "make_labelling",
     "make_parts",
     "make_picture",

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ["Labelling", "Parts"]
 
-# %% ../../nbs/worker/00_parts.ipynb #cca1b969
+# %% ../../nbs/worker/00_parts.ipynb #982d0fa2
 import hashlib
 import logging
 from collections.abc import Callable
@@ -28,10 +28,18 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-# %% ../../nbs/worker/00_parts.ipynb #8a3e2ea3
+# %% ../../nbs/worker/00_parts.ipynb #a9cb615a
 @dataclass(frozen=True)
 class Labelling:
-    """What pictures say of themselves: by which model, at which level, signed by whom."""
+    """How a worker labels its pictures.
+
+    Attributes:
+        model: The base model's name.
+        model_sha256: Digest of its weights, where it is known.
+        level: ``label``, or ``full`` with the whole job.
+        copyright: The copyright notice; ``{artist}`` is the artist's name.
+        credentials: Signs Content Credentials; None signs none.
+    """
 
     model: str = "unnamed"
     model_sha256: str | None = None
@@ -57,10 +65,26 @@ class Labelling:
         return self.credentials.sign(jpeg, label) if self.credentials else jpeg
 
 
-# %% ../../nbs/worker/00_parts.ipynb #533106ad
+# %% ../../nbs/worker/00_parts.ipynb #f353a546
 @dataclass(frozen=True)
 class Parts:
-    """What a worker keeps between jobs."""
+    """What a worker keeps between jobs.
+
+    Attributes:
+        draw: Draws an unsigned picture.
+        store: Where LoRAs come from and results go.
+        allowed_origins: Who may receive webhooks.
+        token: Bearer token of every webhook.
+        font: Font of the signatures; None takes the packaged one.
+        labelling: How pictures are labelled.
+        secret: Signs webhooks; empty signs none.
+        loras: Cache of LoRA files; None fetches each anew.
+        idempotent: Whether results are stored, and reported again instead of drawn again.
+        running_jobs: The jobs that run now, and their time limit.
+        breaker: Which receivers failed a moment ago.
+        metrics: What ``/metrics`` shows.
+        on_state: Called when a job is validated, generated, uploaded, committed, notified.
+    """
 
     draw: Draw = field(repr=False)
     store: Store
@@ -70,16 +94,8 @@ class Parts:
     labelling: Labelling = Labelling()
     secret: str = field(default="", repr=False)
     loras: LoraFiles | None = None
-    """A cache of LoRA files; None fetches each anew."""
     idempotent: bool = False
-    """Whether a job's result is stored, and reported again instead of drawn again."""
-    watch: RunningJobs = field(default_factory=RunningJobs, repr=False)
+    running_jobs: RunningJobs = field(default_factory=RunningJobs, repr=False)
     breaker: ReceiverBreaker = field(default_factory=ReceiverBreaker, repr=False)
     metrics: Metrics = field(default_factory=Metrics, repr=False)
     on_state: Callable[[str], None] = partial(_log.debug, "the job is %s")
-    """Called when a job is validated, generated, uploaded, committed, notified."""
-
-    @property
-    def authorization(self) -> dict[str, str]:
-        """What every webhook is sent with."""
-        return {"token": self.token, "secret": self.secret}

@@ -57,7 +57,7 @@ for _state in ("validated", "generated", "uploaded", "committed", "notified"):
     )
 
 case("worker: SIGKILL when a failure was told", short=True)(
-    _killed_at("failed-told", tag="raise", expected=Expected(FAILED, "GENERATION_FAILED"))
+    _killed_at("failed-reported", tag="raise", expected=Expected(FAILED, "GENERATION_FAILED"))
 )
 case("worker: SIGKILL when a retry was published")(_killed_at("retry-published", tag="oom"))
 case("worker: SIGKILL when a redelivered message was published")(
