@@ -66,7 +66,7 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="verbosity")
     stylegen_queue: str = Field(QUEUE_NAME, description="queue of the jobs")
     stylegen_prefetch: int | None = Field(
-        None, ge=1, le=64, description="jobs in hand; else twice as many as are drawn at a time"
+        None, ge=1, le=64, description="jobs in flight; else twice as many as are drawn at a time"
     )
     stylegen_retry_delays: Annotated[tuple[PositiveInt, ...], NoDecode] = Field(
         RETRY_DELAYS,
@@ -77,13 +77,13 @@ class Settings(BaseSettings):
         MAX_REDELIVERIES,
         ge=1,
         le=1000,
-        description="how often a job may be in hand when a worker dies",
+        description="worker crashes tolerated per job before dead-lettering",
     )
     stylegen_job_timeout: float = Field(
         600.0, gt=0, description="seconds that a job may take, from its first step"
     )
     stylegen_drain_timeout: float = Field(
-        660.0, gt=0, description="seconds for the jobs in hand after SIGTERM"
+        660.0, gt=0, description="seconds for the jobs in flight after SIGTERM"
     )
     stylegen_health_port: int | None = Field(
         None, ge=0, le=65535, description="port of `/livez`, `/readyz` and `/metrics`"

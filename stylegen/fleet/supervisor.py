@@ -84,7 +84,7 @@ class KeptWorker:
     Args:
         command: What starts it.
         environment: Its environment.
-        stop: Set it, then call `terminate`, to make the job in hand the last.
+        stop: Set it, then call `terminate`, to make the running job the last.
     """
 
     def __init__(

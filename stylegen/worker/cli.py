@@ -54,12 +54,12 @@ def run_job(file: Path, settings: Settings) -> Outcome:
 
     message = file.read_bytes()
     parts = make_parts(settings)
-    with tqdm(desc="drawing", unit="step", file=sys.stderr) as bar:
+    with tqdm(desc="drawing", unit="step", file=sys.stderr) as steps:
         with suppress(InvalidMessage):  # the flow itself says what is wrong
-            bar.total = check_job(read_message(message)).total_steps
+            steps.total = check_job(read_message(message)).total_steps
 
         def on_step(step: int) -> None:
-            bar.update(step - bar.n)
+            steps.update(step - steps.n)
 
         return handle_generation_task(message, parts, on_step=on_step)
 
