@@ -27,40 +27,51 @@ d = {
                 "stylegen/fleet/affinity.py",
             ),
         },
+        "stylegen.fleet.ledger": {
+            "stylegen.fleet.ledger.Entry": ("fleet/ledger.html#entry", "stylegen/fleet/ledger.py"),
+            "stylegen.fleet.ledger.Ledger": (
+                "fleet/ledger.html#ledger",
+                "stylegen/fleet/ledger.py",
+            ),
+            "stylegen.fleet.ledger.Ledger.__init__": (
+                "fleet/ledger.html#ledger.__init__",
+                "stylegen/fleet/ledger.py",
+            ),
+            "stylegen.fleet.ledger.Ledger.forget": (
+                "fleet/ledger.html#ledger.forget",
+                "stylegen/fleet/ledger.py",
+            ),
+            "stylegen.fleet.ledger.Ledger.order": (
+                "fleet/ledger.html#ledger.order",
+                "stylegen/fleet/ledger.py",
+            ),
+            "stylegen.fleet.ledger.Ledger.take": (
+                "fleet/ledger.html#ledger.take",
+                "stylegen/fleet/ledger.py",
+            ),
+            "stylegen.fleet.ledger.Ledger.wait": (
+                "fleet/ledger.html#ledger.wait",
+                "stylegen/fleet/ledger.py",
+            ),
+            "stylegen.fleet.ledger.Report": (
+                "fleet/ledger.html#report",
+                "stylegen/fleet/ledger.py",
+            ),
+            "stylegen.fleet.ledger.Report.is_clean": (
+                "fleet/ledger.html#report.is_clean",
+                "stylegen/fleet/ledger.py",
+            ),
+            "stylegen.fleet.ledger._note": ("fleet/ledger.html#_note", "stylegen/fleet/ledger.py"),
+            "stylegen.fleet.ledger._percentiles": (
+                "fleet/ledger.html#_percentiles",
+                "stylegen/fleet/ledger.py",
+            ),
+            "stylegen.fleet.ledger.report": (
+                "fleet/ledger.html#report",
+                "stylegen/fleet/ledger.py",
+            ),
+        },
         "stylegen.fleet.loadgen": {
-            "stylegen.fleet.loadgen.Entry": (
-                "fleet/loadgen.html#entry",
-                "stylegen/fleet/loadgen.py",
-            ),
-            "stylegen.fleet.loadgen.Ledger": (
-                "fleet/loadgen.html#ledger",
-                "stylegen/fleet/loadgen.py",
-            ),
-            "stylegen.fleet.loadgen.Ledger.__init__": (
-                "fleet/loadgen.html#ledger.__init__",
-                "stylegen/fleet/loadgen.py",
-            ),
-            "stylegen.fleet.loadgen.Ledger.forget": (
-                "fleet/loadgen.html#ledger.forget",
-                "stylegen/fleet/loadgen.py",
-            ),
-            "stylegen.fleet.loadgen.Ledger.order": (
-                "fleet/loadgen.html#ledger.order",
-                "stylegen/fleet/loadgen.py",
-            ),
-            "stylegen.fleet.loadgen.Ledger.take": (
-                "fleet/loadgen.html#ledger.take",
-                "stylegen/fleet/loadgen.py",
-            ),
-            "stylegen.fleet.loadgen.Ledger.wait": (
-                "fleet/loadgen.html#ledger.wait",
-                "stylegen/fleet/loadgen.py",
-            ),
-            "stylegen.fleet.loadgen.Load": ("fleet/loadgen.html#load", "stylegen/fleet/loadgen.py"),
-            "stylegen.fleet.loadgen.Load.moments": (
-                "fleet/loadgen.html#load.moments",
-                "stylegen/fleet/loadgen.py",
-            ),
             "stylegen.fleet.loadgen.LoadReceiver": (
                 "fleet/loadgen.html#loadreceiver",
                 "stylegen/fleet/loadgen.py",
@@ -73,24 +84,12 @@ d = {
                 "fleet/loadgen.html#loadreceiver.server_bind",
                 "stylegen/fleet/loadgen.py",
             ),
-            "stylegen.fleet.loadgen.Report": (
-                "fleet/loadgen.html#report",
-                "stylegen/fleet/loadgen.py",
-            ),
-            "stylegen.fleet.loadgen.Report.is_clean": (
-                "fleet/loadgen.html#report.is_clean",
-                "stylegen/fleet/loadgen.py",
-            ),
-            "stylegen.fleet.loadgen._note": (
-                "fleet/loadgen.html#_note",
-                "stylegen/fleet/loadgen.py",
-            ),
             "stylegen.fleet.loadgen._parser": (
                 "fleet/loadgen.html#_parser",
                 "stylegen/fleet/loadgen.py",
             ),
-            "stylegen.fleet.loadgen._percentiles": (
-                "fleet/loadgen.html#_percentiles",
+            "stylegen.fleet.loadgen._publish": (
+                "fleet/loadgen.html#_publish",
                 "stylegen/fleet/loadgen.py",
             ),
             "stylegen.fleet.loadgen._show": (
@@ -110,14 +109,6 @@ d = {
                 "stylegen/fleet/loadgen.py",
             ),
             "stylegen.fleet.loadgen.main": ("fleet/loadgen.html#main", "stylegen/fleet/loadgen.py"),
-            "stylegen.fleet.loadgen.orders": (
-                "fleet/loadgen.html#orders",
-                "stylegen/fleet/loadgen.py",
-            ),
-            "stylegen.fleet.loadgen.report": (
-                "fleet/loadgen.html#report",
-                "stylegen/fleet/loadgen.py",
-            ),
             "stylegen.fleet.loadgen.run_load": (
                 "fleet/loadgen.html#run_load",
                 "stylegen/fleet/loadgen.py",
@@ -126,6 +117,17 @@ d = {
             "stylegen.fleet.loadgen.upload_loras": (
                 "fleet/loadgen.html#upload_loras",
                 "stylegen/fleet/loadgen.py",
+            ),
+        },
+        "stylegen.fleet.orders": {
+            "stylegen.fleet.orders.Load": ("fleet/orders.html#load", "stylegen/fleet/orders.py"),
+            "stylegen.fleet.orders.Load.moments": (
+                "fleet/orders.html#load.moments",
+                "stylegen/fleet/orders.py",
+            ),
+            "stylegen.fleet.orders.orders": (
+                "fleet/orders.html#orders",
+                "stylegen/fleet/orders.py",
             ),
         },
         "stylegen.fleet.supervisor": {
