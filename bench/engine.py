@@ -37,7 +37,8 @@ from peft.tuners.lora import LoraLayer
 from stylegen.job import GenerationJob
 from stylegen.pipeline import load_pipeline
 from stylegen.pipeline.engine import Engine, _Batch, _Ends, make_scheduler
-from stylegen.pipeline.lora import LoraRows, read_adapter
+from stylegen.pipeline.adapter import read_adapter
+from stylegen.pipeline.batched_lora import BatchedLora
 from stylegen.pocket import Scene, caption, packaged
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -296,7 +297,7 @@ def time_changes(peers: Peers, repeats: int) -> dict[str, list[float]]:
     disk or from memory.
     """
     pipeline, milliseconds = peers.engine.pipeline, {"P0": [], "P1": [], "disk": [], "host": []}
-    rows = LoraRows(peers.mixed.unet, "unet")
+    rows = BatchedLora(peers.mixed.unet, "unet")
 
     def reload(lora: Path) -> None:
         fresh = peers.load()
@@ -333,7 +334,7 @@ def time_overhead(peers: Peers, repeats: int) -> list[float]:
         (pipeline, "encode_prompt", 1),
         (type(make_scheduler("dpmsolver++", pipeline.scheduler.config)), "set_timesteps", 1),
         (_Batch, "step", 1),
-        (LoraRows, "put", -1),
+        (BatchedLora, "put", -1),
         (_Ends, "finish", 1),
     ]
 

@@ -24,8 +24,9 @@ import torch
 from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
+from stylegen.pipeline.adapter import Adapter, read_adapter
+from stylegen.pipeline.batched_lora import BatchedLora
 from stylegen.pipeline.engine import Engine
-from stylegen.pipeline.lora import Adapter, LoraRows, read_adapter
 from stylegen.pipeline.prompt import encode_prompt
 from stylegen.storage import FolderStore
 from stylegen.webhook import WebhookReceiver
@@ -489,9 +490,9 @@ def change(bench: GpuBench, record: Record) -> None:
     adapters = [read_adapter(path, pipeline) for path in files]
     for name, merged in (("low-rank", False), ("merged", True)):
         unet = bench.pipeline().unet
-        rows, turn = LoraRows(unet, "unet", merged=merged), iter(range(10**9))
+        rows, turn = BatchedLora(unet, "unet", merged=merged), iter(range(10**9))
 
-        def put(rows: LoraRows = rows, turn: Iterator[int] = turn) -> None:
+        def put(rows: BatchedLora = rows, turn: Iterator[int] = turn) -> None:
             mine = adapters[next(turn) % 2]
             rows.put([a for other in [mine, *adapters[2:]] for a in (other, other)])
 
@@ -510,7 +511,7 @@ def locon(bench: GpuBench, record: Record) -> None:
     pipeline, size = bench.pipeline(), bench.sizes.batch
     files = bench.loras(size, 8, convolutions=True)
     adapters = [read_adapter(path, pipeline) for path in files]
-    rows = LoraRows(pipeline.unet, "unet")
+    rows = BatchedLora(pipeline.unet, "unet")
     rows.put([a for adapter in adapters for a in (adapter, adapter)])
     blocks = [name for name, _ in pipeline.unet.named_modules() if name.endswith("resnets.0.conv1")]
     for name in (blocks[0], blocks[-1]):  # those of the full resolution
@@ -613,7 +614,7 @@ def precision(bench: GpuBench, record: Record) -> None:
     adapters = [read_adapter(file, stock) for file in files]
     for name, merged in (("low-rank", False), ("merged", True)):
         pipeline = bench.pipeline(bench.half)
-        LoraRows(pipeline.unet, "unet", merged=merged).put(adapters)
+        BatchedLora(pipeline.unet, "unet", merged=merged).put(adapters)
         errors = _errors(forward(pipeline.unet, *given), right)
         ratios = [mine / other for mine, other in zip(errors, stocks, strict=True)]
         record(f"{name}, relative error", figure(errors, scale=1, digits=6))

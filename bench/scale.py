@@ -32,19 +32,20 @@ from rabbit import RabbitNode  # noqa: E402
 from s3_server import S3Server  # noqa: E402
 from stored import store  # noqa: E402
 
+from stylegen.fleet.ledger import report  # noqa: E402
 from stylegen.fleet.loadgen import (  # noqa: E402
-    Load,
     LoadReceiver,
     ensure_bucket,
-    report,
     run_load,
     upload_loras,
 )
+from stylegen.fleet.orders import Load  # noqa: E402
 from stylegen.job import GenerationJob  # noqa: E402
 from stylegen.queue import start_rabbitmq_consumer  # noqa: E402
+from stylegen.settings import QUEUE_NAME  # noqa: E402
 from stylegen.worker import Parts, consumer, main as run_worker, make_store  # noqa: E402
 
-QUEUE, BUCKET = "image_generation", "stylelicense-images"
+QUEUE, BUCKET = QUEUE_NAME, "stylelicense-images"
 FLEETS = (1, 2, 4, 8)
 UTILISATION = 0.7
 """Share of a fleet's capacity that arrives in the runs that measure waiting."""

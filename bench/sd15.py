@@ -5,7 +5,7 @@ published configs; only the vocabulary is the pocket model's, since no tokenizer
 `TINY` has the same blocks and almost no channels, for trying a bench out on a CPU.
 """
 
-import sys
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,4 +121,6 @@ def build_sd15(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    print(build_sd15(Path(sys.argv[1])))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    print(build_sd15(parser.parse_args().folder))

@@ -27,40 +27,51 @@ d = {
                 "stylegen/fleet/affinity.py",
             ),
         },
+        "stylegen.fleet.ledger": {
+            "stylegen.fleet.ledger.Entry": ("fleet/ledger.html#entry", "stylegen/fleet/ledger.py"),
+            "stylegen.fleet.ledger.Ledger": (
+                "fleet/ledger.html#ledger",
+                "stylegen/fleet/ledger.py",
+            ),
+            "stylegen.fleet.ledger.Ledger.__init__": (
+                "fleet/ledger.html#ledger.__init__",
+                "stylegen/fleet/ledger.py",
+            ),
+            "stylegen.fleet.ledger.Ledger.forget": (
+                "fleet/ledger.html#ledger.forget",
+                "stylegen/fleet/ledger.py",
+            ),
+            "stylegen.fleet.ledger.Ledger.order": (
+                "fleet/ledger.html#ledger.order",
+                "stylegen/fleet/ledger.py",
+            ),
+            "stylegen.fleet.ledger.Ledger.take": (
+                "fleet/ledger.html#ledger.take",
+                "stylegen/fleet/ledger.py",
+            ),
+            "stylegen.fleet.ledger.Ledger.wait": (
+                "fleet/ledger.html#ledger.wait",
+                "stylegen/fleet/ledger.py",
+            ),
+            "stylegen.fleet.ledger.Report": (
+                "fleet/ledger.html#report",
+                "stylegen/fleet/ledger.py",
+            ),
+            "stylegen.fleet.ledger.Report.is_clean": (
+                "fleet/ledger.html#report.is_clean",
+                "stylegen/fleet/ledger.py",
+            ),
+            "stylegen.fleet.ledger._note": ("fleet/ledger.html#_note", "stylegen/fleet/ledger.py"),
+            "stylegen.fleet.ledger._percentiles": (
+                "fleet/ledger.html#_percentiles",
+                "stylegen/fleet/ledger.py",
+            ),
+            "stylegen.fleet.ledger.report": (
+                "fleet/ledger.html#report",
+                "stylegen/fleet/ledger.py",
+            ),
+        },
         "stylegen.fleet.loadgen": {
-            "stylegen.fleet.loadgen.Entry": (
-                "fleet/loadgen.html#entry",
-                "stylegen/fleet/loadgen.py",
-            ),
-            "stylegen.fleet.loadgen.Ledger": (
-                "fleet/loadgen.html#ledger",
-                "stylegen/fleet/loadgen.py",
-            ),
-            "stylegen.fleet.loadgen.Ledger.__init__": (
-                "fleet/loadgen.html#ledger.__init__",
-                "stylegen/fleet/loadgen.py",
-            ),
-            "stylegen.fleet.loadgen.Ledger.forget": (
-                "fleet/loadgen.html#ledger.forget",
-                "stylegen/fleet/loadgen.py",
-            ),
-            "stylegen.fleet.loadgen.Ledger.order": (
-                "fleet/loadgen.html#ledger.order",
-                "stylegen/fleet/loadgen.py",
-            ),
-            "stylegen.fleet.loadgen.Ledger.take": (
-                "fleet/loadgen.html#ledger.take",
-                "stylegen/fleet/loadgen.py",
-            ),
-            "stylegen.fleet.loadgen.Ledger.wait": (
-                "fleet/loadgen.html#ledger.wait",
-                "stylegen/fleet/loadgen.py",
-            ),
-            "stylegen.fleet.loadgen.Load": ("fleet/loadgen.html#load", "stylegen/fleet/loadgen.py"),
-            "stylegen.fleet.loadgen.Load.moments": (
-                "fleet/loadgen.html#load.moments",
-                "stylegen/fleet/loadgen.py",
-            ),
             "stylegen.fleet.loadgen.LoadReceiver": (
                 "fleet/loadgen.html#loadreceiver",
                 "stylegen/fleet/loadgen.py",
@@ -73,24 +84,12 @@ d = {
                 "fleet/loadgen.html#loadreceiver.server_bind",
                 "stylegen/fleet/loadgen.py",
             ),
-            "stylegen.fleet.loadgen.Report": (
-                "fleet/loadgen.html#report",
-                "stylegen/fleet/loadgen.py",
-            ),
-            "stylegen.fleet.loadgen.Report.is_clean": (
-                "fleet/loadgen.html#report.is_clean",
-                "stylegen/fleet/loadgen.py",
-            ),
-            "stylegen.fleet.loadgen._note": (
-                "fleet/loadgen.html#_note",
-                "stylegen/fleet/loadgen.py",
-            ),
             "stylegen.fleet.loadgen._parser": (
                 "fleet/loadgen.html#_parser",
                 "stylegen/fleet/loadgen.py",
             ),
-            "stylegen.fleet.loadgen._percentiles": (
-                "fleet/loadgen.html#_percentiles",
+            "stylegen.fleet.loadgen._publish": (
+                "fleet/loadgen.html#_publish",
                 "stylegen/fleet/loadgen.py",
             ),
             "stylegen.fleet.loadgen._show": (
@@ -110,14 +109,6 @@ d = {
                 "stylegen/fleet/loadgen.py",
             ),
             "stylegen.fleet.loadgen.main": ("fleet/loadgen.html#main", "stylegen/fleet/loadgen.py"),
-            "stylegen.fleet.loadgen.orders": (
-                "fleet/loadgen.html#orders",
-                "stylegen/fleet/loadgen.py",
-            ),
-            "stylegen.fleet.loadgen.report": (
-                "fleet/loadgen.html#report",
-                "stylegen/fleet/loadgen.py",
-            ),
             "stylegen.fleet.loadgen.run_load": (
                 "fleet/loadgen.html#run_load",
                 "stylegen/fleet/loadgen.py",
@@ -126,6 +117,17 @@ d = {
             "stylegen.fleet.loadgen.upload_loras": (
                 "fleet/loadgen.html#upload_loras",
                 "stylegen/fleet/loadgen.py",
+            ),
+        },
+        "stylegen.fleet.orders": {
+            "stylegen.fleet.orders.Load": ("fleet/orders.html#load", "stylegen/fleet/orders.py"),
+            "stylegen.fleet.orders.Load.moments": (
+                "fleet/orders.html#load.moments",
+                "stylegen/fleet/orders.py",
+            ),
+            "stylegen.fleet.orders.orders": (
+                "fleet/orders.html#orders",
+                "stylegen/fleet/orders.py",
             ),
         },
         "stylegen.fleet.supervisor": {
@@ -312,6 +314,190 @@ d = {
             "stylegen.job.job_digest": ("job.html#job_digest", "stylegen/job.py"),
             "stylegen.job.parse_job": ("job.html#parse_job", "stylegen/job.py"),
             "stylegen.job.read_message": ("job.html#read_message", "stylegen/job.py"),
+        },
+        "stylegen.pipeline.adapter": {
+            "stylegen.pipeline.adapter.Adapter": (
+                "pipeline/adapter.html#adapter",
+                "stylegen/pipeline/adapter.py",
+            ),
+            "stylegen.pipeline.adapter.Adapter.nbytes": (
+                "pipeline/adapter.html#adapter.nbytes",
+                "stylegen/pipeline/adapter.py",
+            ),
+            "stylegen.pipeline.adapter.Adapter.rank": (
+                "pipeline/adapter.html#adapter.rank",
+                "stylegen/pipeline/adapter.py",
+            ),
+            "stylegen.pipeline.adapter._find": (
+                "pipeline/adapter.html#_find",
+                "stylegen/pipeline/adapter.py",
+            ),
+            "stylegen.pipeline.adapter._fitted": (
+                "pipeline/adapter.html#_fitted",
+                "stylegen/pipeline/adapter.py",
+            ),
+            "stylegen.pipeline.adapter._module": (
+                "pipeline/adapter.html#_module",
+                "stylegen/pipeline/adapter.py",
+            ),
+            "stylegen.pipeline.adapter._pairs": (
+                "pipeline/adapter.html#_pairs",
+                "stylegen/pipeline/adapter.py",
+            ),
+            "stylegen.pipeline.adapter._scaled": (
+                "pipeline/adapter.html#_scaled",
+                "stylegen/pipeline/adapter.py",
+            ),
+            "stylegen.pipeline.adapter._without_pixels": (
+                "pipeline/adapter.html#_without_pixels",
+                "stylegen/pipeline/adapter.py",
+            ),
+            "stylegen.pipeline.adapter.file_digest": (
+                "pipeline/adapter.html#file_digest",
+                "stylegen/pipeline/adapter.py",
+            ),
+            "stylegen.pipeline.adapter.mix_adapters": (
+                "pipeline/adapter.html#mix_adapters",
+                "stylegen/pipeline/adapter.py",
+            ),
+            "stylegen.pipeline.adapter.pack_adapter": (
+                "pipeline/adapter.html#pack_adapter",
+                "stylegen/pipeline/adapter.py",
+            ),
+            "stylegen.pipeline.adapter.read_adapter": (
+                "pipeline/adapter.html#read_adapter",
+                "stylegen/pipeline/adapter.py",
+            ),
+        },
+        "stylegen.pipeline.adapter_cache": {
+            "stylegen.pipeline.adapter_cache.AdapterCache": (
+                "pipeline/adapter_cache.html#adaptercache",
+                "stylegen/pipeline/adapter_cache.py",
+            ),
+            "stylegen.pipeline.adapter_cache.AdapterCache.__init__": (
+                "pipeline/adapter_cache.html#adaptercache.__init__",
+                "stylegen/pipeline/adapter_cache.py",
+            ),
+            "stylegen.pipeline.adapter_cache.AdapterCache._size": (
+                "pipeline/adapter_cache.html#adaptercache._size",
+                "stylegen/pipeline/adapter_cache.py",
+            ),
+            "stylegen.pipeline.adapter_cache.AdapterCache.get": (
+                "pipeline/adapter_cache.html#adaptercache.get",
+                "stylegen/pipeline/adapter_cache.py",
+            ),
+        },
+        "stylegen.pipeline.batched_lora": {
+            "stylegen.pipeline.batched_lora.BatchedLora": (
+                "pipeline/batched_lora.html#batchedlora",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.BatchedLora.__init__": (
+                "pipeline/batched_lora.html#batchedlora.__init__",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.BatchedLora.clear": (
+                "pipeline/batched_lora.html#batchedlora.clear",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.BatchedLora.put": (
+                "pipeline/batched_lora.html#batchedlora.put",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.Buffer": (
+                "pipeline/batched_lora.html#buffer",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.Buffer.fits": (
+                "pipeline/batched_lora.html#buffer.fits",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.Buffers": (
+                "pipeline/batched_lora.html#buffers",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.Buffers.__init__": (
+                "pipeline/batched_lora.html#buffers.__init__",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.Buffers.__iter__": (
+                "pipeline/batched_lora.html#buffers.__iter__",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.Buffers._new": (
+                "pipeline/batched_lora.html#buffers._new",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.Buffers.of": (
+                "pipeline/batched_lora.html#buffers.of",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.Hooks": (
+                "pipeline/batched_lora.html#hooks",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.Hooks.__init__": (
+                "pipeline/batched_lora.html#hooks.__init__",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.Hooks._add": (
+                "pipeline/batched_lora.html#hooks._add",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.Hooks._replace": (
+                "pipeline/batched_lora.html#hooks._replace",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.Hooks.module_of": (
+                "pipeline/batched_lora.html#hooks.module_of",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora._merge_rows": (
+                "pipeline/batched_lora.html#_merge_rows",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora._usual_layout": (
+                "pipeline/batched_lora.html#_usual_layout",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.is_matrix": (
+                "pipeline/batched_lora.html#is_matrix",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.low_rank": (
+                "pipeline/batched_lora.html#low_rank",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.own_weights": (
+                "pipeline/batched_lora.html#own_weights",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.write_rows": (
+                "pipeline/batched_lora.html#write_rows",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+        },
+        "stylegen.pipeline.dialects": {
+            "stylegen.pipeline.dialects._adapter_metadata": (
+                "pipeline/dialects.html#_adapter_metadata",
+                "stylegen/pipeline/dialects.py",
+            ),
+            "stylegen.pipeline.dialects._alpha": (
+                "pipeline/dialects.html#_alpha",
+                "stylegen/pipeline/dialects.py",
+            ),
+            "stylegen.pipeline.dialects._in_pefts_names": (
+                "pipeline/dialects.html#_in_pefts_names",
+                "stylegen/pipeline/dialects.py",
+            ),
+            "stylegen.pipeline.dialects.layer_scaling": (
+                "pipeline/dialects.html#layer_scaling",
+                "stylegen/pipeline/dialects.py",
+            ),
+            "stylegen.pipeline.dialects.read_tensors": (
+                "pipeline/dialects.html#read_tensors",
+                "stylegen/pipeline/dialects.py",
+            ),
         },
         "stylegen.pipeline.engine": {
             "stylegen.pipeline.engine.Engine": (
@@ -539,190 +725,60 @@ d = {
                 "stylegen/pipeline/engine.py",
             ),
         },
-        "stylegen.pipeline.lora": {
-            "stylegen.pipeline.lora.Adapter": (
-                "pipeline/lora.html#adapter",
-                "stylegen/pipeline/lora.py",
+        "stylegen.pipeline.layout": {
+            "stylegen.pipeline.layout.Layout": (
+                "pipeline/layout.html#layout",
+                "stylegen/pipeline/layout.py",
             ),
-            "stylegen.pipeline.lora.Adapter.nbytes": (
-                "pipeline/lora.html#adapter.nbytes",
-                "stylegen/pipeline/lora.py",
+            "stylegen.pipeline.layout.Layout.__init__": (
+                "pipeline/layout.html#layout.__init__",
+                "stylegen/pipeline/layout.py",
             ),
-            "stylegen.pipeline.lora.Adapter.rank": (
-                "pipeline/lora.html#adapter.rank",
-                "stylegen/pipeline/lora.py",
+            "stylegen.pipeline.layout.Layout.halves": (
+                "pipeline/layout.html#layout.halves",
+                "stylegen/pipeline/layout.py",
             ),
-            "stylegen.pipeline.lora.AdapterCache": (
-                "pipeline/lora.html#adaptercache",
-                "stylegen/pipeline/lora.py",
+            "stylegen.pipeline.layout.Layouts": (
+                "pipeline/layout.html#layouts",
+                "stylegen/pipeline/layout.py",
             ),
-            "stylegen.pipeline.lora.AdapterCache.__init__": (
-                "pipeline/lora.html#adaptercache.__init__",
-                "stylegen/pipeline/lora.py",
+            "stylegen.pipeline.layout.Layouts.__init__": (
+                "pipeline/layout.html#layouts.__init__",
+                "stylegen/pipeline/layout.py",
             ),
-            "stylegen.pipeline.lora.AdapterCache._size": (
-                "pipeline/lora.html#adaptercache._size",
-                "stylegen/pipeline/lora.py",
+            "stylegen.pipeline.layout.Layouts.__len__": (
+                "pipeline/layout.html#layouts.__len__",
+                "stylegen/pipeline/layout.py",
             ),
-            "stylegen.pipeline.lora.AdapterCache.get": (
-                "pipeline/lora.html#adaptercache.get",
-                "stylegen/pipeline/lora.py",
+            "stylegen.pipeline.layout.Layouts.of": (
+                "pipeline/layout.html#layouts.of",
+                "stylegen/pipeline/layout.py",
             ),
-            "stylegen.pipeline.lora.LoraRows": (
-                "pipeline/lora.html#lorarows",
-                "stylegen/pipeline/lora.py",
+            "stylegen.pipeline.layout.possible_layers": (
+                "pipeline/layout.html#possible_layers",
+                "stylegen/pipeline/layout.py",
             ),
-            "stylegen.pipeline.lora.LoraRows.__init__": (
-                "pipeline/lora.html#lorarows.__init__",
-                "stylegen/pipeline/lora.py",
+            "stylegen.pipeline.layout.row_of": (
+                "pipeline/layout.html#row_of",
+                "stylegen/pipeline/layout.py",
             ),
-            "stylegen.pipeline.lora.LoraRows._add": (
-                "pipeline/lora.html#lorarows._add",
-                "stylegen/pipeline/lora.py",
+        },
+        "stylegen.pipeline.lora_file": {
+            "stylegen.pipeline.lora_file._check_tensor": (
+                "pipeline/lora_file.html#_check_tensor",
+                "stylegen/pipeline/lora_file.py",
             ),
-            "stylegen.pipeline.lora.LoraRows._buffer": (
-                "pipeline/lora.html#lorarows._buffer",
-                "stylegen/pipeline/lora.py",
+            "stylegen.pipeline.lora_file.check_lora_file": (
+                "pipeline/lora_file.html#check_lora_file",
+                "stylegen/pipeline/lora_file.py",
             ),
-            "stylegen.pipeline.lora.LoraRows._hook": (
-                "pipeline/lora.html#lorarows._hook",
-                "stylegen/pipeline/lora.py",
+            "stylegen.pipeline.lora_file.lora_layers": (
+                "pipeline/lora_file.html#lora_layers",
+                "stylegen/pipeline/lora_file.py",
             ),
-            "stylegen.pipeline.lora.LoraRows._layout": (
-                "pipeline/lora.html#lorarows._layout",
-                "stylegen/pipeline/lora.py",
-            ),
-            "stylegen.pipeline.lora.LoraRows._new_buffer": (
-                "pipeline/lora.html#lorarows._new_buffer",
-                "stylegen/pipeline/lora.py",
-            ),
-            "stylegen.pipeline.lora.LoraRows._replace": (
-                "pipeline/lora.html#lorarows._replace",
-                "stylegen/pipeline/lora.py",
-            ),
-            "stylegen.pipeline.lora.LoraRows.clear": (
-                "pipeline/lora.html#lorarows.clear",
-                "stylegen/pipeline/lora.py",
-            ),
-            "stylegen.pipeline.lora.LoraRows.put": (
-                "pipeline/lora.html#lorarows.put",
-                "stylegen/pipeline/lora.py",
-            ),
-            "stylegen.pipeline.lora._Buffer": (
-                "pipeline/lora.html#_buffer",
-                "stylegen/pipeline/lora.py",
-            ),
-            "stylegen.pipeline.lora._Buffer.fits": (
-                "pipeline/lora.html#_buffer.fits",
-                "stylegen/pipeline/lora.py",
-            ),
-            "stylegen.pipeline.lora._Buffer.merge": (
-                "pipeline/lora.html#_buffer.merge",
-                "stylegen/pipeline/lora.py",
-            ),
-            "stylegen.pipeline.lora._Layout": (
-                "pipeline/lora.html#_layout",
-                "stylegen/pipeline/lora.py",
-            ),
-            "stylegen.pipeline.lora._Layout.__init__": (
-                "pipeline/lora.html#_layout.__init__",
-                "stylegen/pipeline/lora.py",
-            ),
-            "stylegen.pipeline.lora._Layout.halves": (
-                "pipeline/lora.html#_layout.halves",
-                "stylegen/pipeline/lora.py",
-            ),
-            "stylegen.pipeline.lora._Layout.row": (
-                "pipeline/lora.html#_layout.row",
-                "stylegen/pipeline/lora.py",
-            ),
-            "stylegen.pipeline.lora._adapter_metadata": (
-                "pipeline/lora.html#_adapter_metadata",
-                "stylegen/pipeline/lora.py",
-            ),
-            "stylegen.pipeline.lora._alpha": (
-                "pipeline/lora.html#_alpha",
-                "stylegen/pipeline/lora.py",
-            ),
-            "stylegen.pipeline.lora._check_tensor": (
-                "pipeline/lora.html#_check_tensor",
-                "stylegen/pipeline/lora.py",
-            ),
-            "stylegen.pipeline.lora._dotted": (
-                "pipeline/lora.html#_dotted",
-                "stylegen/pipeline/lora.py",
-            ),
-            "stylegen.pipeline.lora._find": (
-                "pipeline/lora.html#_find",
-                "stylegen/pipeline/lora.py",
-            ),
-            "stylegen.pipeline.lora._fitted": (
-                "pipeline/lora.html#_fitted",
-                "stylegen/pipeline/lora.py",
-            ),
-            "stylegen.pipeline.lora._in_pefts_names": (
-                "pipeline/lora.html#_in_pefts_names",
-                "stylegen/pipeline/lora.py",
-            ),
-            "stylegen.pipeline.lora._is_matrix": (
-                "pipeline/lora.html#_is_matrix",
-                "stylegen/pipeline/lora.py",
-            ),
-            "stylegen.pipeline.lora._low_rank": (
-                "pipeline/lora.html#_low_rank",
-                "stylegen/pipeline/lora.py",
-            ),
-            "stylegen.pipeline.lora._module": (
-                "pipeline/lora.html#_module",
-                "stylegen/pipeline/lora.py",
-            ),
-            "stylegen.pipeline.lora._own_weights": (
-                "pipeline/lora.html#_own_weights",
-                "stylegen/pipeline/lora.py",
-            ),
-            "stylegen.pipeline.lora._packed": (
-                "pipeline/lora.html#_packed",
-                "stylegen/pipeline/lora.py",
-            ),
-            "stylegen.pipeline.lora._possible_layers": (
-                "pipeline/lora.html#_possible_layers",
-                "stylegen/pipeline/lora.py",
-            ),
-            "stylegen.pipeline.lora._scaled": (
-                "pipeline/lora.html#_scaled",
-                "stylegen/pipeline/lora.py",
-            ),
-            "stylegen.pipeline.lora._scaling": (
-                "pipeline/lora.html#_scaling",
-                "stylegen/pipeline/lora.py",
-            ),
-            "stylegen.pipeline.lora._sha256": (
-                "pipeline/lora.html#_sha256",
-                "stylegen/pipeline/lora.py",
-            ),
-            "stylegen.pipeline.lora._without_pixels": (
-                "pipeline/lora.html#_without_pixels",
-                "stylegen/pipeline/lora.py",
-            ),
-            "stylegen.pipeline.lora.check_lora_file": (
-                "pipeline/lora.html#check_lora_file",
-                "stylegen/pipeline/lora.py",
-            ),
-            "stylegen.pipeline.lora.lora_layers": (
-                "pipeline/lora.html#lora_layers",
-                "stylegen/pipeline/lora.py",
-            ),
-            "stylegen.pipeline.lora.mix_adapters": (
-                "pipeline/lora.html#mix_adapters",
-                "stylegen/pipeline/lora.py",
-            ),
-            "stylegen.pipeline.lora.read_adapter": (
-                "pipeline/lora.html#read_adapter",
-                "stylegen/pipeline/lora.py",
-            ),
-            "stylegen.pipeline.lora.read_header": (
-                "pipeline/lora.html#read_header",
-                "stylegen/pipeline/lora.py",
+            "stylegen.pipeline.lora_file.read_header": (
+                "pipeline/lora_file.html#read_header",
+                "stylegen/pipeline/lora_file.py",
             ),
         },
         "stylegen.pipeline.prompt": {

@@ -235,9 +235,15 @@ class RabbitNode:
 
         Args:
             plugin: Its name.
+
+        Raises:
+            RabbitError: The node refused it.
         """
         (self.folder / "plugins").write_text(f"[{plugin}].\n")
-        self.evaluate(f'rabbit_plugins:ensure("{self.folder / "plugins"}")')
+        self.evaluate("rabbit:await_startup()")  # AMQP answers a moment before
+        said = self.evaluate(f'rabbit_plugins:ensure("{self.folder / "plugins"}")')
+        if not said.startswith("{ok, "):
+            raise RabbitError(f"{plugin} was not enabled: {said}")
 
     def queue_states(self) -> dict[str, tuple[int, int]]:
         """Count every queue's messages, exactly: the queues themselves are asked.

@@ -28,15 +28,10 @@ from waiting import wait_until
 
 from stylegen.job import DeviceLost, GenerationJob, LoraInvalid, OutOfMemory, check_job
 from stylegen.pipeline import load_pipeline
+from stylegen.pipeline.adapter import Adapter, mix_adapters, pack_adapter, read_adapter
+from stylegen.pipeline.batched_lora import BatchedLora
 from stylegen.pipeline.engine import Engine, _nothing, _Task, make_scheduler
-from stylegen.pipeline.lora import (
-    MAX_LAYOUTS,
-    Adapter,
-    LoraRows,
-    _packed,
-    mix_adapters,
-    read_adapter,
-)
+from stylegen.pipeline.layout import MAX_LAYOUTS
 from stylegen.pipeline.prompt import encode_prompt
 from stylegen.pocket import STYLES, packaged
 
@@ -495,7 +490,7 @@ def test_rows_half_written_are_written_again(
 ) -> None:
     """When memory is short in the middle of a change, nobody's old style is taken for shown."""
     unet = load_pipeline(str(pocket / "pocket"), device="cpu").unet
-    rows, sample = LoraRows(unet, "unet", merged=True), torch.randn(1, 16, 16, 16)
+    rows, sample = BatchedLora(unet, "unet", merged=True), torch.randn(1, 16, 16, 16)
     words = torch.randn(1, 77, unet.config.cross_attention_dim)
     one, two = (engine.adapters.get(lora) for lora in loras[:2])
     rows.put([one])
@@ -560,7 +555,7 @@ def test_two_hundred_jobs_leave_no_trace(
 
 
 def _draw_two_hundred(engine: Engine, jobs: list[GenerationJob], loras: list[Path]) -> None:
-    quick = [job.model_copy(update={"num_inference_steps": 2}) for job in jobs]
+    quick = [job.model_copy(update={"num_inference_steps": 1}) for job in jobs]
     first = engine.draw(quick[0], loras[0]).tobytes()
     memory = []
 
@@ -732,7 +727,7 @@ def test_another_lora_is_the_same_graph(
     wide, deep = tmp_path / "wide.safetensors", tmp_path / "deep.safetensors"
     write_diffusers(wide, pipeline, 4, seed=6, convolutions=True)
     write_diffusers(deep, pipeline, 64, seed=7)
-    held = [buffer.flat for buffer in engine._loop._batch._rows._buffers.values()]
+    held = [buffer.flat for buffer in engine._loop._batch._rows.buffers]
     for job, lora in zip([*jobs, *jobs[:3]], [*loras, wide, deep, loras[0]], strict=True):
         again = job.model_copy(update={"lora_scale": 0.7})
         drawn, expected = engine.draw(again, lora), plain.draw(again, lora)
@@ -740,7 +735,7 @@ def test_another_lora_is_the_same_graph(
         assert np.int16(drawn).std() > 1, "not a picture of one colour"
     engine.draw(jobs[0].model_copy(update={"guidance_scale": 1.0}), loras[0])
     assert len(graphs) == compiled
-    left = [buffer.flat for buffer in engine._loop._batch._rows._buffers.values()]
+    left = [buffer.flat for buffer in engine._loop._batch._rows.buffers]
     assert [id(flat) for flat in left] == [id(flat) for flat in held]
     engine.close()
     plain.close()
@@ -953,7 +948,7 @@ def test_a_job_that_waits_has_not_begun(
 def test_layouts_are_bounded(pocket: Path) -> None:
     """Artists' files with ever other layers leave no ever longer list behind."""
     unet = load_pipeline(str(pocket / "pocket"), device="cpu").unet
-    rows, linears = LoraRows(unet, "unet"), [
+    rows, linears = BatchedLora(unet, "unet"), [
         (f"unet.{name}", layer)
         for name, layer in unet.named_modules()
         if isinstance(layer, torch.nn.Linear)
@@ -961,8 +956,8 @@ def test_layouts_are_bounded(pocket: Path) -> None:
     assert len(linears) > MAX_LAYOUTS
     for name, layer in linears:
         halves = torch.zeros(2, layer.in_features), torch.zeros(layer.out_features, 2)
-        rows.put([_packed(name, {name: halves}, layer.weight)])
-    assert len(rows._layouts) == MAX_LAYOUTS
+        rows.put([pack_adapter(name, {name: halves}, layer.weight)])
+    assert len(rows.layouts) == MAX_LAYOUTS
 
 
 def test_a_small_alpha_survives_half_precision(pocket: Path, tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ from safetensors.torch import load_file, save_file
 from stylegen.job import LoraInvalid
 from stylegen.pipeline import load_pipeline
 from stylegen.pipeline.engine import Engine
-from stylegen.pipeline.lora import Adapter, AdapterCache, check_lora_file, read_adapter
+from stylegen.pipeline.adapter import Adapter, read_adapter
+from stylegen.pipeline.adapter_cache import AdapterCache
+from stylegen.pipeline.lora_file import check_lora_file
 from stylegen.playground.grid import LoraFile, Picture, folder_loras, keep, kept, named
 from stylegen.pocket import packaged
 from stylegen.storage import FolderStore

@@ -157,6 +157,18 @@ def test_command_needs_one_folder() -> None:
     assert ran.returncode == 2 and "usage" in ran.stderr
 
 
+def test_help_makes_no_folder(tmp_path: Path) -> None:
+    """Whoever asks how a command is used has not asked for a folder of that name."""
+    root = Path(__file__).parent.parent
+    commands = (["-m", "stylegen.pocket"], [root / "tools/demo.py"], [root / "bench/sd15.py"])
+    for command in commands:
+        asked = [sys.executable, *command, "--help"]
+        path = {"PYTHONPATH": f"{root}:{root / 'bench'}", "PATH": ""}
+        ran = subprocess.run(asked, capture_output=True, text=True, cwd=tmp_path, env=path)
+        assert ran.returncode == 0 and "usage" in ran.stdout, ran.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_module_is_cheap_to_import() -> None:
     """Drawings and judge need neither torch nor diffusers."""
     code = "import sys, stylegen.pocket; print({'torch', 'diffusers'} & set(sys.modules))"

@@ -24,7 +24,9 @@ from rabbit import RabbitNode, free_ports
 from s3_server import S3Server
 
 from stylegen.fleet.affinity import declare_affinity
-from stylegen.fleet.loadgen import Ledger, Load, _parser, ensure_bucket, send
+from stylegen.fleet.ledger import Ledger
+from stylegen.fleet.loadgen import _parser, ensure_bucket, send
+from stylegen.fleet.orders import Load
 from stylegen.fleet.supervisor import KeptWorker, keep_running, worker_environments
 from stylegen.job import WebhookError
 from stylegen.queue import Delivery, publish_control, start_rabbitmq_consumer

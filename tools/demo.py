@@ -3,6 +3,7 @@
 Usage: ``make demo``, or ``python tools/demo.py [FOLDER]`` (default: ``out/demo``).
 """
 
+import argparse
 import contextlib
 import json
 import os
@@ -56,4 +57,6 @@ def main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else "out/demo").resolve()))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("out/demo"), help="out/demo")
+    sys.exit(main(parser.parse_args().folder.resolve()))

@@ -3,6 +3,7 @@
 Usage: ``python tools/run_notebooks.py nbs/01_job.ipynb …`` (default: every notebook).
 """
 
+import argparse
 import os
 import re
 import subprocess
@@ -34,7 +35,9 @@ def refresh(path: Path) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("IN_TEST", "1")
-    names = sys.argv[1:] or sorted(str(p) for p in Path("nbs").rglob("*.ipynb"))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("notebooks", nargs="*", help="default: every notebook")
+    names = parser.parse_args().notebooks or sorted(str(p) for p in Path("nbs").rglob("*.ipynb"))
     for name in names:
         if len(names) == 1:
             refresh(Path(name))

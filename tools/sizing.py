@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stylegen.fleet.loadgen import Load, orders
+from stylegen.fleet.orders import Load, orders
 
 RESULTS = Path(__file__).parent.parent / "bench" / "results"
 FLEETS = (1, 10, 100, 1000, 10_000)

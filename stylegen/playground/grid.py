@@ -69,7 +69,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFont, PngImagePlugin
 
 from ..job import RESOLUTIONS, GenerationJob, InvalidMessage, LoraInvalid, StylegenError
 from ..job import check_job
-from ..pipeline.lora import check_lora_file
+from ..pipeline.lora_file import check_lora_file
 from ..signature import choose_font
 from ..storage import MAX_LORA_BYTES, Store, download_object, lora_errors
 

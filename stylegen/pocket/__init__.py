@@ -30,8 +30,8 @@ __all__ = [
 ]
 
 # %% ../../nbs/pocket/index.ipynb #43b95292
+import argparse
 import shutil
-import sys
 from pathlib import Path
 
 from .judgement import UNCLEAR, Judgement, judge
@@ -88,19 +88,24 @@ def packaged() -> Path:
 
 
 # %% ../../nbs/pocket/index.ipynb #dc88ca0c
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Copy the packaged model and its LoRAs below a folder: ``pocket`` and ``models``.
 
     Args:
-        arguments: One folder.
+        arguments: Command line; None is the process's own.
 
     Returns:
-        Exit code: 0, or 2 for wrong arguments.
+        Exit code 0.
+
+    Raises:
+        SystemExit: 2 for wrong arguments, 0 after ``--help``.
     """
-    if len(arguments) != 1:
-        print("usage: python -m stylegen.pocket FOLDER", file=sys.stderr)
-        return 2
-    folder = Path(arguments[0])
+    parser = argparse.ArgumentParser(
+        "python -m stylegen.pocket",
+        description="Copy the packaged model and its LoRAs: pocket and models.",
+    )
+    parser.add_argument("folder", type=Path, help="where to; made if it is not there")
+    folder = parser.parse_args(arguments).folder
     shutil.copytree(packaged() / "pocket", folder / "pocket", dirs_exist_ok=True)
     shutil.copytree(packaged() / "pocket-loras", folder / "models", dirs_exist_ok=True)
     print(folder)

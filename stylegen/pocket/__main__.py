@@ -13,4 +13,4 @@ from . import main
 # %% ../../nbs/pocket/command.ipynb #92f8dcea
 # | eval: false
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
