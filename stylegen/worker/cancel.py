@@ -61,6 +61,7 @@ _RETRYING = Retrying(
 )
 
 
+# %% ../../nbs/worker/07_cancel.ipynb #630a5167
 def do_control(body: bytes, parts: Parts) -> None:
     """Cancel the job that a control message names; waits a little for a bucket. Never raises."""
     generation_id = known_generation_id(body)

@@ -32,6 +32,7 @@ def _check_storage(settings: Settings) -> str:
     return "writable"
 
 
+# %% ../../nbs/worker/10_check.ipynb #ebcb318b
 def _check_broker(settings: Settings) -> str:
     connect(broker_url(settings)).close()
     return "reachable"
@@ -45,6 +46,7 @@ def _check_scripts(settings: Settings) -> str:
     return f"{drawn}; refused: {refused}" if refused else drawn
 
 
+# %% ../../nbs/worker/10_check.ipynb #94995396
 def _check_labels(settings: Settings) -> str:
     credentials = make_labelling(settings).credentials
     return f"{settings.stylegen_label}, {'signed' if credentials else 'not signed'}"
@@ -60,6 +62,7 @@ def _answer(check: Callable[[], str]) -> str:
         return f"no: {type(error).__name__}"
 
 
+# %% ../../nbs/worker/10_check.ipynb #40d06ebf
 def check_machine(settings: Settings) -> dict[str, str]:
     """Ask whether this machine can work.
 

@@ -75,6 +75,7 @@ def _print_outcome(outcome: Outcome, seconds: float) -> ExitCode:
     return ExitCode.DONE
 
 
+# %% ../../nbs/worker/11_cli.ipynb #b9855c7d
 def _run_job(file: Path, settings: Settings) -> ExitCode:
     started = time.monotonic()
     try:
@@ -100,6 +101,7 @@ def _consume(settings: Settings) -> ExitCode:
     return ExitCode.DONE
 
 
+# %% ../../nbs/worker/11_cli.ipynb #5a9fa680
 def _check(settings: Settings) -> ExitCode:
     answers = check_machine(settings)
     for name, answer in answers.items():
@@ -120,6 +122,7 @@ def report_errors(command: Callable[[], int]) -> int:
     return ExitCode.FAILED
 
 
+# %% ../../nbs/worker/11_cli.ipynb #f84b744c
 def _redrive(which: str, settings: Settings) -> ExitCode:
     def is_chosen(body: bytes) -> bool:
         try:

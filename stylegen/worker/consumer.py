@@ -45,6 +45,7 @@ def _health_server(
     return HealthServer(health, metrics, port, host)
 
 
+# %% ../../nbs/worker/09_consumer.ipynb #4c84bf57
 def _detect_conditional_writes(store: Store) -> None:
     try:
         store.detect_conditional_writes()
@@ -62,6 +63,7 @@ def _make_retries(settings: Settings) -> Retries:
     )
 
 
+# %% ../../nbs/worker/09_consumer.ipynb #94a14237
 def consume(settings: Settings, stop: threading.Event) -> None:
     """Do the queue's jobs until `stop` is set, then finish those in flight.
 

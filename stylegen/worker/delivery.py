@@ -24,6 +24,7 @@ def _goes_to_retry(error: StylegenError, state: RetryState) -> bool:
     return uncommitted or state.is_retryable(error)
 
 
+# %% ../../nbs/worker/08_delivery.ipynb #2ef9128c
 def _dead_letter(delivery: Delivery, parts: Parts, retries: Retries, code: str, text: str) -> str:
     retries.dead_letter(delivery, code, text)
     parts.on_state("dead-lettered")

@@ -37,6 +37,7 @@ def describe(job: GenerationJob) -> dict[str, Any]:
     }
 
 
+# %% ../../nbs/worker/04_outcome.ipynb #17a437a7
 def complete_manifest(
     request: JobRequest, job: GenerationJob, result_url: str, sha256: str
 ) -> Manifest:
@@ -63,6 +64,7 @@ def _code_and_text(generation_id: int | str, error: Exception) -> tuple[str, str
     return StylegenError.error_code, f"unexpected {type(error).__name__}"
 
 
+# %% ../../nbs/worker/04_outcome.ipynb #8a23815d
 def failed_manifest(request: JobRequest, error: Exception) -> Manifest:
     """The manifest of a job that failed for good."""
     generation_id, state = request.generation_id, request.state

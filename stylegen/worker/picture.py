@@ -84,6 +84,7 @@ def _lora_file(url: str, parts: Parts) -> AbstractContextManager[Path]:
     return downloaded(url, parts.store, max_bytes=MAX_LORA_BYTES, suffix=".safetensors")
 
 
+# %% ../../nbs/worker/02_picture.ipynb #abae276c
 @contextmanager
 def _lora_files(job: GenerationJob, parts: Parts) -> Iterator[list[Path]]:
     """The files of a job's LoRAs, the artist's own first."""
@@ -105,6 +106,7 @@ def _store(jpeg: bytes, job: GenerationJob, parts: Parts) -> tuple[str, str]:
     return url, hashlib.sha256(jpeg).hexdigest()
 
 
+# %% ../../nbs/worker/02_picture.ipynb #c009551d
 def make_picture(job: GenerationJob, parts: Parts, on_step: OnStep) -> tuple[str, str]:
     """Draw, sign, label and store a job's picture.
 

@@ -70,6 +70,7 @@ def _return_address(
         raise error from None
 
 
+# %% ../../nbs/worker/03_request.ipynb #7d152546
 def read_request(
     fields: dict[str, Any], allowed_origins: tuple[str, ...], state: RetryState
 ) -> JobRequest:

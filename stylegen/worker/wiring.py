@@ -28,6 +28,7 @@ def broker_url(settings: Settings) -> str:
     return f"amqp://guest:guest@{settings.rabbitmq_host}:5672/%2F"
 
 
+# %% ../../nbs/worker/01_wiring.ipynb #c153f63b
 def _revealed(secret: SecretStr | None) -> str | None:
     return secret.get_secret_value() if secret else None
 
