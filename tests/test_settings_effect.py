@@ -577,7 +577,7 @@ def _stylegen_merge_loras(world: World) -> None:
     own = {"stylegen_model": world.pocket / "pocket", "stylegen_merge_loras": True}
     parts = make_parts(world.settings(**own))
     rows = parts.draw.__self__._loop._batch._rows  # type: ignore[attr-defined]
-    assert rows._merged is True
+    assert rows.merged is True
 
 
 def _attention(pipeline: Any) -> set[str]:

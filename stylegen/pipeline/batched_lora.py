@@ -219,7 +219,7 @@ class BatchedLora:
         merged: bool = False,
         device: Any = None,
     ) -> None:
-        self._part, self.are_usual = part, True
+        self._part, self.merged, self.are_usual = part, merged, True
         self._hooks, self.buffers = Hooks(model, merged), Buffers(model, merged, device)
         self._shown: tuple[Any, ...] = ()
         usual = _usual_layout(model, part, self._hooks) if static else None
