@@ -21,7 +21,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from stylegen.pipeline import hush
+from stylegen.pipeline import quiet_libraries
 from stylegen.pocket import packaged
 
 
@@ -96,7 +96,7 @@ def make_pipeline(
     shape: Shape = SD15, device: str = "cpu", dtype: torch.dtype = torch.float16
 ) -> StableDiffusionPipeline:
     """The whole pipeline, made where it is to draw: seconds, and the same weights each time."""
-    hush()
+    quiet_libraries()
     tokenizer = CLIPTokenizer.from_pretrained(packaged() / "pocket/tokenizer")
     with torch.device(device):
         parts = make_parts(tokenizer, shape)

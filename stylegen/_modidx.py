@@ -460,6 +460,10 @@ d = {
                 "pipeline/batched_lora.html#_usual_layout",
                 "stylegen/pipeline/batched_lora.py",
             ),
+            "stylegen.pipeline.batched_lora.digests_of": (
+                "pipeline/batched_lora.html#digests_of",
+                "stylegen/pipeline/batched_lora.py",
+            ),
             "stylegen.pipeline.batched_lora.is_matrix": (
                 "pipeline/batched_lora.html#is_matrix",
                 "stylegen/pipeline/batched_lora.py",

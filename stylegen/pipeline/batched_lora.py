@@ -8,6 +8,7 @@ __all__ = [
     "is_matrix",
     "own_weights",
     "Buffer",
+    "digests_of",
     "write_rows",
     "Buffers",
     "Hooks",
@@ -94,9 +95,14 @@ class Buffer:
 
 
 # %% ../../nbs/pipeline/05_batched_lora.ipynb #ff44fccc
+def digests_of(adapters: Sequence[Adapter | None]) -> tuple[str | None, ...]:
+    """Whose numbers a batch's rows hold; None is the base model."""
+    return tuple(adapter.sha256 if adapter else None for adapter in adapters)
+
+
 def write_rows(buffer: Buffer, adapters: Sequence[Adapter | None], part: str) -> None:
     """Write the rows whose adapters have changed, and only those."""
-    digests = tuple(adapter.sha256 if adapter else None for adapter in adapters)
+    digests = digests_of(adapters)
     changed = [n for n, digest in enumerate(digests) if digest != buffer.shown[n]]
     buffer.shown = tuple(_UNKNOWN if n in changed else d for n, d in enumerate(digests))
     for number in changed:
@@ -227,7 +233,7 @@ class BatchedLora:
 
     def put(self, adapters: Sequence[Adapter | None]) -> None:
         """Set the rows' adapters; None is the base model. Rows must match the model's batch."""
-        digests = tuple(adapter.sha256 if adapter else None for adapter in adapters)
+        digests = digests_of(adapters)
         if digests == self._shown:
             return
         layout, usual = self.layouts.of(adapters), self.layouts.usual

@@ -69,13 +69,13 @@ def read_tensors(
 
     tensors = {re.sub(r"^base_model\.model\.", "unet.", k): v for k, v in load_file(path).items()}
     try:
-        named, told = pipeline.lora_state_dict(tensors)
+        named, network_alphas = pipeline.lora_state_dict(tensors)
     except (AttributeError, IndexError, KeyError, ValueError):
         raise LoraInvalid("the file's names are of no known dialect") from None
     own = {name: named.pop(name) for name in list(named) if ALPHA.search(name)}
     alphas = {
         DOWN.sub("", ALPHA.sub("", name)): float(value)
-        for name, value in {**own, **(told or {})}.items()
+        for name, value in {**own, **(network_alphas or {})}.items()
     }
     renamed = _in_pefts_names(list(named))
     layers = {DOWN.sub("", k): DOWN.sub("", v) for k, v in renamed.items() if DOWN.search(k)}

@@ -9,7 +9,7 @@ __all__ = ["make_text_encoder", "make_unet", "make_vae", "build_pocket", "build_
 from pathlib import Path
 from typing import Any
 
-from ..pipeline import hush
+from ..pipeline import quiet_libraries
 from .words import make_tokenizer
 
 
@@ -109,7 +109,7 @@ def build_pocket(folder: Path, *, seed: int = 0, parts: dict[str, Any] | None = 
     Returns:
         The folder.
     """
-    hush()
+    quiet_libraries()
     import torch
     from diffusers import StableDiffusionPipeline
 
@@ -151,7 +151,7 @@ def build_lora(path: Path, pocket: Path, *, rank: int = 4, seed: int = 0) -> Pat
     Returns:
         The file.
     """
-    hush()
+    quiet_libraries()
     import torch
     from diffusers import UNet2DConditionModel
     from safetensors.torch import save_file

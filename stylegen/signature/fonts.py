@@ -99,7 +99,7 @@ _PLACEHOLDERS = ("lastresort", "adobeblank")
 
 
 @lru_cache(maxsize=4)
-def installed_fonts(folders: tuple[Path, ...] = FONT_FOLDERS) -> tuple[Path, ...]:
+def installed_fonts(folders: tuple[Path, ...]) -> tuple[Path, ...]:
     """Font files below the folders, the plainest first.
 
     Args:

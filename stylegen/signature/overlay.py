@@ -90,6 +90,6 @@ def paste_overlay(image: Image.Image, overlay: Image.Image, position: Position) 
         InvalidMessage: The position is unknown.
     """
     place = get_position(image.size, position, overlay.size)
-    signed = image.convert("RGB").copy()
+    signed = image.convert("RGB")  # a copy, also of an RGB picture
     signed.paste(overlay, place, overlay)
     return signed
