@@ -100,8 +100,8 @@ QUICK = ("-p", "no:cacheprovider", "-p", "no:nbval")
 """nbval takes two seconds to import, and none of these tests is a notebook."""
 ENOUGH = 90.0
 """Seconds of tests that pass through a line; the slowest beyond that are left out."""
-SLACK = 60.0, 6.0
-"""A run may take so many seconds and so many times what its tests took; then it hangs."""
+SLACK = 30.0, 6.0
+"""A test may take so many seconds and so many times what it took; then it hangs."""
 
 
 @dataclass(frozen=True)
@@ -280,13 +280,14 @@ class Tree:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
 
-    def survives(self, mutant: Mutant, tests: list[str], limit: float) -> bool:
-        """Whether all tests pass with the mutant."""
+    def survives(self, mutant: Mutant, tests: list[str], slowest: float, whole: float) -> bool:
+        """Whether all tests pass with the mutant; they take so many seconds without it."""
+        each, limit = (SLACK[0] + SLACK[1] * seconds for seconds in (slowest, whole))
         path = self.folder / "stylegen" / f"{mutant.module}.py"
         before = path.read_bytes()
         path.write_text(mutant.code, encoding="utf-8")
         try:
-            return not self.run(tests, limit=limit)
+            return not self.run(tests, f"--timeout={each:.0f}", limit=limit)
         finally:
             path.write_bytes(before)
 
@@ -346,8 +347,10 @@ class Map:
                 key = path.as_posix(), line
                 self.lines.setdefault(key, set()).update(tests & self.seconds.keys())
 
-    def tests_of(self, mutant: Mutant) -> tuple[list[str], float]:
-        """The tests that pass through a mutant's line, the quickest first, and a limit for them.
+    def tests_of(self, mutant: Mutant) -> tuple[list[str], float, float]:
+        """The tests that pass through a mutant's line, the quickest first.
+
+        With it the seconds that the slowest takes, and all of them.
 
         The module's own tests, where none is known to: other processes run some lines, and the
         import others.
@@ -357,10 +360,10 @@ class Map:
         sums = itertools.accumulate(self.seconds[test] for test in ordered)
         tests = [test for test, total in zip(ordered, sums) if total <= ENOUGH]
         files = tests or [f"tests/test_{name}.py" for name in TESTS[mutant.module]]
-        expected = sum(
+        expected = [
             seconds for test, seconds in self.seconds.items() if test.startswith(tuple(files))
-        )
-        return files, SLACK[0] + SLACK[1] * expected
+        ]
+        return files, max(expected, default=0.0), sum(expected)
 
 
 def reasons() -> dict[tuple[str, str, str], str]:
