@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..health import Metrics, RunningJobs
 from ..job import GenerationJob
-from ..pipeline.engine import Draw
+from ..pipeline.task import Draw
 from ..signature.c2pa import ContentCredentials
 from ..signature.label import Label, encode_labelled
 from ..storage import LoraFiles, Store

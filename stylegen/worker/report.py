@@ -12,7 +12,7 @@ from functools import partial
 
 from ..health import RunningJob
 from ..job import InvalidMessage, WebhookError
-from ..pipeline.engine import OnStep
+from ..pipeline.task import OnStep
 from ..storage import Manifest
 from stylegen.webhook import (
     PATIENCE,
