@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/pipeline/14_encode_decode.ipynb #7bea96bc
 def initial_noise(pipeline: Any, job: GenerationJob, dtype: "torch.dtype") -> "torch.Tensor":
-    """Noise of variance 1, ``[1, channels, height, width]``, made on the CPU from the job's seed."""
+    """Noise of variance 1, ``[1, channels, height, width]``, made on the CPU by its seed."""
     import torch
 
     width, height = (side // pipeline.vae_scale_factor for side in job.resolution)

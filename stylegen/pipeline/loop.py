@@ -10,7 +10,6 @@ import logging
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from ..job import DeviceLost, OutOfMemory, StylegenError
 from .admission import BatchLimits, choose_next, join
