@@ -108,7 +108,7 @@ LEAST = 4
 """Mutants of the smallest module."""
 QUICK = ("-p", "no:cacheprovider", "-p", "no:nbval")
 """nbval takes two seconds to import, and none of these tests is a notebook."""
-ENOUGH = 90.0
+ENOUGH = 120.0
 """Seconds of tests that pass through a line; the slowest beyond that are left out."""
 SLACK = 30.0, 6.0
 """A test may take so many seconds and so many times what it took; then it hangs."""
@@ -136,11 +136,15 @@ class Mutant:
         return f"{self.module}:{self.line}\n    - {self.before}\n    + {self.after}"
 
 
-class _Wording(libcst.CSTVisitor):
-    """Finds what only people read: calls of a logger, and the strings of raised errors."""
+class _Unseen(libcst.CSTVisitor):
+    """Finds what no test should look at.
+
+    That is what only people read, calls of a logger and the strings of raised errors; and
+    ``strict=`` of a `zip`, which tells of a slip in the code and not of an input.
+    """
 
     LOGS = re.compile(r"(_?log(ger)?\.\w+|warnings\.warn|print)\(")
-    ERRORS = re.compile(r"\w*(Error|Invalid\w*|NotFound)\(")
+    ERRORS = re.compile(r"\w*(Error|Invalid\w*|NotFound|_errors)\(")
 
     def __init__(self) -> None:
         self.found: set[int] = set()
@@ -152,6 +156,8 @@ class _Wording(libcst.CSTVisitor):
             self._note(node, matchers.MatchIfTrue(lambda _: True))
         elif isinstance(node, libcst.Raise) or self.ERRORS.match(code):
             self._note(node, matchers.SimpleString() | matchers.FormattedStringText())
+        elif isinstance(node, libcst.Arg) and node.keyword and node.keyword.value == "strict":
+            self._note(node, matchers.MatchIfTrue(lambda _: True))
         return True
 
     def _note(self, node: libcst.CSTNode, what: Any) -> None:
@@ -161,8 +167,8 @@ class _Wording(libcst.CSTVisitor):
 def in_functions(code: str) -> list[Callable[[], str]]:
     """Each of mutmut's mutations inside a function, as what makes the changed source."""
     module, mutations, _, _ = create_mutations("", code)
-    wording = _Wording()
-    module.visit(wording)
+    unseen = _Unseen()
+    module.visit(unseen)
 
     def changed(old: libcst.CSTNode, new: libcst.CSTNode) -> str:
         tree = deep_replace(module, old, new)
@@ -172,7 +178,7 @@ def in_functions(code: str) -> list[Callable[[], str]]:
     return [
         partial(changed, each.original_node, each.mutated_node)
         for each in mutations
-        if each.contained_by_top_level_function and id(each.original_node) not in wording.found
+        if each.contained_by_top_level_function and id(each.original_node) not in unseen.found
     ]
 
 
@@ -358,7 +364,7 @@ class Map:
                 self.lines.setdefault(key, set()).update(tests & self.seconds.keys())
 
     def tests_of(self, mutant: Mutant) -> tuple[list[str], float, float]:
-        """The tests that pass through a mutant's line, the quickest first.
+        """The tests that pass through a mutant's line: the module's own first, the quickest first.
 
         With it the seconds that the slowest takes, and all of them.
 
@@ -366,14 +372,19 @@ class Map:
         import others.
         """
         reached = self.lines.get((mutant.module, mutant.line), set())
-        ordered = sorted(reached, key=lambda test: (self.seconds[test], test))
+        files = [f"tests/test_{name}.py" for name in TESTS[mutant.module]]
+        own = {file: place for place, file in enumerate(files)}
+        ordered = sorted(
+            reached,
+            key=lambda test: (own.get(test.partition("::")[0], len(own)), self.seconds[test], test),
+        )
         sums = itertools.accumulate(self.seconds[test] for test in ordered)
         tests = [test for test, total in zip(ordered, sums) if total <= ENOUGH]
-        files = tests or [f"tests/test_{name}.py" for name in TESTS[mutant.module]]
+        chosen = tests or files
         expected = [
-            seconds for test, seconds in self.seconds.items() if test.startswith(tuple(files))
+            seconds for test, seconds in self.seconds.items() if test.startswith(tuple(chosen))
         ]
-        return files, max(expected, default=0.0), sum(expected)
+        return chosen, max(expected, default=0.0), sum(expected)
 
 
 def reasons() -> dict[tuple[str, str, str], str]:
