@@ -486,14 +486,18 @@ def test_rows_half_written_are_written_again(
     unet = load_pipeline(str(pocket / "pocket"), device="cpu").unet
     rows, sample = BatchedLora(unet, "unet", merged=True), torch.randn(1, 16, 16, 16)
     words = torch.randn(1, 77, unet.config.cross_attention_dim)
-    one, two = (engine.adapters.get(lora) for lora in loras[:2])
-    rows.put([one])
-    expected = unet(sample, 500, words).sample
-    with monkeypatch.context() as patched, pytest.raises(torch.OutOfMemoryError):
-        patched.setattr("torch.baddbmm", _raise_out_of_memory)
-        rows.put([two])
-    rows.put([one])
-    assert torch.equal(unet(sample, 500, words).sample, expected)
+    adapters = [engine.adapters.get(lora) for lora in loras[:2]]
+    expected = []
+    for adapter in adapters:
+        rows.put([adapter])
+        expected.append(unet(sample, 500, words).sample)
+    for number, adapter in enumerate(adapters):  # who was there, then who was to come
+        rows.put([adapters[0]])
+        with monkeypatch.context() as patched, pytest.raises(torch.OutOfMemoryError):
+            patched.setattr("torch.baddbmm", _raise_out_of_memory)
+            rows.put([adapters[1]])
+        rows.put([adapter])
+        assert torch.equal(unet(sample, 500, words).sample, expected[number])
 
 
 def _raise_out_of_memory(*_: Any, **__: Any) -> Any:

@@ -443,6 +443,8 @@ def test_a_manifest_that_was_cut_off_is_written_anew(server: S3Server, condition
     assert find_manifest(bucket, 7, "digest") == whole
     later = Manifest(7, "digest", "complete", {"status": "LATER"}, "complete_7")
     assert commit(bucket, later) == whole
+    stored = server.client().head_object(Bucket=BUCKET, Key="manifests/gen_7.json")
+    assert stored["ContentType"] == "application/json"
 
 
 @pytest.mark.parametrize("conditional", [True, False])
