@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # %% ../../nbs/pipeline/06_prompt.ipynb #8ad76344
 def fits(pipeline: Any, text: str) -> bool:
     """Whether a text fits into the text encoder's places, its marks included."""
-    places = pipeline.tokenizer.model_max_length
+    places: int = pipeline.tokenizer.model_max_length
     if text.isascii() and len(text) + 2 <= places:  # no token is shorter than a letter
         return True
     return len(pipeline.tokenizer(text).input_ids) <= places
@@ -71,9 +71,10 @@ def _encode_pieces(pipeline: Any, job: GenerationJob, device: Any) -> "torch.Ten
 
     def literal(text: str) -> "torch.Tensor":
         provider = compel.conditioning_provider
-        return provider.get_embeddings_for_weighted_prompt_fragments(
+        prompt_embeds: torch.Tensor = provider.get_embeddings_for_weighted_prompt_fragments(
             [[text]], [[1.0]], device=compel.device
         )
+        return prompt_embeds
 
     encode = compel.build_conditioning_tensor if job.prompt_syntax == "compel" else literal
     both = [encode(job.negative_prompt), encode(job.prompt)]
