@@ -172,101 +172,6 @@ d = {
                 "stylegen/fleet/supervisor.py",
             ),
         },
-        "stylegen.health": {
-            "stylegen.health.ExitCode": ("health.html#exitcode", "stylegen/health.py"),
-            "stylegen.health.Health": ("health.html#health", "stylegen/health.py"),
-            "stylegen.health.Health.__init__": (
-                "health.html#health.__init__",
-                "stylegen/health.py",
-            ),
-            "stylegen.health.Health.beat": ("health.html#health.beat", "stylegen/health.py"),
-            "stylegen.health.Health.is_live": ("health.html#health.is_live", "stylegen/health.py"),
-            "stylegen.health.Health.is_ready": (
-                "health.html#health.is_ready",
-                "stylegen/health.py",
-            ),
-            "stylegen.health.HealthServer": ("health.html#healthserver", "stylegen/health.py"),
-            "stylegen.health.HealthServer.__enter__": (
-                "health.html#healthserver.__enter__",
-                "stylegen/health.py",
-            ),
-            "stylegen.health.HealthServer.__exit__": (
-                "health.html#healthserver.__exit__",
-                "stylegen/health.py",
-            ),
-            "stylegen.health.HealthServer.__init__": (
-                "health.html#healthserver.__init__",
-                "stylegen/health.py",
-            ),
-            "stylegen.health.Metrics": ("health.html#metrics", "stylegen/health.py"),
-            "stylegen.health.Metrics.__init__": (
-                "health.html#metrics.__init__",
-                "stylegen/health.py",
-            ),
-            "stylegen.health.Metrics.count_lookup": (
-                "health.html#metrics.count_lookup",
-                "stylegen/health.py",
-            ),
-            "stylegen.health.Metrics.count_webhook": (
-                "health.html#metrics.count_webhook",
-                "stylegen/health.py",
-            ),
-            "stylegen.health.Metrics.stage": ("health.html#metrics.stage", "stylegen/health.py"),
-            "stylegen.health.RedactingFilter": (
-                "health.html#redactingfilter",
-                "stylegen/health.py",
-            ),
-            "stylegen.health.RedactingFilter.__init__": (
-                "health.html#redactingfilter.__init__",
-                "stylegen/health.py",
-            ),
-            "stylegen.health.RedactingFilter._redact": (
-                "health.html#redactingfilter._redact",
-                "stylegen/health.py",
-            ),
-            "stylegen.health.RedactingFilter.filter": (
-                "health.html#redactingfilter.filter",
-                "stylegen/health.py",
-            ),
-            "stylegen.health.RunningJob": ("health.html#runningjob", "stylegen/health.py"),
-            "stylegen.health.RunningJob.step": (
-                "health.html#runningjob.step",
-                "stylegen/health.py",
-            ),
-            "stylegen.health.RunningJobs": ("health.html#runningjobs", "stylegen/health.py"),
-            "stylegen.health.RunningJobs.__init__": (
-                "health.html#runningjobs.__init__",
-                "stylegen/health.py",
-            ),
-            "stylegen.health.RunningJobs._move": (
-                "health.html#runningjobs._move",
-                "stylegen/health.py",
-            ),
-            "stylegen.health.RunningJobs.cancel": (
-                "health.html#runningjobs.cancel",
-                "stylegen/health.py",
-            ),
-            "stylegen.health.RunningJobs.job": (
-                "health.html#runningjobs.job",
-                "stylegen/health.py",
-            ),
-            "stylegen.health.RunningJobs.overdue": (
-                "health.html#runningjobs.overdue",
-                "stylegen/health.py",
-            ),
-            "stylegen.health._Page": ("health.html#_page", "stylegen/health.py"),
-            "stylegen.health._Page.do_GET": ("health.html#_page.do_get", "stylegen/health.py"),
-            "stylegen.health._Page.log_message": (
-                "health.html#_page.log_message",
-                "stylegen/health.py",
-            ),
-            "stylegen.health._device_memory": ("health.html#_device_memory", "stylegen/health.py"),
-            "stylegen.health._verdict": ("health.html#_verdict", "stylegen/health.py"),
-            "stylegen.health.exit_now": ("health.html#exit_now", "stylegen/health.py"),
-            "stylegen.health.log_context": ("health.html#log_context", "stylegen/health.py"),
-            "stylegen.health.set_up_logging": ("health.html#set_up_logging", "stylegen/health.py"),
-            "stylegen.health.start_watchdog": ("health.html#start_watchdog", "stylegen/health.py"),
-        },
         "stylegen.job": {
             "stylegen.job.Canceled": ("job.html#canceled", "stylegen/job.py"),
             "stylegen.job.Conflict": ("job.html#conflict", "stylegen/job.py"),
@@ -314,6 +219,23 @@ d = {
             "stylegen.job.job_digest": ("job.html#job_digest", "stylegen/job.py"),
             "stylegen.job.parse_job": ("job.html#parse_job", "stylegen/job.py"),
             "stylegen.job.read_message": ("job.html#read_message", "stylegen/job.py"),
+        },
+        "stylegen.logs": {
+            "stylegen.logs.RedactingFilter": ("logs.html#redactingfilter", "stylegen/logs.py"),
+            "stylegen.logs.RedactingFilter.__init__": (
+                "logs.html#redactingfilter.__init__",
+                "stylegen/logs.py",
+            ),
+            "stylegen.logs.RedactingFilter._redact": (
+                "logs.html#redactingfilter._redact",
+                "stylegen/logs.py",
+            ),
+            "stylegen.logs.RedactingFilter.filter": (
+                "logs.html#redactingfilter.filter",
+                "stylegen/logs.py",
+            ),
+            "stylegen.logs.log_context": ("logs.html#log_context", "stylegen/logs.py"),
+            "stylegen.logs.set_up_logging": ("logs.html#set_up_logging", "stylegen/logs.py"),
         },
         "stylegen.pipeline.adapter": {
             "stylegen.pipeline.adapter.Adapter": (
@@ -3481,6 +3403,16 @@ d = {
                 "stylegen/worker/delivery.py",
             ),
         },
+        "stylegen.worker.exit_codes": {
+            "stylegen.worker.exit_codes.ExitCode": (
+                "worker/exit_codes.html#exitcode",
+                "stylegen/worker/exit_codes.py",
+            ),
+            "stylegen.worker.exit_codes.exit_now": (
+                "worker/exit_codes.html#exit_now",
+                "stylegen/worker/exit_codes.py",
+            ),
+        },
         "stylegen.worker.flow": {
             "stylegen.worker.flow._commit": ("worker/flow.html#_commit", "stylegen/worker/flow.py"),
             "stylegen.worker.flow._default_parts": (
@@ -3497,6 +3429,48 @@ d = {
             "stylegen.worker.flow.handle_generation_task": (
                 "worker/flow.html#handle_generation_task",
                 "stylegen/worker/flow.py",
+            ),
+        },
+        "stylegen.worker.metrics": {
+            "stylegen.worker.metrics.Metrics": (
+                "worker/metrics.html#metrics",
+                "stylegen/worker/metrics.py",
+            ),
+            "stylegen.worker.metrics.Metrics.__init__": (
+                "worker/metrics.html#metrics.__init__",
+                "stylegen/worker/metrics.py",
+            ),
+            "stylegen.worker.metrics.Metrics.count_lookup": (
+                "worker/metrics.html#metrics.count_lookup",
+                "stylegen/worker/metrics.py",
+            ),
+            "stylegen.worker.metrics.Metrics.count_webhook": (
+                "worker/metrics.html#metrics.count_webhook",
+                "stylegen/worker/metrics.py",
+            ),
+            "stylegen.worker.metrics.Metrics.page": (
+                "worker/metrics.html#metrics.page",
+                "stylegen/worker/metrics.py",
+            ),
+            "stylegen.worker.metrics.Metrics.stage": (
+                "worker/metrics.html#metrics.stage",
+                "stylegen/worker/metrics.py",
+            ),
+            "stylegen.worker.metrics._device_memory": (
+                "worker/metrics.html#_device_memory",
+                "stylegen/worker/metrics.py",
+            ),
+            "stylegen.worker.metrics._device_memory_bytes": (
+                "worker/metrics.html#_device_memory_bytes",
+                "stylegen/worker/metrics.py",
+            ),
+            "stylegen.worker.metrics._queue_wait_seconds": (
+                "worker/metrics.html#_queue_wait_seconds",
+                "stylegen/worker/metrics.py",
+            ),
+            "stylegen.worker.metrics._stage_seconds": (
+                "worker/metrics.html#_stage_seconds",
+                "stylegen/worker/metrics.py",
             ),
         },
         "stylegen.worker.outcome": {
@@ -3566,6 +3540,60 @@ d = {
                 "stylegen/worker/picture.py",
             ),
         },
+        "stylegen.worker.probes": {
+            "stylegen.worker.probes.Health": (
+                "worker/probes.html#health",
+                "stylegen/worker/probes.py",
+            ),
+            "stylegen.worker.probes.Health.__init__": (
+                "worker/probes.html#health.__init__",
+                "stylegen/worker/probes.py",
+            ),
+            "stylegen.worker.probes.Health.beat": (
+                "worker/probes.html#health.beat",
+                "stylegen/worker/probes.py",
+            ),
+            "stylegen.worker.probes.Health.is_live": (
+                "worker/probes.html#health.is_live",
+                "stylegen/worker/probes.py",
+            ),
+            "stylegen.worker.probes.Health.is_ready": (
+                "worker/probes.html#health.is_ready",
+                "stylegen/worker/probes.py",
+            ),
+            "stylegen.worker.probes.HealthServer": (
+                "worker/probes.html#healthserver",
+                "stylegen/worker/probes.py",
+            ),
+            "stylegen.worker.probes.HealthServer.__enter__": (
+                "worker/probes.html#healthserver.__enter__",
+                "stylegen/worker/probes.py",
+            ),
+            "stylegen.worker.probes.HealthServer.__exit__": (
+                "worker/probes.html#healthserver.__exit__",
+                "stylegen/worker/probes.py",
+            ),
+            "stylegen.worker.probes.HealthServer.__init__": (
+                "worker/probes.html#healthserver.__init__",
+                "stylegen/worker/probes.py",
+            ),
+            "stylegen.worker.probes._Page": (
+                "worker/probes.html#_page",
+                "stylegen/worker/probes.py",
+            ),
+            "stylegen.worker.probes._Page.do_GET": (
+                "worker/probes.html#_page.do_get",
+                "stylegen/worker/probes.py",
+            ),
+            "stylegen.worker.probes._Page.log_message": (
+                "worker/probes.html#_page.log_message",
+                "stylegen/worker/probes.py",
+            ),
+            "stylegen.worker.probes._verdict": (
+                "worker/probes.html#_verdict",
+                "stylegen/worker/probes.py",
+            ),
+        },
         "stylegen.worker.report": {
             "stylegen.worker.report._counted": (
                 "worker/report.html#_counted",
@@ -3601,6 +3629,50 @@ d = {
                 "worker/request.html#read_request",
                 "stylegen/worker/request.py",
             ),
+        },
+        "stylegen.worker.running": {
+            "stylegen.worker.running.RunningJob": (
+                "worker/running.html#runningjob",
+                "stylegen/worker/running.py",
+            ),
+            "stylegen.worker.running.RunningJob.__post_init__": (
+                "worker/running.html#runningjob.__post_init__",
+                "stylegen/worker/running.py",
+            ),
+            "stylegen.worker.running.RunningJob.step": (
+                "worker/running.html#runningjob.step",
+                "stylegen/worker/running.py",
+            ),
+            "stylegen.worker.running.RunningJobs": (
+                "worker/running.html#runningjobs",
+                "stylegen/worker/running.py",
+            ),
+            "stylegen.worker.running.RunningJobs.__init__": (
+                "worker/running.html#runningjobs.__init__",
+                "stylegen/worker/running.py",
+            ),
+            "stylegen.worker.running.RunningJobs._move": (
+                "worker/running.html#runningjobs._move",
+                "stylegen/worker/running.py",
+            ),
+            "stylegen.worker.running.RunningJobs.cancel": (
+                "worker/running.html#runningjobs.cancel",
+                "stylegen/worker/running.py",
+            ),
+            "stylegen.worker.running.RunningJobs.job": (
+                "worker/running.html#runningjobs.job",
+                "stylegen/worker/running.py",
+            ),
+            "stylegen.worker.running.RunningJobs.overdue": (
+                "worker/running.html#runningjobs.overdue",
+                "stylegen/worker/running.py",
+            ),
+        },
+        "stylegen.worker.watchdog": {
+            "stylegen.worker.watchdog.start_watchdog": (
+                "worker/watchdog.html#start_watchdog",
+                "stylegen/worker/watchdog.py",
+            )
         },
         "stylegen.worker.wiring": {
             "stylegen.worker.wiring._revealed": (

@@ -21,13 +21,12 @@ from s3_server import S3Server
 
 from stylegen import job as job_module
 from stylegen.fleet.loadgen import LoadReceiver
-from stylegen.health import RunningJobs
 from stylegen.job import GenerationJob, StylegenError, check_job
 from stylegen.queue import dead_letters, publish_job
 from stylegen.settings import Settings
 from stylegen.storage import FolderStore
 from stylegen.webhook import WebhookReceiver, send_failed_webhook, send_progress
-from stylegen.worker import Parts, describe, do_control
+from stylegen.worker import Parts, RunningJobs, describe, do_control
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))

@@ -27,7 +27,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from ..health import ExitCode
+from ..worker import ExitCode
 from ..worker import main as worker
 
 _log = logging.getLogger(__name__)
