@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-GROUND = {"settings", "job", "logs"}
+GROUND = {"settings", "errors", "fields", "job", "logs"}
 STATIONS = {"signature", "storage", "webhook", "queue"}
 KNOWS = {
     "": set[str](),
     "settings": set[str](),
-    "job": set[str](),
+    "errors": set[str](),
+    "fields": set[str](),
+    "job": {"errors", "fields"},
     "logs": set[str](),
     "signature": GROUND,
     "storage": GROUND,
