@@ -2312,27 +2312,31 @@ d = {
             ),
         },
         "stylegen.settings": {
+            "stylegen.settings.ModelSettings": (
+                "settings.html#modelsettings",
+                "stylegen/settings.py",
+            ),
+            "stylegen.settings.ModelSettings._fast_without_offload": (
+                "settings.html#modelsettings._fast_without_offload",
+                "stylegen/settings.py",
+            ),
+            "stylegen.settings.PictureSettings": (
+                "settings.html#picturesettings",
+                "stylegen/settings.py",
+            ),
+            "stylegen.settings.PictureSettings._certificate_and_key": (
+                "settings.html#picturesettings._certificate_and_key",
+                "stylegen/settings.py",
+            ),
+            "stylegen.settings.ProcessSettings": (
+                "settings.html#processsettings",
+                "stylegen/settings.py",
+            ),
+            "stylegen.settings.QueueSettings": (
+                "settings.html#queuesettings",
+                "stylegen/settings.py",
+            ),
             "stylegen.settings.Settings": ("settings.html#settings", "stylegen/settings.py"),
-            "stylegen.settings.Settings._are_origins": (
-                "settings.html#settings._are_origins",
-                "stylegen/settings.py",
-            ),
-            "stylegen.settings.Settings._certificate_and_key": (
-                "settings.html#settings._certificate_and_key",
-                "stylegen/settings.py",
-            ),
-            "stylegen.settings.Settings._fast_where_it_lies": (
-                "settings.html#settings._fast_where_it_lies",
-                "stylegen/settings.py",
-            ),
-            "stylegen.settings.Settings._is_base64": (
-                "settings.html#settings._is_base64",
-                "stylegen/settings.py",
-            ),
-            "stylegen.settings.Settings._split": (
-                "settings.html#settings._split",
-                "stylegen/settings.py",
-            ),
             "stylegen.settings.Settings.secrets": (
                 "settings.html#settings.secrets",
                 "stylegen/settings.py",
@@ -2341,7 +2345,25 @@ d = {
                 "settings.html#settingserror",
                 "stylegen/settings.py",
             ),
+            "stylegen.settings.StorageSettings": (
+                "settings.html#storagesettings",
+                "stylegen/settings.py",
+            ),
+            "stylegen.settings.WebhookSettings": (
+                "settings.html#webhooksettings",
+                "stylegen/settings.py",
+            ),
+            "stylegen.settings.WebhookSettings._are_origins": (
+                "settings.html#webhooksettings._are_origins",
+                "stylegen/settings.py",
+            ),
+            "stylegen.settings.WebhookSettings._is_base64": (
+                "settings.html#webhooksettings._is_base64",
+                "stylegen/settings.py",
+            ),
+            "stylegen.settings._Variables": ("settings.html#_variables", "stylegen/settings.py"),
             "stylegen.settings._shown": ("settings.html#_shown", "stylegen/settings.py"),
+            "stylegen.settings._split": ("settings.html#_split", "stylegen/settings.py"),
             "stylegen.settings.load_settings": (
                 "settings.html#load_settings",
                 "stylegen/settings.py",
