@@ -3,8 +3,8 @@
 d = {
     "settings": {
         "branch": "main",
-        "doc_baseurl": "/stylegen",
-        "doc_host": "https://stylegen.github.io",
+        "doc_baseurl": "/stylegen/stylegen",
+        "doc_host": "https://github.com",
         "git_url": "https://github.com/stylegen/stylegen",
         "lib_path": "stylegen",
     },

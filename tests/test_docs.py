@@ -35,7 +35,7 @@ NOT_RUN = {
     "make test": "is what runs this",
 }
 """Commands of the README that are not run, and why."""
-ENDLESS = ("python worker.py", "python -m stylegen.fleet.supervisor --workers 2")
+ENDLESS = ("python worker.py", "stylegen-supervisor --workers 2")
 """Ends of commands that work until they are asked to end."""
 sys.path.insert(0, str(ROOT / "tools"))
 import job_schema  # noqa: E402  pylint: disable=wrong-import-position
