@@ -6,13 +6,14 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 # Processes with a broker, a bucket, kernels and ports of their own; a file's tests stay together.
 # Four for two cores, since many tests wait.
-PYTEST := IN_TEST=1 HF_HUB_OFFLINE=1 pytest -q -p no:cacheprovider --numprocesses 4 --dist loadfile \
-    --no-loadscope-reorder --durations 15
+PYTEST_OPTIONS := -q -p no:cacheprovider --numprocesses 4 --dist loadfile --no-loadscope-reorder \
+    --durations 15
+PYTEST := IN_TEST=1 HF_HUB_OFFLINE=1 pytest $(PYTEST_OPTIONS)
 # Takes both cores by itself, and is timed.
 DRY_RUN := tests/test_gpu_bench.py
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 300
 
-.PHONY: help install demo test check notebooks unit prep outputs pocket pocket-report bench gpu gpu-pack faults mutants scale lab clean
+.PHONY: help install demo test check notebooks unit coverage prep outputs pocket pocket-report bench gpu gpu-pack faults mutants scale lab clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,9 +33,10 @@ test: install programs  ## everything that must hold, side by side
 	HF_HUB_OFFLINE=1 pytest -q -s -p no:cacheprovider $(DRY_RUN)
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line pytest check-and-nbdev
 
-check: install  ## format, lint, types, and whether notebooks, modules and README agree
+check: install  ## format, lint, types, names, and whether notebooks, modules and README agree
 	@sh tools/check_sync.sh
 	python tools/directions.py
+	python tools/words.py
 	black --check --quiet nbs stylegen tests tools bench worker.py setup.py conftest.py
 	flake8 stylegen tests tools bench worker.py setup.py conftest.py
 	pylint --score=n stylegen worker.py tools
@@ -45,6 +47,13 @@ notebooks: install programs nbdev  ## the notebooks as tests: nbdev_test and str
 
 unit: install programs  ## the tests of the installed package, on real parts
 	$(PYTEST) tests
+
+coverage: install programs  ## run the unit tests, print how much of each room they pass through
+	rm -rf out/coverage
+	IN_TEST=1 HF_HUB_OFFLINE=1 coverage run -m pytest $(PYTEST_OPTIONS) --ignore $(DRY_RUN) tests
+	coverage combine --quiet
+	coverage json --quiet
+	python tools/covered.py
 
 .PHONY: check-and-nbdev nbdev pytest
 check-and-nbdev: check nbdev

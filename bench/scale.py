@@ -253,7 +253,7 @@ def show(result: dict[str, Any]) -> None:
         sums = result["soak"]
         print(
             f"{sums['ordered']} jobs, {sums['killed']} workers killed: {sums['complete']} complete,"
-            f" {sums['lost']} lost, {sums['pictures']} pictures, {sums['doubled']} told twice,"
+            f" {sums['lost']} lost, {sums['pictures']} pictures, {sums['doubled']} reported twice,"
             f" {sums['jobs_per_second']:.1f} jobs/s"
         )
 

@@ -3,12 +3,42 @@
 d = {
     "settings": {
         "branch": "main",
-        "doc_baseurl": "/stylegen",
-        "doc_host": "https://stylegen.github.io",
+        "doc_baseurl": "/stylegen/stylegen",
+        "doc_host": "https://github.com",
         "git_url": "https://github.com/stylegen/stylegen",
         "lib_path": "stylegen",
     },
     "syms": {
+        "stylegen.errors": {
+            "stylegen.errors.Canceled": ("errors.html#canceled", "stylegen/errors.py"),
+            "stylegen.errors.Conflict": ("errors.html#conflict", "stylegen/errors.py"),
+            "stylegen.errors.DeviceLost": ("errors.html#devicelost", "stylegen/errors.py"),
+            "stylegen.errors.InvalidMessage": ("errors.html#invalidmessage", "stylegen/errors.py"),
+            "stylegen.errors.JobTimeout": ("errors.html#jobtimeout", "stylegen/errors.py"),
+            "stylegen.errors.LoraInvalid": ("errors.html#lorainvalid", "stylegen/errors.py"),
+            "stylegen.errors.LoraNotFound": ("errors.html#loranotfound", "stylegen/errors.py"),
+            "stylegen.errors.NsfwContent": ("errors.html#nsfwcontent", "stylegen/errors.py"),
+            "stylegen.errors.OutOfMemory": ("errors.html#outofmemory", "stylegen/errors.py"),
+            "stylegen.errors.PermanentError": ("errors.html#permanenterror", "stylegen/errors.py"),
+            "stylegen.errors.RetriesExhausted": (
+                "errors.html#retriesexhausted",
+                "stylegen/errors.py",
+            ),
+            "stylegen.errors.SignatureUnrenderable": (
+                "errors.html#signatureunrenderable",
+                "stylegen/errors.py",
+            ),
+            "stylegen.errors.StorageError": ("errors.html#storageerror", "stylegen/errors.py"),
+            "stylegen.errors.StylegenError": ("errors.html#stylegenerror", "stylegen/errors.py"),
+            "stylegen.errors.TransientError": ("errors.html#transienterror", "stylegen/errors.py"),
+            "stylegen.errors.WebhookError": ("errors.html#webhookerror", "stylegen/errors.py"),
+            "stylegen.errors.WebhookRefused": ("errors.html#webhookrefused", "stylegen/errors.py"),
+        },
+        "stylegen.fields": {
+            "stylegen.fields._not_blank": ("fields.html#_not_blank", "stylegen/fields.py"),
+            "stylegen.fields._printable": ("fields.html#_printable", "stylegen/fields.py"),
+            "stylegen.fields.get_resolution": ("fields.html#get_resolution", "stylegen/fields.py"),
+        },
         "stylegen.fleet.affinity": {
             "stylegen.fleet.affinity.affinity_exchange": (
                 "fleet/affinity.html#affinity_exchange",
@@ -172,111 +202,9 @@ d = {
                 "stylegen/fleet/supervisor.py",
             ),
         },
-        "stylegen.health": {
-            "stylegen.health.ExitCode": ("health.html#exitcode", "stylegen/health.py"),
-            "stylegen.health.Health": ("health.html#health", "stylegen/health.py"),
-            "stylegen.health.Health.__init__": (
-                "health.html#health.__init__",
-                "stylegen/health.py",
-            ),
-            "stylegen.health.Health.beat": ("health.html#health.beat", "stylegen/health.py"),
-            "stylegen.health.Health.is_live": ("health.html#health.is_live", "stylegen/health.py"),
-            "stylegen.health.Health.is_ready": (
-                "health.html#health.is_ready",
-                "stylegen/health.py",
-            ),
-            "stylegen.health.HealthServer": ("health.html#healthserver", "stylegen/health.py"),
-            "stylegen.health.HealthServer.__enter__": (
-                "health.html#healthserver.__enter__",
-                "stylegen/health.py",
-            ),
-            "stylegen.health.HealthServer.__exit__": (
-                "health.html#healthserver.__exit__",
-                "stylegen/health.py",
-            ),
-            "stylegen.health.HealthServer.__init__": (
-                "health.html#healthserver.__init__",
-                "stylegen/health.py",
-            ),
-            "stylegen.health.Metrics": ("health.html#metrics", "stylegen/health.py"),
-            "stylegen.health.Metrics.__init__": (
-                "health.html#metrics.__init__",
-                "stylegen/health.py",
-            ),
-            "stylegen.health.Metrics.count_lookup": (
-                "health.html#metrics.count_lookup",
-                "stylegen/health.py",
-            ),
-            "stylegen.health.Metrics.count_webhook": (
-                "health.html#metrics.count_webhook",
-                "stylegen/health.py",
-            ),
-            "stylegen.health.Metrics.stage": ("health.html#metrics.stage", "stylegen/health.py"),
-            "stylegen.health.RedactingFilter": (
-                "health.html#redactingfilter",
-                "stylegen/health.py",
-            ),
-            "stylegen.health.RedactingFilter.__init__": (
-                "health.html#redactingfilter.__init__",
-                "stylegen/health.py",
-            ),
-            "stylegen.health.RedactingFilter._redact": (
-                "health.html#redactingfilter._redact",
-                "stylegen/health.py",
-            ),
-            "stylegen.health.RedactingFilter.filter": (
-                "health.html#redactingfilter.filter",
-                "stylegen/health.py",
-            ),
-            "stylegen.health.RunningJob": ("health.html#runningjob", "stylegen/health.py"),
-            "stylegen.health.RunningJob.step": (
-                "health.html#runningjob.step",
-                "stylegen/health.py",
-            ),
-            "stylegen.health.RunningJobs": ("health.html#runningjobs", "stylegen/health.py"),
-            "stylegen.health.RunningJobs.__init__": (
-                "health.html#runningjobs.__init__",
-                "stylegen/health.py",
-            ),
-            "stylegen.health.RunningJobs._move": (
-                "health.html#runningjobs._move",
-                "stylegen/health.py",
-            ),
-            "stylegen.health.RunningJobs.cancel": (
-                "health.html#runningjobs.cancel",
-                "stylegen/health.py",
-            ),
-            "stylegen.health.RunningJobs.job": (
-                "health.html#runningjobs.job",
-                "stylegen/health.py",
-            ),
-            "stylegen.health.RunningJobs.overdue": (
-                "health.html#runningjobs.overdue",
-                "stylegen/health.py",
-            ),
-            "stylegen.health._Page": ("health.html#_page", "stylegen/health.py"),
-            "stylegen.health._Page.do_GET": ("health.html#_page.do_get", "stylegen/health.py"),
-            "stylegen.health._Page.log_message": (
-                "health.html#_page.log_message",
-                "stylegen/health.py",
-            ),
-            "stylegen.health._device_memory": ("health.html#_device_memory", "stylegen/health.py"),
-            "stylegen.health._verdict": ("health.html#_verdict", "stylegen/health.py"),
-            "stylegen.health.exit_now": ("health.html#exit_now", "stylegen/health.py"),
-            "stylegen.health.log_context": ("health.html#log_context", "stylegen/health.py"),
-            "stylegen.health.set_up_logging": ("health.html#set_up_logging", "stylegen/health.py"),
-            "stylegen.health.start_watchdog": ("health.html#start_watchdog", "stylegen/health.py"),
-        },
         "stylegen.job": {
-            "stylegen.job.Canceled": ("job.html#canceled", "stylegen/job.py"),
-            "stylegen.job.Conflict": ("job.html#conflict", "stylegen/job.py"),
-            "stylegen.job.DeviceLost": ("job.html#devicelost", "stylegen/job.py"),
             "stylegen.job.ExtraLora": ("job.html#extralora", "stylegen/job.py"),
             "stylegen.job.GenerationJob": ("job.html#generationjob", "stylegen/job.py"),
-            "stylegen.job.GenerationJob._null_is_missing": (
-                "job.html#generationjob._null_is_missing",
-                "stylegen/job.py",
-            ),
             "stylegen.job.GenerationJob.prompt": (
                 "job.html#generationjob.prompt",
                 "stylegen/job.py",
@@ -289,31 +217,33 @@ d = {
                 "job.html#generationjob.total_steps",
                 "stylegen/job.py",
             ),
-            "stylegen.job.InvalidMessage": ("job.html#invalidmessage", "stylegen/job.py"),
-            "stylegen.job.JobTimeout": ("job.html#jobtimeout", "stylegen/job.py"),
-            "stylegen.job.LoraInvalid": ("job.html#lorainvalid", "stylegen/job.py"),
-            "stylegen.job.LoraNotFound": ("job.html#loranotfound", "stylegen/job.py"),
-            "stylegen.job.NsfwContent": ("job.html#nsfwcontent", "stylegen/job.py"),
-            "stylegen.job.OutOfMemory": ("job.html#outofmemory", "stylegen/job.py"),
-            "stylegen.job.PermanentError": ("job.html#permanenterror", "stylegen/job.py"),
-            "stylegen.job.RetriesExhausted": ("job.html#retriesexhausted", "stylegen/job.py"),
             "stylegen.job.SignatureOptions": ("job.html#signatureoptions", "stylegen/job.py"),
-            "stylegen.job.SignatureUnrenderable": (
-                "job.html#signatureunrenderable",
+            "stylegen.job._Message": ("job.html#_message", "stylegen/job.py"),
+            "stylegen.job._Message._null_is_missing": (
+                "job.html#_message._null_is_missing",
                 "stylegen/job.py",
             ),
-            "stylegen.job.StorageError": ("job.html#storageerror", "stylegen/job.py"),
-            "stylegen.job.StylegenError": ("job.html#stylegenerror", "stylegen/job.py"),
-            "stylegen.job.TransientError": ("job.html#transienterror", "stylegen/job.py"),
-            "stylegen.job.WebhookError": ("job.html#webhookerror", "stylegen/job.py"),
-            "stylegen.job.WebhookRefused": ("job.html#webhookrefused", "stylegen/job.py"),
-            "stylegen.job._not_blank": ("job.html#_not_blank", "stylegen/job.py"),
-            "stylegen.job._printable": ("job.html#_printable", "stylegen/job.py"),
             "stylegen.job.check_job": ("job.html#check_job", "stylegen/job.py"),
-            "stylegen.job.get_resolution": ("job.html#get_resolution", "stylegen/job.py"),
             "stylegen.job.job_digest": ("job.html#job_digest", "stylegen/job.py"),
             "stylegen.job.parse_job": ("job.html#parse_job", "stylegen/job.py"),
             "stylegen.job.read_message": ("job.html#read_message", "stylegen/job.py"),
+        },
+        "stylegen.logs": {
+            "stylegen.logs.RedactingFilter": ("logs.html#redactingfilter", "stylegen/logs.py"),
+            "stylegen.logs.RedactingFilter.__init__": (
+                "logs.html#redactingfilter.__init__",
+                "stylegen/logs.py",
+            ),
+            "stylegen.logs.RedactingFilter._redact": (
+                "logs.html#redactingfilter._redact",
+                "stylegen/logs.py",
+            ),
+            "stylegen.logs.RedactingFilter.filter": (
+                "logs.html#redactingfilter.filter",
+                "stylegen/logs.py",
+            ),
+            "stylegen.logs.log_context": ("logs.html#log_context", "stylegen/logs.py"),
+            "stylegen.logs.set_up_logging": ("logs.html#set_up_logging", "stylegen/logs.py"),
         },
         "stylegen.pipeline.adapter": {
             "stylegen.pipeline.adapter.Adapter": (
@@ -2527,27 +2457,31 @@ d = {
             ),
         },
         "stylegen.settings": {
+            "stylegen.settings.ModelSettings": (
+                "settings.html#modelsettings",
+                "stylegen/settings.py",
+            ),
+            "stylegen.settings.ModelSettings._fast_without_offload": (
+                "settings.html#modelsettings._fast_without_offload",
+                "stylegen/settings.py",
+            ),
+            "stylegen.settings.PictureSettings": (
+                "settings.html#picturesettings",
+                "stylegen/settings.py",
+            ),
+            "stylegen.settings.PictureSettings._certificate_and_key": (
+                "settings.html#picturesettings._certificate_and_key",
+                "stylegen/settings.py",
+            ),
+            "stylegen.settings.ProcessSettings": (
+                "settings.html#processsettings",
+                "stylegen/settings.py",
+            ),
+            "stylegen.settings.QueueSettings": (
+                "settings.html#queuesettings",
+                "stylegen/settings.py",
+            ),
             "stylegen.settings.Settings": ("settings.html#settings", "stylegen/settings.py"),
-            "stylegen.settings.Settings._are_origins": (
-                "settings.html#settings._are_origins",
-                "stylegen/settings.py",
-            ),
-            "stylegen.settings.Settings._certificate_and_key": (
-                "settings.html#settings._certificate_and_key",
-                "stylegen/settings.py",
-            ),
-            "stylegen.settings.Settings._fast_where_it_lies": (
-                "settings.html#settings._fast_where_it_lies",
-                "stylegen/settings.py",
-            ),
-            "stylegen.settings.Settings._is_base64": (
-                "settings.html#settings._is_base64",
-                "stylegen/settings.py",
-            ),
-            "stylegen.settings.Settings._split": (
-                "settings.html#settings._split",
-                "stylegen/settings.py",
-            ),
             "stylegen.settings.Settings.secrets": (
                 "settings.html#settings.secrets",
                 "stylegen/settings.py",
@@ -2556,7 +2490,25 @@ d = {
                 "settings.html#settingserror",
                 "stylegen/settings.py",
             ),
+            "stylegen.settings.StorageSettings": (
+                "settings.html#storagesettings",
+                "stylegen/settings.py",
+            ),
+            "stylegen.settings.WebhookSettings": (
+                "settings.html#webhooksettings",
+                "stylegen/settings.py",
+            ),
+            "stylegen.settings.WebhookSettings._are_origins": (
+                "settings.html#webhooksettings._are_origins",
+                "stylegen/settings.py",
+            ),
+            "stylegen.settings.WebhookSettings._is_base64": (
+                "settings.html#webhooksettings._is_base64",
+                "stylegen/settings.py",
+            ),
+            "stylegen.settings._Variables": ("settings.html#_variables", "stylegen/settings.py"),
             "stylegen.settings._shown": ("settings.html#_shown", "stylegen/settings.py"),
+            "stylegen.settings._split": ("settings.html#_split", "stylegen/settings.py"),
             "stylegen.settings.load_settings": (
                 "settings.html#load_settings",
                 "stylegen/settings.py",
@@ -3626,6 +3578,16 @@ d = {
                 "stylegen/worker/delivery.py",
             ),
         },
+        "stylegen.worker.exit_codes": {
+            "stylegen.worker.exit_codes.ExitCode": (
+                "worker/exit_codes.html#exitcode",
+                "stylegen/worker/exit_codes.py",
+            ),
+            "stylegen.worker.exit_codes.exit_now": (
+                "worker/exit_codes.html#exit_now",
+                "stylegen/worker/exit_codes.py",
+            ),
+        },
         "stylegen.worker.flow": {
             "stylegen.worker.flow._commit": ("worker/flow.html#_commit", "stylegen/worker/flow.py"),
             "stylegen.worker.flow._default_parts": (
@@ -3642,6 +3604,48 @@ d = {
             "stylegen.worker.flow.handle_generation_task": (
                 "worker/flow.html#handle_generation_task",
                 "stylegen/worker/flow.py",
+            ),
+        },
+        "stylegen.worker.metrics": {
+            "stylegen.worker.metrics.Metrics": (
+                "worker/metrics.html#metrics",
+                "stylegen/worker/metrics.py",
+            ),
+            "stylegen.worker.metrics.Metrics.__init__": (
+                "worker/metrics.html#metrics.__init__",
+                "stylegen/worker/metrics.py",
+            ),
+            "stylegen.worker.metrics.Metrics.count_lookup": (
+                "worker/metrics.html#metrics.count_lookup",
+                "stylegen/worker/metrics.py",
+            ),
+            "stylegen.worker.metrics.Metrics.count_webhook": (
+                "worker/metrics.html#metrics.count_webhook",
+                "stylegen/worker/metrics.py",
+            ),
+            "stylegen.worker.metrics.Metrics.page": (
+                "worker/metrics.html#metrics.page",
+                "stylegen/worker/metrics.py",
+            ),
+            "stylegen.worker.metrics.Metrics.stage": (
+                "worker/metrics.html#metrics.stage",
+                "stylegen/worker/metrics.py",
+            ),
+            "stylegen.worker.metrics._device_memory": (
+                "worker/metrics.html#_device_memory",
+                "stylegen/worker/metrics.py",
+            ),
+            "stylegen.worker.metrics._device_memory_bytes": (
+                "worker/metrics.html#_device_memory_bytes",
+                "stylegen/worker/metrics.py",
+            ),
+            "stylegen.worker.metrics._queue_wait_seconds": (
+                "worker/metrics.html#_queue_wait_seconds",
+                "stylegen/worker/metrics.py",
+            ),
+            "stylegen.worker.metrics._stage_seconds": (
+                "worker/metrics.html#_stage_seconds",
+                "stylegen/worker/metrics.py",
             ),
         },
         "stylegen.worker.outcome": {
@@ -3711,6 +3715,60 @@ d = {
                 "stylegen/worker/picture.py",
             ),
         },
+        "stylegen.worker.probes": {
+            "stylegen.worker.probes.Health": (
+                "worker/probes.html#health",
+                "stylegen/worker/probes.py",
+            ),
+            "stylegen.worker.probes.Health.__init__": (
+                "worker/probes.html#health.__init__",
+                "stylegen/worker/probes.py",
+            ),
+            "stylegen.worker.probes.Health.beat": (
+                "worker/probes.html#health.beat",
+                "stylegen/worker/probes.py",
+            ),
+            "stylegen.worker.probes.Health.is_live": (
+                "worker/probes.html#health.is_live",
+                "stylegen/worker/probes.py",
+            ),
+            "stylegen.worker.probes.Health.is_ready": (
+                "worker/probes.html#health.is_ready",
+                "stylegen/worker/probes.py",
+            ),
+            "stylegen.worker.probes.HealthServer": (
+                "worker/probes.html#healthserver",
+                "stylegen/worker/probes.py",
+            ),
+            "stylegen.worker.probes.HealthServer.__enter__": (
+                "worker/probes.html#healthserver.__enter__",
+                "stylegen/worker/probes.py",
+            ),
+            "stylegen.worker.probes.HealthServer.__exit__": (
+                "worker/probes.html#healthserver.__exit__",
+                "stylegen/worker/probes.py",
+            ),
+            "stylegen.worker.probes.HealthServer.__init__": (
+                "worker/probes.html#healthserver.__init__",
+                "stylegen/worker/probes.py",
+            ),
+            "stylegen.worker.probes._Page": (
+                "worker/probes.html#_page",
+                "stylegen/worker/probes.py",
+            ),
+            "stylegen.worker.probes._Page.do_GET": (
+                "worker/probes.html#_page.do_get",
+                "stylegen/worker/probes.py",
+            ),
+            "stylegen.worker.probes._Page.log_message": (
+                "worker/probes.html#_page.log_message",
+                "stylegen/worker/probes.py",
+            ),
+            "stylegen.worker.probes._verdict": (
+                "worker/probes.html#_verdict",
+                "stylegen/worker/probes.py",
+            ),
+        },
         "stylegen.worker.report": {
             "stylegen.worker.report._counted": (
                 "worker/report.html#_counted",
@@ -3746,6 +3804,50 @@ d = {
                 "worker/request.html#read_request",
                 "stylegen/worker/request.py",
             ),
+        },
+        "stylegen.worker.running": {
+            "stylegen.worker.running.RunningJob": (
+                "worker/running.html#runningjob",
+                "stylegen/worker/running.py",
+            ),
+            "stylegen.worker.running.RunningJob.__post_init__": (
+                "worker/running.html#runningjob.__post_init__",
+                "stylegen/worker/running.py",
+            ),
+            "stylegen.worker.running.RunningJob.step": (
+                "worker/running.html#runningjob.step",
+                "stylegen/worker/running.py",
+            ),
+            "stylegen.worker.running.RunningJobs": (
+                "worker/running.html#runningjobs",
+                "stylegen/worker/running.py",
+            ),
+            "stylegen.worker.running.RunningJobs.__init__": (
+                "worker/running.html#runningjobs.__init__",
+                "stylegen/worker/running.py",
+            ),
+            "stylegen.worker.running.RunningJobs._move": (
+                "worker/running.html#runningjobs._move",
+                "stylegen/worker/running.py",
+            ),
+            "stylegen.worker.running.RunningJobs.cancel": (
+                "worker/running.html#runningjobs.cancel",
+                "stylegen/worker/running.py",
+            ),
+            "stylegen.worker.running.RunningJobs.job": (
+                "worker/running.html#runningjobs.job",
+                "stylegen/worker/running.py",
+            ),
+            "stylegen.worker.running.RunningJobs.overdue": (
+                "worker/running.html#runningjobs.overdue",
+                "stylegen/worker/running.py",
+            ),
+        },
+        "stylegen.worker.watchdog": {
+            "stylegen.worker.watchdog.start_watchdog": (
+                "worker/watchdog.html#start_watchdog",
+                "stylegen/worker/watchdog.py",
+            )
         },
         "stylegen.worker.wiring": {
             "stylegen.worker.wiring._revealed": (

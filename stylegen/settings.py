@@ -4,10 +4,16 @@
 
 # %% auto #0
 __all__ = [
-    "SD15",
     "QUEUE_NAME",
     "RETRY_DELAYS",
     "MAX_REDELIVERIES",
+    "SD15",
+    "WebhookSettings",
+    "QueueSettings",
+    "StorageSettings",
+    "ModelSettings",
+    "PictureSettings",
+    "ProcessSettings",
     "Settings",
     "SettingsError",
     "load_settings",
@@ -21,6 +27,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    BeforeValidator,
     Field,
     PositiveInt,
     SecretStr,
@@ -30,30 +37,87 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-# %% ../nbs/00_settings.ipynb #c7c33bb9
-SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-QUEUE_NAME = "image_generation"
-RETRY_DELAYS = (5, 30, 300)
-MAX_REDELIVERIES = 20
+
+# %% ../nbs/00_settings.ipynb #ea950e1f
+class _Variables(BaseSettings):
+    model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, populate_by_name=True)
+
+
+def _split(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+# %% ../nbs/00_settings.ipynb #1b27d81c
 _ORIGIN = re.compile(r"(?i)https?://[a-z0-9.-]+(:(?P<port>[0-9]{1,5}))?/?")
 
 
-class Settings(BaseSettings):
-    """What the environment says. Each field's description is its line in the README's table."""
-
-    model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, populate_by_name=True)
+class WebhookSettings(_Variables):
+    """Who receives webhooks, and how they are signed."""
 
     internal_api_token: SecretStr = Field(description="Bearer token of every webhook")
     webhook_secret: SecretStr | None = Field(
         None, description="signs webhooks by Standard Webhooks (`whsec_…`, base64)"
     )
-    webhook_allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+    webhook_allowed_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
         min_length=1, description="origins that may receive webhooks, separated by commas"
     )
+
+    @field_validator("webhook_allowed_origins")
+    @classmethod
+    def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            match = _ORIGIN.fullmatch(origin)
+            if not match or int(match["port"] or 0) > 65535:
+                raise ValueError("not http(s)://host or http(s)://host:port")
+        return value
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _is_base64(cls, value: SecretStr | None) -> SecretStr | None:
+        secret = value.get_secret_value().strip().removeprefix("whsec_") if value else "AAAA"
+        if not re.fullmatch(r"[A-Za-z0-9+/]{4,}={0,2}", secret):
+            raise ValueError("not whsec_ and base64")
+        return value
+
+
+# %% ../nbs/00_settings.ipynb #a9d61880
+QUEUE_NAME = "image_generation"
+RETRY_DELAYS = (5, 30, 300)
+MAX_REDELIVERIES = 20
+
+
+class QueueSettings(_Variables):
+    """Where jobs come from, and how often one is tried."""
+
     rabbitmq_host: str = Field("localhost", description="broker's host, as in the guide")
     rabbitmq_url: SecretStr | None = Field(
         None, description="full `amqp(s)://` URL; wins over host"
     )
+    stylegen_queue: str = Field(QUEUE_NAME, description="queue of the jobs")
+    stylegen_prefetch: int | None = Field(
+        None, ge=1, le=64, description="jobs in flight; else twice as many as are drawn at a time"
+    )
+    stylegen_retry_delays: Annotated[tuple[PositiveInt, ...], NoDecode, BeforeValidator(_split)] = (
+        Field(
+            RETRY_DELAYS,
+            min_length=1,
+            description="seconds before each new attempt at a job, separated by commas",
+        )
+    )
+    stylegen_max_redeliveries: int = Field(
+        MAX_REDELIVERIES,
+        ge=1,
+        le=1000,
+        description="worker crashes tolerated per job before dead-lettering",
+    )
+
+
+# %% ../nbs/00_settings.ipynb #e910bbb0
+class StorageSettings(_Variables):
+    """Where LoRA files come from, and where pictures go."""
+
     s3_bucket: str = Field("stylelicense-images", description="bucket of the results")
     s3_public_url: str | None = Field(None, description="public base URL of that bucket")
     aws_access_key_id: SecretStr | None = Field(None, description="else boto3's own chain")
@@ -62,34 +126,6 @@ class Settings(BaseSettings):
     aws_region: str | None = Field(None, description="bucket's region")
     aws_endpoint_url_s3: str | None = Field(None, description="another S3 server")
     aws_endpoint_url: str | None = Field(None, description="the same, for all services")
-    hf_token: SecretStr | None = Field(None, description="model hub's token, for gated models")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="verbosity")
-    stylegen_queue: str = Field(QUEUE_NAME, description="queue of the jobs")
-    stylegen_prefetch: int | None = Field(
-        None, ge=1, le=64, description="jobs in flight; else twice as many as are drawn at a time"
-    )
-    stylegen_retry_delays: Annotated[tuple[PositiveInt, ...], NoDecode] = Field(
-        RETRY_DELAYS,
-        min_length=1,
-        description="seconds before each new attempt at a job, separated by commas",
-    )
-    stylegen_max_redeliveries: int = Field(
-        MAX_REDELIVERIES,
-        ge=1,
-        le=1000,
-        description="worker crashes tolerated per job before dead-lettering",
-    )
-    stylegen_job_timeout: float = Field(
-        600.0, gt=0, description="seconds that a job may take, from its first step"
-    )
-    stylegen_drain_timeout: float = Field(
-        660.0, gt=0, description="seconds for the jobs in flight after SIGTERM"
-    )
-    stylegen_health_port: int | None = Field(
-        None, ge=0, le=65535, description="port of `/livez`, `/readyz` and `/metrics`"
-    )
-    stylegen_health_host: str = Field("127.0.0.1", description="address that this port is on")
-    stylegen_batch: int = Field(4, ge=1, le=64, description="pictures drawn at a time")
     stylegen_storage_folder: Path | None = Field(
         None, description="a folder instead of a bucket, for one machine"
     )
@@ -99,8 +135,19 @@ class Settings(BaseSettings):
     stylegen_cache_bytes: int = Field(
         20 * 2**30, ge=0, description="size that this folder is kept below"
     )
+
+
+# %% ../nbs/00_settings.ipynb #f6954887
+SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+
+
+class ModelSettings(_Variables):
+    """What draws, and on which device."""
+
+    hf_token: SecretStr | None = Field(None, description="model hub's token, for gated models")
     stylegen_model: str = Field(SD15, description="base model: hub id or diffusers folder")
     stylegen_device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to draw")
+    stylegen_batch: int = Field(4, ge=1, le=64, description="pictures drawn at a time")
     stylegen_offload: Literal["none", "model", "sequential"] = Field(
         "none", description="keep parts of the model in host memory (small GPUs)"
     )
@@ -113,6 +160,19 @@ class Settings(BaseSettings):
     stylegen_attention_slicing: bool = Field(False, description="less memory, slower attention")
     stylegen_vae_tiling: bool = Field(False, description="less memory when decoding")
     stylegen_torch_threads: int = Field(0, ge=0, description="CPU threads; 0 is torch's choice")
+
+    @model_validator(mode="after")
+    def _fast_without_offload(self) -> "ModelSettings":
+        for fast in ("stylegen_merge_loras", "stylegen_compile"):
+            if getattr(self, fast) and self.stylegen_offload != "none":
+                raise ValueError(f"{fast.upper()} needs STYLEGEN_OFFLOAD=none")
+        return self
+
+
+# %% ../nbs/00_settings.ipynb #020a4bb0
+class PictureSettings(_Variables):
+    """A picture's signature and label."""
+
     stylegen_font: Path | None = Field(None, description="font file of the signature")
     stylegen_label: Literal["label", "full"] = Field(
         "label", description="what a picture says of itself; `full` holds the prompt"
@@ -125,48 +185,46 @@ class Settings(BaseSettings):
     )
     stylegen_c2pa_key: Path | None = Field(None, description="PEM key of that certificate")
 
+    @model_validator(mode="after")
+    def _certificate_and_key(self) -> "PictureSettings":
+        if bool(self.stylegen_c2pa_certificate) != bool(self.stylegen_c2pa_key):
+            raise ValueError("STYLEGEN_C2PA_CERTIFICATE and STYLEGEN_C2PA_KEY go together")
+        return self
+
+
+# %% ../nbs/00_settings.ipynb #8c6219d1
+class ProcessSettings(_Variables):
+    """A worker's limits, its probes and its log."""
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="verbosity")
+    stylegen_job_timeout: float = Field(
+        600.0, gt=0, description="seconds that a job may take, from its first step"
+    )
+    stylegen_drain_timeout: float = Field(
+        660.0, gt=0, description="seconds for the jobs in flight after SIGTERM"
+    )
+    stylegen_health_port: int | None = Field(
+        None, ge=0, le=65535, description="port of `/livez`, `/readyz` and `/metrics`"
+    )
+    stylegen_health_host: str = Field("127.0.0.1", description="address that this port is on")
+
+
+# %% ../nbs/00_settings.ipynb #d0f0ec0a
+class Settings(  # pylint: disable=too-many-ancestors
+    ProcessSettings,
+    PictureSettings,
+    ModelSettings,
+    StorageSettings,
+    QueueSettings,
+    WebhookSettings,
+):
+    """What the environment says. Each field's description is its line in the README's table."""
+
     @property
     def secrets(self) -> tuple[str, ...]:
         """Whatever must never be shown or logged."""
         values = (value for _, value in self)
         return tuple(v.get_secret_value() for v in values if isinstance(v, SecretStr))
-
-    @field_validator("webhook_allowed_origins", "stylegen_retry_delays", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
-        return value
-
-    @field_validator("webhook_allowed_origins")
-    @classmethod
-    def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for origin in value:
-            found = _ORIGIN.fullmatch(origin)
-            if not found or int(found["port"] or 0) > 65535:
-                raise ValueError("not http(s)://host or http(s)://host:port")
-        return value
-
-    @field_validator("webhook_secret")
-    @classmethod
-    def _is_base64(cls, value: SecretStr | None) -> SecretStr | None:
-        secret = value.get_secret_value().strip().removeprefix("whsec_") if value else "AAAA"
-        if not re.fullmatch(r"[A-Za-z0-9+/]{4,}={0,2}", secret):
-            raise ValueError("not whsec_ and base64")
-        return value
-
-    @model_validator(mode="after")
-    def _certificate_and_key(self) -> "Settings":
-        if bool(self.stylegen_c2pa_certificate) != bool(self.stylegen_c2pa_key):
-            raise ValueError("STYLEGEN_C2PA_CERTIFICATE and STYLEGEN_C2PA_KEY go together")
-        return self
-
-    @model_validator(mode="after")
-    def _fast_where_it_lies(self) -> "Settings":
-        for fast in ("stylegen_merge_loras", "stylegen_compile"):
-            if getattr(self, fast) and self.stylegen_offload != "none":
-                raise ValueError(f"{fast.upper()} needs STYLEGEN_OFFLOAD=none")
-        return self
 
 
 # %% ../nbs/00_settings.ipynb #eae2dc7f
@@ -174,11 +232,11 @@ class SettingsError(Exception):
     """Variables are missing or wrong; the text names each, never its value."""
 
 
-def load_settings(**known: Any) -> Settings:
+def load_settings(**fields: Any) -> Settings:
     """Read the environment.
 
     Args:
-        **known: Fields that are given by the caller instead of the environment.
+        **fields: Those that are given by the caller instead of the environment.
 
     Returns:
         The settings.
@@ -187,7 +245,7 @@ def load_settings(**known: Any) -> Settings:
         SettingsError: Names every missing or invalid variable.
     """
     try:
-        return Settings(**known)
+        return Settings(**fields)
     except ValidationError as error:
         lines = []
         for problem in error.errors(include_url=False, include_input=False, include_context=False):
@@ -211,6 +269,7 @@ def settings_table() -> str:
     return "\n".join(rows)
 
 
+# %% ../nbs/00_settings.ipynb #1334554d
 def settings_help() -> str:
     """The variables as text for a terminal: name, default and, in a line below, meaning."""
     lines = ["environment variables:"]

@@ -24,15 +24,14 @@ import promql_parser
 import pytest
 import requests
 import yaml
-from prometheus_client import generate_latest
 from rabbit import RabbitNode
 
 from stylegen.fleet.affinity import affinity_queues
 from stylegen.fleet.loadgen import LoadReceiver
-from stylegen.health import Health, HealthServer, Metrics, RunningJobs
 from stylegen.queue import dead_letters, publish_job
 from stylegen.settings import Settings
 from stylegen.storage import MAX_LORA_BYTES
+from stylegen.worker import Health, HealthServer, Metrics, RunningJobs
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
@@ -399,7 +398,7 @@ def test_worker_has_these_metrics() -> None:
     metrics.count_webhook("complete", delivered=False)
     with metrics.stage("draw"):
         pass
-    text = generate_latest(metrics.registry).decode()
+    text = metrics.page().decode()
     for name, labels in METRICS.items():
         if name.startswith("stylegen"):
             shown, *_ = re.findall(rf"^{name}(?:\{{(.*)\}})? ", text, re.MULTILINE)
@@ -411,7 +410,7 @@ def bounds(metric: str) -> list[float]:
     metrics = Metrics()
     with metrics.stage("draw"):
         pass
-    text = generate_latest(metrics.registry).decode()
+    text = metrics.page().decode()
     shown = re.findall(rf'^{metric}_bucket\{{.*le="([\d.]+)"', text, re.MULTILINE)
     return [float(bound) for bound in shown]
 

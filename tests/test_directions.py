@@ -20,7 +20,7 @@ def test_against_it(tmp_path: Path) -> None:
         "job": "import json\nfrom .settings import load\n",
         "queue/__init__": "from ..job import Job\nfrom .. import worker\n",
         "queue/control": "from . import consumer\nfrom ..storage.s3 import S3\n",
-        "queue/consumer": "from stylegen.health import Health\n",
+        "queue/consumer": "from stylegen.worker.probes import Health\n",
         "pipeline/__init__": "def late():\n    from stylegen.playground import grid\n",
         "signature/text": "import stylegen.webhook.origins\nfrom stylegen import __version__\n",
         "attic/box": "import stylegen.job\n",
@@ -34,7 +34,7 @@ def test_against_it(tmp_path: Path) -> None:
         "stylegen/job.py:2: job may not import settings",
         "stylegen/pipeline/__init__.py:2: pipeline may not import playground",
         "stylegen/queue/__init__.py:2: queue may not import worker",
-        "stylegen/queue/consumer.py:1: queue may not import health",
+        "stylegen/queue/consumer.py:1: queue may not import worker",
         "stylegen/queue/control.py:2: queue may not import storage",
         "stylegen/signature/text.py:1: signature may not import webhook",
     ]

@@ -21,13 +21,12 @@ from s3_server import S3Server
 
 from stylegen import job as job_module
 from stylegen.fleet.loadgen import LoadReceiver
-from stylegen.health import RunningJobs
 from stylegen.job import GenerationJob, StylegenError, check_job
 from stylegen.queue import dead_letters, publish_job
 from stylegen.settings import Settings
 from stylegen.storage import FolderStore
 from stylegen.webhook import WebhookReceiver, send_failed_webhook, send_progress
-from stylegen.worker import Parts, describe, do_control
+from stylegen.worker import Parts, RunningJobs, describe, do_control
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -36,7 +35,7 @@ NOT_RUN = {
     "make test": "is what runs this",
 }
 """Commands of the README that are not run, and why."""
-ENDLESS = ("python worker.py", "python -m stylegen.fleet.supervisor --workers 2")
+ENDLESS = ("python worker.py", "stylegen-supervisor --workers 2")
 """Ends of commands that work until they are asked to end."""
 sys.path.insert(0, str(ROOT / "tools"))
 import job_schema  # noqa: E402  pylint: disable=wrong-import-position

@@ -2,32 +2,36 @@
 
 import json
 import threading
-import time
 import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import TOKEN
 from painter import Painter, consuming
 from PIL import Image
-from prometheus_client import generate_latest
 from rabbit import RabbitNode, free_ports
 from tenacity import wait_fixed, wait_none
 from waiting import wait_until
 
-from stylegen.health import Health, HealthServer, Metrics, RunningJobs, start_watchdog
 from stylegen.job import WebhookError
 from stylegen.queue import connection, publish_job
 from stylegen.settings import Settings
 from stylegen.storage import FolderStore
 from stylegen.webhook import ReceivedWebhook, WebhookReceiver
-from stylegen.worker import Parts, handle_generation_task
+from stylegen.worker import (
+    Health,
+    HealthServer,
+    Metrics,
+    Parts,
+    RunningJobs,
+    handle_generation_task,
+    start_watchdog,
+)
 
 Order = dict[str, Any]
 
@@ -102,7 +106,7 @@ def test_a_worker_without_a_broker_is_not_ready(
 def test_a_worker_that_ends_is_not_ready(
     settings: Settings, painter: Painter, order: Order, backend: WebhookReceiver
 ) -> None:
-    """While it finishes the job in hand it lives, and wants no more."""
+    """While it finishes the job in flight it lives, and wants no more."""
     port = settings.stylegen_health_port or 0
     painter.gate.clear()
     with consuming(settings, painter) as stop:
@@ -156,56 +160,71 @@ def test_a_worker_with_a_hanging_job_is_not_live(
         assert codes == [3]
 
 
+class Clock:
+    """A clock that a test turns on by `seconds`."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        """The time."""
+        return self.seconds
+
+
 @pytest.fixture(name="clock")
-def _clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    """Seconds by which the clock of limits is ahead; a test lets time pass by adding some."""
-    ahead = [0.0]
-    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + ahead[0], sleep=time.sleep)
-    monkeypatch.setattr("stylegen.health.time", clock)
-    yield ahead
+def _clock() -> Clock:
+    return Clock()
 
 
-@pytest.fixture(name="probed")
-def _probed(clock: list[float]) -> Iterator[tuple[RunningJobs, Health, Callable[[], list[int]]]]:
-    """A connected worker's watch (limit 600 s), its health, and what its two probes say."""
-    assert clock
-    watch = RunningJobs()
-    health = Health(watch)
+@pytest.fixture(name="running_jobs")
+def _running_jobs(clock: Clock) -> RunningJobs:
+    """By that clock, with a limit of 600 s."""
+    return RunningJobs(600, clock)
+
+
+@pytest.fixture(name="health")
+def _health(running_jobs: RunningJobs, clock: Clock) -> Health:
+    """A connected worker's."""
+    health = Health(running_jobs, clock=clock)
     health.connected = True
+    return health
+
+
+@pytest.fixture(name="probes")
+def _probes(health: Health) -> Iterator[Callable[[], list[int]]]:
+    """What ``/livez`` and ``/readyz`` answer."""
     with HealthServer(health, Metrics(), 0) as server:
-        yield watch, health, lambda: [status(server.server_port, p) for p in ("livez", "readyz")]
+        yield lambda: [status(server.server_port, page) for page in ("livez", "readyz")]
 
 
 def test_a_minute_without_a_sign_of_life(
-    probed: tuple[RunningJobs, Health, Callable[[], list[int]]], clock: list[float]
+    health: Health, probes: Callable[[], list[int]], clock: Clock
 ) -> None:
-    """Kubernetes restarts whose connection's thread hangs; not before it had begun."""
-    _, health, probes = probed
+    """A worker whose broker thread hangs is restarted; not while it still starts."""
     assert probes() == [200, 200]  # loading a model takes minutes
     health.beat()
-    clock[0] += 50
+    clock.seconds += 50
     assert probes() == [200, 200]
-    clock[0] += 12
+    clock.seconds += 12
     assert probes() == [503, 503]
     health.beat()
     assert probes() == [200, 200]
 
 
 def test_half_as_long_again_as_the_limit(
-    probed: tuple[RunningJobs, Health, Callable[[], list[int]]], clock: list[float]
+    running_jobs: RunningJobs, probes: Callable[[], list[int]], clock: Clock
 ) -> None:
-    """A job hangs at 900 s of 600; whoever still waits hangs when nobody moves for as long."""
-    watch, _, probes = probed
-    with watch.job("drawn") as drawn, watch.job("waits"):
+    """A job hangs at 900 s of 600; one that waits hangs when no job moves for as long."""
+    with running_jobs.job("drawn") as drawn, running_jobs.job("waits"):
         drawn.step(0)
-        clock[0] += 890
-        assert (probes(), watch.overdue()) == ([200, 200], [])
-        clock[0] += 20
-        assert (probes(), watch.overdue()) == ([503, 503], ["drawn", "waits"])
+        clock.seconds += 890
+        assert (probes(), running_jobs.overdue()) == ([200, 200], [])
+        clock.seconds += 20
+        assert (probes(), running_jobs.overdue()) == ([503, 503], ["drawn", "waits"])
         drawn.ended.set()  # only webhooks are left of it
-        assert watch.overdue() == ["waits"]
+        assert running_jobs.overdue() == ["waits"]
         drawn.moved()
-        assert (probes(), watch.overdue()) == ([200, 200], [])
+        assert (probes(), running_jobs.overdue()) == ([200, 200], [])
     assert probes() == [200, 200]
 
 
@@ -217,48 +236,52 @@ def test_a_limit_runs_from_the_first_step(
     store: FolderStore,
     order: Order,
     backend: WebhookReceiver,
-    clock: list[float],
+    clock: Clock,
+    running_jobs: RunningJobs,
     in_line: float,
     drawing: float,
     event: str,
 ) -> None:
-    """Time in line is free; who is drawn for longer than 600 s is given up, and that is told."""
+    """Waiting for a turn is free; a job drawn for longer than 600 s is reported as failed."""
 
     def draw(*_: Any, on_step: Callable[[int], None], **__: Any) -> Image.Image:
-        clock[0] += in_line
+        clock.seconds += in_line
         on_step(0)
-        clock[0] += drawing
+        clock.seconds += drawing
         on_step(4)
         return Image.new("RGB", (512, 512))
 
-    handle_generation_task(order, Parts(draw, store, (backend.url,), TOKEN))
+    parts = Parts(draw, store, (backend.url,), TOKEN, running_jobs=running_jobs)
+    handle_generation_task(order, parts)
     (last,) = [hook for hook in backend.received if hook.event != "progress"]
     assert last.event == event
     if event == "failed":
         assert last.body["error_code"] == "TIMEOUT" and "600 s" in last.body["error_message"]
 
 
-def test_waiting_for_ones_own_id_is_free() -> None:
+def test_waiting_for_ones_own_id_is_free(running_jobs: RunningJobs, clock: Clock) -> None:
     """The second message of a job waits for the first, and its time begins after it."""
-    watch, began = RunningJobs(600), []
+    asked, began = threading.Event(), []
 
-    def second() -> None:
-        with watch.job(7) as ticket:
-            began.append(ticket.began)
+    def run_second() -> None:
+        asked.set()
+        with running_jobs.job(7) as second:
+            began.append(second.began)
 
-    thread = threading.Thread(target=second)
-    with watch.job(7):
+    thread = threading.Thread(target=run_second)
+    with running_jobs.job(7):
         thread.start()
-        waits = watch._changed  # pylint: disable=protected-access
-        wait_until(lambda: getattr(waits, "_waiters"))
-        ended = time.monotonic()
+        assert asked.wait(30)
+        thread.join(0.2)
+        assert not began
+        clock.seconds += 1000
     thread.join(30)
-    assert len(began) == 1 and began[0] >= ended
+    assert began == [1000]
 
 
 def counted(parts: Parts) -> dict[tuple[str, str], float]:
     """Webhooks by event and result, as a scrape shows them."""
-    text = generate_latest(parts.metrics.registry).decode()
+    text = parts.metrics.page().decode()
     lines = [line for line in text.splitlines() if "_deliveries_total{" in line]
     found = {}
     for line in lines:

@@ -12,6 +12,7 @@ import tarfile
 import zipfile
 from configparser import ConfigParser
 from email import message_from_bytes
+from importlib import import_module
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 from typing import Any
@@ -171,11 +172,32 @@ def test_version_is_one(built: dict[str, Path], commands: Path) -> None:
     assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
+SCRIPTS = dict(line.split("=") for line in facts()["console_scripts"].split())
+"""Each command of the package, with its function as ``module:name``."""
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_answers_help(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its function is there, and says what the command is for, under its own name."""
+    module, function = SCRIPTS[name].split(":")
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as end:
+        getattr(import_module(module), function)()
+    text = capsys.readouterr().out
+    assert end.value.code in (0, None)
+    assert text.startswith(f"usage: {name} ") or name == "stylegen-worker"  # says worker.py
+    assert len(text.splitlines()) > 3
+
+
 def test_commands_explain_themselves(commands: Path) -> None:
-    """Both commands exist; without settings they name what is missing, with code 2."""
-    told = run(commands / "stylegen-worker", "--help", cwd="/")
-    assert "--job" in told
-    assert all(name.upper() in told for name in Settings.model_fields)
+    """Each is installed; without settings the worker's two name what is missing, with code 2."""
+    for name in SCRIPTS:
+        assert run(commands / name, "--help", cwd="/").startswith("usage: ")
+    text = run(commands / "stylegen-worker", "--help", cwd="/")
+    assert "--job" in text
+    assert all(name.upper() in text for name in Settings.model_fields)
     for name in ("stylegen-worker", "stylegen-check"):
         bare = {"PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1"}
         run(commands / name, expect=2, cwd="/", env=bare)

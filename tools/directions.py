@@ -6,22 +6,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-GROUND = {"settings", "job"}
+GROUND = {"settings", "errors", "fields", "job", "logs"}
 STATIONS = {"signature", "storage", "webhook", "queue"}
 KNOWS = {
     "": set[str](),
     "settings": set[str](),
-    "job": set[str](),
-    "health": {"job"},
+    "errors": set[str](),
+    "fields": set[str](),
+    "job": {"errors", "fields"},
+    "logs": set[str](),
     "signature": GROUND,
     "storage": GROUND,
     "webhook": GROUND,
     "queue": GROUND,
     "pipeline": GROUND | STATIONS,
     "pocket": {"pipeline"},
-    "worker": GROUND | STATIONS | {"health", "pipeline"},
+    "worker": GROUND | STATIONS | {"pipeline"},
     "playground": GROUND | STATIONS | {"pipeline"},
-    "fleet": GROUND | STATIONS | {"health", "pipeline", "worker"},
+    "fleet": GROUND | STATIONS | {"pipeline", "worker"},
 }
 """For each room, or module on the ground, what it may import besides itself; all know `stylegen`.
 

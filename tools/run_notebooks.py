@@ -1,6 +1,6 @@
 """Run notebooks and store their outputs, byte-stable (no counts, no widget state).
 
-Usage: ``python tools/run_notebooks.py nbs/01_job.ipynb …`` (default: every notebook).
+Usage: ``python tools/run_notebooks.py nbs/03_job.ipynb …`` (default: every notebook).
 """
 
 import argparse

@@ -57,7 +57,7 @@ def declare_affinity(
 
 # %% ../../nbs/fleet/04_affinity.ipynb #538d6ba6
 def main(arguments: list[str] | None = None) -> int:
-    """The command ``python -m stylegen.fleet.affinity``.
+    """The command ``stylegen-affinity``.
 
     Args:
         arguments: Command line; None is the process's own.
@@ -66,9 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         Exit code.
     """
     kind = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(
-        "stylegen.fleet.affinity", description=__doc__, formatter_class=kind
-    )
+    parser = argparse.ArgumentParser("stylegen-affinity", description=__doc__, formatter_class=kind)
     add = parser.add_argument
     add("--broker", default="amqp://guest:guest@127.0.0.1:5672/%2F", help="amqp(s):// address")
     add("--queue", default=QUEUE_NAME, help="first part of every name")

@@ -209,9 +209,7 @@ def upload_loras(load: Load, folder: Path, client: Any) -> None:
 # %% ../../nbs/fleet/03_loadgen.ipynb #12711dd9
 def _parser() -> argparse.ArgumentParser:
     kind = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(
-        "stylegen.fleet.loadgen", description=__doc__, formatter_class=kind
-    )
+    parser = argparse.ArgumentParser("stylegen-loadgen", description=__doc__, formatter_class=kind)
     add = parser.add_argument
     add("--broker", default="amqp://guest:guest@127.0.0.1:5672/%2F", help="amqp(s):// address")
     add("--queue", default=QUEUE_NAME, help="queue of the jobs")
@@ -247,7 +245,7 @@ def _upload(load: Load, chosen: argparse.Namespace) -> None:
 
 # %% ../../nbs/fleet/03_loadgen.ipynb #41276d24
 def main(arguments: list[str] | None = None) -> int:
-    """The command ``python -m stylegen.fleet.loadgen``.
+    """The command ``stylegen-loadgen``.
 
     Args:
         arguments: Command line; None is the process's own.

@@ -27,7 +27,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from ..health import ExitCode
+from ..worker import ExitCode
 from ..worker import main as worker
 
 _log = logging.getLogger(__name__)
@@ -156,17 +156,9 @@ def run_fleet(
     return max(0, *(kept.exit_code for kept in fleet))
 
 
-# %% ../../nbs/fleet/00_supervisor.ipynb #dade0968
-_COMMAND = (sys.executable, "-c", "import sys; from stylegen.worker import main; sys.exit(main())")
-
-
-def check() -> int:
-    """The command ``stylegen-check``: ``python worker.py --check``."""
-    return worker(["--check"])
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command ``python -m stylegen.fleet.supervisor``.
+# %% ../../nbs/fleet/00_supervisor.ipynb #ea0555be
+def check(arguments: list[str] | None = None) -> int:
+    """The command ``stylegen-check``: ``python worker.py --check``.
 
     Args:
         arguments: Command line; None is the process's own.
@@ -174,7 +166,25 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         Exit code.
     """
-    parser = argparse.ArgumentParser("stylegen.fleet.supervisor", description=__doc__)
+    description = "Ask whether this machine can work, as stylegen-worker --check does."
+    argparse.ArgumentParser("stylegen-check", description=description).parse_args(arguments)
+    return worker(["--check"])
+
+
+# %% ../../nbs/fleet/00_supervisor.ipynb #dade0968
+_COMMAND = (sys.executable, "-c", "import sys; from stylegen.worker import main; sys.exit(main())")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command ``stylegen-supervisor``.
+
+    Args:
+        arguments: Command line; None is the process's own.
+
+    Returns:
+        Exit code.
+    """
+    parser = argparse.ArgumentParser("stylegen-supervisor", description=__doc__)
     parser.add_argument("--workers", type=int, help="how many; default: one per GPU, or one")
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s: %(message)s")

@@ -4,10 +4,16 @@
 
 # %% auto #0
 __all__ = [
+    "ExitCode",
+    "Health",
+    "HealthServer",
     "Labelling",
     "MAX_SIGNATURE_BYTES",
+    "Metrics",
     "Outcome",
     "Parts",
+    "RunningJob",
+    "RunningJobs",
     "broker_url",
     "cancel_job",
     "check_machine",
@@ -15,6 +21,7 @@ __all__ = [
     "describe",
     "do_control",
     "do_delivery",
+    "exit_now",
     "handle_generation_task",
     "main",
     "make_engine",
@@ -26,6 +33,7 @@ __all__ = [
     "report_errors",
     "run_job",
     "settle_delivery",
+    "start_watchdog",
     "stop_on_signals",
 ]
 
@@ -35,18 +43,29 @@ from .check import check_machine
 from .cli import main, report_errors, run_job
 from .consumer import consume, stop_on_signals
 from .delivery import do_delivery, settle_delivery
+from .exit_codes import ExitCode, exit_now
 from .flow import handle_generation_task
+from .metrics import Metrics
 from .outcome import Outcome, describe
 from .parts import Labelling, Parts
 from .picture import MAX_SIGNATURE_BYTES, make_picture, make_signer
+from .probes import Health, HealthServer
+from .running import RunningJob, RunningJobs
+from .watchdog import start_watchdog
 from .wiring import broker_url, make_engine, make_labelling, make_parts, make_store
 
 # %% ../../nbs/worker/index.ipynb #415790c9
 _all_ = [
+    "ExitCode",
+    "Health",
+    "HealthServer",
     "Labelling",
     "MAX_SIGNATURE_BYTES",
+    "Metrics",
     "Outcome",
     "Parts",
+    "RunningJob",
+    "RunningJobs",
     "broker_url",
     "cancel_job",
     "check_machine",
@@ -54,6 +73,7 @@ _all_ = [
     "describe",
     "do_control",
     "do_delivery",
+    "exit_now",
     "handle_generation_task",
     "main",
     "make_engine",
@@ -65,5 +85,6 @@ _all_ = [
     "report_errors",
     "run_job",
     "settle_delivery",
+    "start_watchdog",
     "stop_on_signals",
 ]

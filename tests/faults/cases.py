@@ -56,7 +56,7 @@ for _state in ("validated", "generated", "uploaded", "committed", "notified"):
         _killed_at(_state)
     )
 
-case("worker: SIGKILL when a failure was told", short=True)(
+case("worker: SIGKILL when a failure was reported", short=True)(
     _killed_at("failed-reported", tag="raise", expected=Expected(FAILED, "GENERATION_FAILED"))
 )
 case("worker: SIGKILL when a retry was published")(_killed_at("retry-published", tag="oom"))

@@ -27,15 +27,19 @@ _RESTART, _SOON = "broker: SIGKILL and restart", 5.0
 _HEAD = """\
 # Faults
 
-What `make faults` breaks, and what became of the jobs: a private RabbitMQ node, an S3 server and a
-receiver over HTTP, TCP proxies before each, and the deployed worker with its model replaced by
-pictures in the artist's colour. *Lost* are jobs without a terminal event, or without the picture
-that was told; *doubled* are jobs that were told in two ways, counting what the receiver answered
-badly (the same event again, with the same id and the same bytes, is what a receiver must expect);
-*wrong* is also a worker that ended by itself, progress out of order or after a job's end, and a
-dead letter too many or for another reason; recovery runs from the end of the fault to the first
-job that is done of those ordered since, or else left waiting (–: there were none). {jobs} jobs,
-{injections} faults:
+What `make faults` breaks, and what became of the jobs. The parts are real: a private RabbitMQ node,
+an S3 server and a receiver over HTTP, TCP proxies before each, and the deployed worker, whose model
+is replaced by pictures in the artist's colour.
+
+- *Lost*: a job without a terminal event, or without the picture that its event names.
+- *Doubled*: a job with two different terminal events, even if the receiver refused one of them. The
+  same event twice, with the same id and the same bytes, is what a receiver must expect.
+- *Wrong*: also a worker that ended by itself, progress out of order or after a job's end, and a
+  dead letter too many or for another reason.
+- *Recovery*: from the end of the fault to the first job completed of those sent since, or else of
+  those that were waiting (–: there were none).
+
+{jobs} jobs, {injections} faults:
 **{lost} lost, {doubled} doubled,
 {wrong} otherwise wrong**. Recovery from a broker that was killed: {broker:.1f} s (median).
 

@@ -14,12 +14,11 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from stylegen.health import Metrics
 from stylegen.job import DeviceLost, GenerationJob, OutOfMemory
 from stylegen.queue import Delivery, Retries
 from stylegen.settings import Settings
 from stylegen.storage import LoraFiles
-from stylegen.worker import Parts, consumer, main, make_store
+from stylegen.worker import Metrics, Parts, consumer, main, make_store
 
 STEPS = 10
 NOTES = Path(os.environ.get("FAULT_NOTES", "."))
