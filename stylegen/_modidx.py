@@ -35,6 +35,7 @@ d = {
             "stylegen.errors.WebhookRefused": ("errors.html#webhookrefused", "stylegen/errors.py"),
         },
         "stylegen.fields": {
+            "stylegen.fields.Scheduler": ("fields.html#scheduler", "stylegen/fields.py"),
             "stylegen.fields._not_blank": ("fields.html#_not_blank", "stylegen/fields.py"),
             "stylegen.fields._printable": ("fields.html#_printable", "stylegen/fields.py"),
             "stylegen.fields.get_resolution": ("fields.html#get_resolution", "stylegen/fields.py"),
