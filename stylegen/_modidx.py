@@ -123,6 +123,10 @@ d = {
                 "fleet/loadgen.html#_publish",
                 "stylegen/fleet/loadgen.py",
             ),
+            "stylegen.fleet.loadgen._send_all": (
+                "fleet/loadgen.html#_send_all",
+                "stylegen/fleet/loadgen.py",
+            ),
             "stylegen.fleet.loadgen._show": (
                 "fleet/loadgen.html#_show",
                 "stylegen/fleet/loadgen.py",
@@ -730,10 +734,6 @@ d = {
                 "pipeline/loop.html#loop._advance",
                 "stylegen/pipeline/loop.py",
             ),
-            "stylegen.pipeline.loop.Loop._end": (
-                "pipeline/loop.html#loop._end",
-                "stylegen/pipeline/loop.py",
-            ),
             "stylegen.pipeline.loop.Loop._run": (
                 "pipeline/loop.html#loop._run",
                 "stylegen/pipeline/loop.py",
@@ -770,12 +770,20 @@ d = {
                 "pipeline/loop.html#_next",
                 "stylegen/pipeline/loop.py",
             ),
+            "stylegen.pipeline.loop.abandon": (
+                "pipeline/loop.html#abandon",
+                "stylegen/pipeline/loop.py",
+            ),
             "stylegen.pipeline.loop.admit": (
                 "pipeline/loop.html#admit",
                 "stylegen/pipeline/loop.py",
             ),
             "stylegen.pipeline.loop.deliver": (
                 "pipeline/loop.html#deliver",
+                "stylegen/pipeline/loop.py",
+            ),
+            "stylegen.pipeline.loop.halved": (
+                "pipeline/loop.html#halved",
                 "stylegen/pipeline/loop.py",
             ),
         },

@@ -9,6 +9,7 @@ __all__ = ["fits", "encode_prompt"]
 from typing import TYPE_CHECKING, Any
 
 from ..job import GenerationJob
+from .device import execution_device
 
 if TYPE_CHECKING:
     import torch
@@ -23,28 +24,7 @@ def fits(pipeline: Any, text: str) -> bool:
     return len(pipeline.tokenizer(text).input_ids) <= places
 
 
-# %% ../../nbs/pipeline/06_prompt.ipynb #8c57835c
-def encode_prompt(pipeline: Any, job: GenerationJob, device: Any = None) -> "torch.Tensor":
-    """Encode a job's negative prompt and prompt.
-
-    Args:
-        pipeline: A loaded `StableDiffusionPipeline`.
-        job: Its tags are literal text unless `prompt_syntax` says otherwise.
-        device: Where the text encoder computes; None asks the pipeline, which takes milliseconds.
-
-    Returns:
-        ``[2, 77·n, channels]``: first the negative prompt, then the prompt.
-    """
-    import torch
-
-    texts = (job.negative_prompt, job.prompt)
-    device = device or pipeline._execution_device  # pylint: disable=protected-access
-    if job.prompt_syntax is None and all(fits(pipeline, text) for text in texts):
-        prompt, negative = pipeline.encode_prompt(job.prompt, device, 1, True, job.negative_prompt)
-        return torch.cat([negative, prompt])
-    return _encode_pieces(pipeline, job, device)
-
-
+# %% ../../nbs/pipeline/06_prompt.ipynb #b9803ad6
 class _Placed:
     """A text encoder that names the device it computes on; offloaded, its weights lie elsewhere."""
 
@@ -56,6 +36,7 @@ class _Placed:
         return self._model(*given, **options)
 
 
+# %% ../../nbs/pipeline/06_prompt.ipynb #fef606d6
 def _encode_pieces(pipeline: Any, job: GenerationJob, device: Any) -> "torch.Tensor":
     import torch
     from compel import Compel, SplitLongTextMode
@@ -79,3 +60,25 @@ def _encode_pieces(pipeline: Any, job: GenerationJob, device: Any) -> "torch.Ten
     encode = compel.build_conditioning_tensor if job.prompt_syntax == "compel" else literal
     both = [encode(job.negative_prompt), encode(job.prompt)]
     return torch.cat(compel.pad_conditioning_tensors_to_same_length(both))
+
+
+# %% ../../nbs/pipeline/06_prompt.ipynb #8c57835c
+def encode_prompt(pipeline: Any, job: GenerationJob, device: Any = None) -> "torch.Tensor":
+    """Encode a job's negative prompt and prompt.
+
+    Args:
+        pipeline: A loaded `StableDiffusionPipeline`.
+        job: Its tags are literal text unless `prompt_syntax` says otherwise.
+        device: Where the text encoder computes; None asks the pipeline, which takes milliseconds.
+
+    Returns:
+        ``[2, 77·n, channels]``: first the negative prompt, then the prompt.
+    """
+    import torch
+
+    texts = (job.negative_prompt, job.prompt)
+    device = device or execution_device(pipeline)
+    if job.prompt_syntax is None and all(fits(pipeline, text) for text in texts):
+        prompt, negative = pipeline.encode_prompt(job.prompt, device, 1, True, job.negative_prompt)
+        return torch.cat([negative, prompt])
+    return _encode_pieces(pipeline, job, device)
