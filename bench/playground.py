@@ -26,7 +26,7 @@ from typing import Any
 from stylegen.pipeline import generate_image, load_pipeline
 from stylegen.pipeline.engine import Engine
 from stylegen.playground import Playground
-from stylegen.playground.grid import folder_loras
+from stylegen.playground.library import folder_loras
 from stylegen.playground.runner import engine_drawer
 from stylegen.pocket import packaged
 

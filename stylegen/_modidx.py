@@ -811,6 +811,36 @@ d = {
                 "stylegen/pipeline/prompt.py",
             ),
         },
+        "stylegen.playground.cells": {
+            "stylegen.playground.cells._cell_name": (
+                "playground/cells.html#_cell_name",
+                "stylegen/playground/cells.py",
+            ),
+            "stylegen.playground.cells._content": (
+                "playground/cells.html#_content",
+                "stylegen/playground/cells.py",
+            ),
+            "stylegen.playground.cells._digest": (
+                "playground/cells.html#_digest",
+                "stylegen/playground/cells.py",
+            ),
+            "stylegen.playground.cells.find_cell": (
+                "playground/cells.html#find_cell",
+                "stylegen/playground/cells.py",
+            ),
+            "stylegen.playground.cells.load_cell": (
+                "playground/cells.html#load_cell",
+                "stylegen/playground/cells.py",
+            ),
+            "stylegen.playground.cells.loras_of": (
+                "playground/cells.html#loras_of",
+                "stylegen/playground/cells.py",
+            ),
+            "stylegen.playground.cells.save_cell": (
+                "playground/cells.html#save_cell",
+                "stylegen/playground/cells.py",
+            ),
+        },
         "stylegen.playground.controls": {
             "stylegen.playground.controls.Controls": (
                 "playground/controls.html#controls",
@@ -838,38 +868,6 @@ d = {
             ),
             "stylegen.playground.controls.Group.fillers": (
                 "playground/controls.html#group.fillers",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.Library": (
-                "playground/controls.html#library",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.Library.__init__": (
-                "playground/controls.html#library.__init__",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.Library.adopt": (
-                "playground/controls.html#library.adopt",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.Library.find": (
-                "playground/controls.html#library.find",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.Library.refresh": (
-                "playground/controls.html#library.refresh",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.Library.refuse": (
-                "playground/controls.html#library.refuse",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.Library.refused": (
-                "playground/controls.html#library.refused",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.Library.usable": (
-                "playground/controls.html#library.usable",
                 "stylegen/playground/controls.py",
             ),
             "stylegen.playground.controls.Prompt": (
@@ -1000,10 +998,6 @@ d = {
                 "playground/controls.html#stylegroup.fillers",
                 "stylegen/playground/controls.py",
             ),
-            "stylegen.playground.controls.adopted": (
-                "playground/controls.html#adopted",
-                "stylegen/playground/controls.py",
-            ),
             "stylegen.playground.controls.defaults": (
                 "playground/controls.html#defaults",
                 "stylegen/playground/controls.py",
@@ -1091,273 +1085,203 @@ d = {
                 "stylegen/playground/desk.py",
             ),
         },
+        "stylegen.playground.difference": {
+            "stylegen.playground.difference.Difference": (
+                "playground/difference.html#difference",
+                "stylegen/playground/difference.py",
+            ),
+            "stylegen.playground.difference.Difference._repr_html_": (
+                "playground/difference.html#difference._repr_html_",
+                "stylegen/playground/difference.py",
+            ),
+            "stylegen.playground.difference.Difference._repr_png_": (
+                "playground/difference.html#difference._repr_png_",
+                "stylegen/playground/difference.py",
+            ),
+            "stylegen.playground.difference.Difference.changed": (
+                "playground/difference.html#difference.changed",
+                "stylegen/playground/difference.py",
+            ),
+            "stylegen.playground.difference.Difference.fields": (
+                "playground/difference.html#difference.fields",
+                "stylegen/playground/difference.py",
+            ),
+            "stylegen.playground.difference.Difference.mean": (
+                "playground/difference.html#difference.mean",
+                "stylegen/playground/difference.py",
+            ),
+            "stylegen.playground.difference.Difference.sheet": (
+                "playground/difference.html#difference.sheet",
+                "stylegen/playground/difference.py",
+            ),
+            "stylegen.playground.difference.difference_html": (
+                "playground/difference.html#difference_html",
+                "stylegen/playground/difference.py",
+            ),
+            "stylegen.playground.difference.differing_fields": (
+                "playground/difference.html#differing_fields",
+                "stylegen/playground/difference.py",
+            ),
+            "stylegen.playground.difference.draw_pair": (
+                "playground/difference.html#draw_pair",
+                "stylegen/playground/difference.py",
+            ),
+            "stylegen.playground.difference.pixel_difference": (
+                "playground/difference.html#pixel_difference",
+                "stylegen/playground/difference.py",
+            ),
+            "stylegen.playground.difference.same_size": (
+                "playground/difference.html#same_size",
+                "stylegen/playground/difference.py",
+            ),
+        },
+        "stylegen.playground.drawing": {
+            "stylegen.playground.drawing.Callbacks": (
+                "playground/drawing.html#callbacks",
+                "stylegen/playground/drawing.py",
+            ),
+            "stylegen.playground.drawing.Failure": (
+                "playground/drawing.html#failure",
+                "stylegen/playground/drawing.py",
+            ),
+            "stylegen.playground.drawing.Picture": (
+                "playground/drawing.html#picture",
+                "stylegen/playground/drawing.py",
+            ),
+            "stylegen.playground.drawing.Picture._repr_png_": (
+                "playground/drawing.html#picture._repr_png_",
+                "stylegen/playground/drawing.py",
+            ),
+            "stylegen.playground.drawing.Stopped": (
+                "playground/drawing.html#stopped",
+                "stylegen/playground/drawing.py",
+            ),
+            "stylegen.playground.drawing._draw_one": (
+                "playground/drawing.html#_draw_one",
+                "stylegen/playground/drawing.py",
+            ),
+            "stylegen.playground.drawing._ignore": (
+                "playground/drawing.html#_ignore",
+                "stylegen/playground/drawing.py",
+            ),
+            "stylegen.playground.drawing.draw_all": (
+                "playground/drawing.html#draw_all",
+                "stylegen/playground/drawing.py",
+            ),
+            "stylegen.playground.drawing.png": (
+                "playground/drawing.html#png",
+                "stylegen/playground/drawing.py",
+            ),
+        },
+        "stylegen.playground.estimate": {
+            "stylegen.playground.estimate.SpeedEstimate": (
+                "playground/estimate.html#speedestimate",
+                "stylegen/playground/estimate.py",
+            ),
+            "stylegen.playground.estimate.SpeedEstimate.__init__": (
+                "playground/estimate.html#speedestimate.__init__",
+                "stylegen/playground/estimate.py",
+            ),
+            "stylegen.playground.estimate.SpeedEstimate.add": (
+                "playground/estimate.html#speedestimate.add",
+                "stylegen/playground/estimate.py",
+            ),
+            "stylegen.playground.estimate.SpeedEstimate.describe": (
+                "playground/estimate.html#speedestimate.describe",
+                "stylegen/playground/estimate.py",
+            ),
+            "stylegen.playground.estimate.SpeedEstimate.seconds": (
+                "playground/estimate.html#speedestimate.seconds",
+                "stylegen/playground/estimate.py",
+            ),
+            "stylegen.playground.estimate.job_cost": (
+                "playground/estimate.html#job_cost",
+                "stylegen/playground/estimate.py",
+            ),
+        },
         "stylegen.playground.grid": {
-            "stylegen.playground.grid.Difference": (
-                "playground/grid.html#difference",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Difference._pair": (
-                "playground/grid.html#difference._pair",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Difference._repr_html_": (
-                "playground/grid.html#difference._repr_html_",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Difference._repr_png_": (
-                "playground/grid.html#difference._repr_png_",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Difference.changed": (
-                "playground/grid.html#difference.changed",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Difference.fields": (
-                "playground/grid.html#difference.fields",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Difference.mean": (
-                "playground/grid.html#difference.mean",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Difference.sheet": (
-                "playground/grid.html#difference.sheet",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Failure": (
-                "playground/grid.html#failure",
-                "stylegen/playground/grid.py",
-            ),
             "stylegen.playground.grid.Grid": (
                 "playground/grid.html#grid",
                 "stylegen/playground/grid.py",
             ),
-            "stylegen.playground.grid.Grid._repr_html_": (
-                "playground/grid.html#grid._repr_html_",
+            "stylegen.playground.grid.Grid.__init__": (
+                "playground/grid.html#grid.__init__",
                 "stylegen/playground/grid.py",
             ),
-            "stylegen.playground.grid.Grid._repr_png_": (
-                "playground/grid.html#grid._repr_png_",
+            "stylegen.playground.grid.Grid._repr_mimebundle_": (
+                "playground/grid.html#grid._repr_mimebundle_",
                 "stylegen/playground/grid.py",
             ),
-            "stylegen.playground.grid.Grid.run": (
-                "playground/grid.html#grid.run",
+            "stylegen.playground.grid.Grid.cells": (
+                "playground/grid.html#grid.cells",
                 "stylegen/playground/grid.py",
             ),
-            "stylegen.playground.grid.Grid.save": (
-                "playground/grid.html#grid.save",
+            "stylegen.playground.grid.Grid.missing": (
+                "playground/grid.html#grid.missing",
                 "stylegen/playground/grid.py",
             ),
             "stylegen.playground.grid.Grid.sheet": (
                 "playground/grid.html#grid.sheet",
                 "stylegen/playground/grid.py",
             ),
-            "stylegen.playground.grid.Grid.table": (
-                "playground/grid.html#grid.table",
+            "stylegen.playground.grid.GridCells": (
+                "playground/grid.html#gridcells",
                 "stylegen/playground/grid.py",
             ),
-            "stylegen.playground.grid.LoraFile": (
-                "playground/grid.html#lorafile",
+            "stylegen.playground.grid.GridCells.__init__": (
+                "playground/grid.html#gridcells.__init__",
                 "stylegen/playground/grid.py",
             ),
-            "stylegen.playground.grid.LoraFile.file": (
-                "playground/grid.html#lorafile.file",
+            "stylegen.playground.grid.GridCells._files": (
+                "playground/grid.html#gridcells._files",
                 "stylegen/playground/grid.py",
             ),
-            "stylegen.playground.grid.LoraFile.style_id": (
-                "playground/grid.html#lorafile.style_id",
+            "stylegen.playground.grid.GridCells.lora": (
+                "playground/grid.html#gridcells.lora",
                 "stylegen/playground/grid.py",
             ),
-            "stylegen.playground.grid.Pace": (
-                "playground/grid.html#pace",
+            "stylegen.playground.grid.GridCells.put": (
+                "playground/grid.html#gridcells.put",
                 "stylegen/playground/grid.py",
             ),
-            "stylegen.playground.grid.Pace.__init__": (
-                "playground/grid.html#pace.__init__",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Pace.add": (
-                "playground/grid.html#pace.add",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Pace.seconds": (
-                "playground/grid.html#pace.seconds",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Pace.tell": (
-                "playground/grid.html#pace.tell",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Picture": (
-                "playground/grid.html#picture",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Picture._repr_png_": (
-                "playground/grid.html#picture._repr_png_",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Plan": (
-                "playground/grid.html#plan",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Plan.__init__": (
-                "playground/grid.html#plan.__init__",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Plan._files": (
-                "playground/grid.html#plan._files",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Plan.lora": (
-                "playground/grid.html#plan.lora",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Plan.missing": (
-                "playground/grid.html#plan.missing",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Plan.put": (
-                "playground/grid.html#plan.put",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Plan.resume": (
-                "playground/grid.html#plan.resume",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Stopped": (
-                "playground/grid.html#stopped",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Watch": (
-                "playground/grid.html#watch",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid._caption": (
-                "playground/grid.html#_caption",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid._cell_name": (
-                "playground/grid.html#_cell_name",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid._content": (
-                "playground/grid.html#_content",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid._digest": (
-                "playground/grid.html#_digest",
+            "stylegen.playground.grid.GridCells.resume": (
+                "playground/grid.html#gridcells.resume",
                 "stylegen/playground/grid.py",
             ),
             "stylegen.playground.grid._distinct": (
                 "playground/grid.html#_distinct",
                 "stylegen/playground/grid.py",
             ),
-            "stylegen.playground.grid._draw_one": (
-                "playground/grid.html#_draw_one",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid._font": (
-                "playground/grid.html#_font",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid._ignore": (
-                "playground/grid.html#_ignore",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid._paste": (
-                "playground/grid.html#_paste",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid._shown": (
-                "playground/grid.html#_shown",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.bucket_loras": (
-                "playground/grid.html#bucket_loras",
-                "stylegen/playground/grid.py",
-            ),
             "stylegen.playground.grid.cell_state": (
                 "playground/grid.html#cell_state",
                 "stylegen/playground/grid.py",
             ),
-            "stylegen.playground.grid.draw_all": (
-                "playground/grid.html#draw_all",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.draw_sheet": (
-                "playground/grid.html#draw_sheet",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.folder_loras": (
-                "playground/grid.html#folder_loras",
+            "stylegen.playground.grid.draw_missing": (
+                "playground/grid.html#draw_missing",
                 "stylegen/playground/grid.py",
             ),
             "stylegen.playground.grid.grid": (
                 "playground/grid.html#grid",
                 "stylegen/playground/grid.py",
             ),
-            "stylegen.playground.grid.image_html": (
-                "playground/grid.html#image_html",
+            "stylegen.playground.grid.grid_bundle": (
+                "playground/grid.html#grid_bundle",
                 "stylegen/playground/grid.py",
             ),
-            "stylegen.playground.grid.keep": (
-                "playground/grid.html#keep",
+            "stylegen.playground.grid.grid_jobs": (
+                "playground/grid.html#grid_jobs",
                 "stylegen/playground/grid.py",
             ),
-            "stylegen.playground.grid.kept": (
-                "playground/grid.html#kept",
+            "stylegen.playground.grid.job_table": (
+                "playground/grid.html#job_table",
                 "stylegen/playground/grid.py",
             ),
-            "stylegen.playground.grid.load_kept": (
-                "playground/grid.html#load_kept",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.local_lora": (
-                "playground/grid.html#local_lora",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.loras_of": (
-                "playground/grid.html#loras_of",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.named": (
-                "playground/grid.html#named",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.parse_values": (
-                "playground/grid.html#parse_values",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.png": (
-                "playground/grid.html#png",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.recipe_id": (
-                "playground/grid.html#recipe_id",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.remote_lora": (
-                "playground/grid.html#remote_lora",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.split_tags": (
-                "playground/grid.html#split_tags",
+            "stylegen.playground.grid.save_sheet": (
+                "playground/grid.html#save_sheet",
                 "stylegen/playground/grid.py",
             ),
             "stylegen.playground.grid.sweep": (
                 "playground/grid.html#sweep",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.table_html": (
-                "playground/grid.html#table_html",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.vary": (
-                "playground/grid.html#vary",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.work": (
-                "playground/grid.html#work",
                 "stylegen/playground/grid.py",
             ),
         },
@@ -1693,6 +1617,80 @@ d = {
                 "stylegen/playground/keeping.py",
             ),
         },
+        "stylegen.playground.library": {
+            "stylegen.playground.library.Library": (
+                "playground/library.html#library",
+                "stylegen/playground/library.py",
+            ),
+            "stylegen.playground.library.Library.__init__": (
+                "playground/library.html#library.__init__",
+                "stylegen/playground/library.py",
+            ),
+            "stylegen.playground.library.Library.find": (
+                "playground/library.html#library.find",
+                "stylegen/playground/library.py",
+            ),
+            "stylegen.playground.library.Library.refresh": (
+                "playground/library.html#library.refresh",
+                "stylegen/playground/library.py",
+            ),
+            "stylegen.playground.library.Library.refuse": (
+                "playground/library.html#library.refuse",
+                "stylegen/playground/library.py",
+            ),
+            "stylegen.playground.library.Library.register": (
+                "playground/library.html#library.register",
+                "stylegen/playground/library.py",
+            ),
+            "stylegen.playground.library.Library.usable": (
+                "playground/library.html#library.usable",
+                "stylegen/playground/library.py",
+            ),
+            "stylegen.playground.library.LoraFile": (
+                "playground/library.html#lorafile",
+                "stylegen/playground/library.py",
+            ),
+            "stylegen.playground.library.LoraFile.file": (
+                "playground/library.html#lorafile.file",
+                "stylegen/playground/library.py",
+            ),
+            "stylegen.playground.library.LoraFile.style_id": (
+                "playground/library.html#lorafile.style_id",
+                "stylegen/playground/library.py",
+            ),
+            "stylegen.playground.library.RemoteLoras": (
+                "playground/library.html#remoteloras",
+                "stylegen/playground/library.py",
+            ),
+            "stylegen.playground.library.RemoteLoras.lora": (
+                "playground/library.html#remoteloras.lora",
+                "stylegen/playground/library.py",
+            ),
+            "stylegen.playground.library._bucket_lora": (
+                "playground/library.html#_bucket_lora",
+                "stylegen/playground/library.py",
+            ),
+            "stylegen.playground.library._download": (
+                "playground/library.html#_download",
+                "stylegen/playground/library.py",
+            ),
+            "stylegen.playground.library.bucket_loras": (
+                "playground/library.html#bucket_loras",
+                "stylegen/playground/library.py",
+            ),
+            "stylegen.playground.library.folder_loras": (
+                "playground/library.html#folder_loras",
+                "stylegen/playground/library.py",
+            ),
+            "stylegen.playground.library.local_lora": (
+                "playground/library.html#local_lora",
+                "stylegen/playground/library.py",
+            ),
+            "stylegen.playground.library.resolve_lora": (
+                "playground/library.html#resolve_lora",
+                "stylegen/playground/library.py",
+            ),
+        },
         "stylegen.playground.press": {
             "stylegen.playground.press.Form": (
                 "playground/press.html#form",
@@ -1733,6 +1731,32 @@ d = {
             "stylegen.playground.press.value_trait": (
                 "playground/press.html#value_trait",
                 "stylegen/playground/press.py",
+            ),
+        },
+        "stylegen.playground.recipe": {
+            "stylegen.playground.recipe.axis_fields": (
+                "playground/recipe.html#axis_fields",
+                "stylegen/playground/recipe.py",
+            ),
+            "stylegen.playground.recipe.make_job": (
+                "playground/recipe.html#make_job",
+                "stylegen/playground/recipe.py",
+            ),
+            "stylegen.playground.recipe.parse_values": (
+                "playground/recipe.html#parse_values",
+                "stylegen/playground/recipe.py",
+            ),
+            "stylegen.playground.recipe.recipe_id": (
+                "playground/recipe.html#recipe_id",
+                "stylegen/playground/recipe.py",
+            ),
+            "stylegen.playground.recipe.split_tags": (
+                "playground/recipe.html#split_tags",
+                "stylegen/playground/recipe.py",
+            ),
+            "stylegen.playground.recipe.with_changes": (
+                "playground/recipe.html#with_changes",
+                "stylegen/playground/recipe.py",
             ),
         },
         "stylegen.playground.runner": {
@@ -1883,6 +1907,40 @@ d = {
             "stylegen.playground.runner.open_model": (
                 "playground/runner.html#open_model",
                 "stylegen/playground/runner.py",
+            ),
+        },
+        "stylegen.playground.sheet": {
+            "stylegen.playground.sheet._axis_text": (
+                "playground/sheet.html#_axis_text",
+                "stylegen/playground/sheet.py",
+            ),
+            "stylegen.playground.sheet._caption": (
+                "playground/sheet.html#_caption",
+                "stylegen/playground/sheet.py",
+            ),
+            "stylegen.playground.sheet._draw_block": (
+                "playground/sheet.html#_draw_block",
+                "stylegen/playground/sheet.py",
+            ),
+            "stylegen.playground.sheet._font": (
+                "playground/sheet.html#_font",
+                "stylegen/playground/sheet.py",
+            ),
+            "stylegen.playground.sheet._thumbnail": (
+                "playground/sheet.html#_thumbnail",
+                "stylegen/playground/sheet.py",
+            ),
+            "stylegen.playground.sheet.draw_sheet": (
+                "playground/sheet.html#draw_sheet",
+                "stylegen/playground/sheet.py",
+            ),
+            "stylegen.playground.sheet.image_html": (
+                "playground/sheet.html#image_html",
+                "stylegen/playground/sheet.py",
+            ),
+            "stylegen.playground.sheet.table_html": (
+                "playground/sheet.html#table_html",
+                "stylegen/playground/sheet.py",
             ),
         },
         "stylegen.pocket.judgement": {

@@ -26,10 +26,13 @@ from safetensors.torch import save_file
 from stylegen.job import GenerationJob, LoraInvalid, OutOfMemory, parse_job
 from stylegen.pipeline.engine import Engine
 from stylegen.playground import Playground
-from stylegen.playground.controls import Controls, Library
-from stylegen.playground.grid import Grid, LoraFile, Picture, bucket_loras, folder_loras, named
+from stylegen.playground.controls import Controls
+from stylegen.playground.drawing import Picture
+from stylegen.playground.grid import Grid, job_table
 from stylegen.playground.keeping import as_json
 from stylegen.playground.keeping import dead_letters as look_into
+from stylegen.playground.library import Library, LoraFile, bucket_loras, folder_loras
+from stylegen.playground.recipe import make_job
 from stylegen.playground.runner import Drawer, engine_drawer
 from stylegen.pocket import packaged
 from stylegen.queue import dead_letters, publish_job
@@ -552,10 +555,10 @@ def test_cells_of_other_weights_are_not_there(
 def test_tags_of_an_axis_are_text_or_a_list(kind: Any) -> None:
     """In plain Python a prompt is a list; its cell is found by a tuple."""
     lora = LoraFile("a", "s3://b/a", Path("x"))
-    job = named(BARE | {"style_id": "a", "lora_model_url": lora.url})
+    job = make_job(BARE | {"style_id": "a", "lora_model_url": lora.url})
     drawn = Grid(job, {"tags": [kind(["blue", "star"])]}, {"a": lora})
     ((key, cell),) = drawn.jobs.items()
-    assert cell.prompt_tags == ("blue", "star") and drawn.sheet(32).width and drawn.table()
+    assert cell.prompt_tags == ("blue", "star") and drawn.sheet(32).width and job_table(drawn)
     assert key == (("blue, star" if isinstance(key[0], str) else ("blue", "star")),)
 
 
@@ -563,7 +566,7 @@ def test_tags_of_an_axis_are_text_or_a_list(kind: Any) -> None:
 def test_captions_stay_in_their_cells(name: str) -> None:
     """Nothing is written into the room between two cells."""
     loras = {text: LoraFile(text, f"s3://b/{text}", Path("x")) for text in (f"a{name}", f"b{name}")}
-    job = named(BARE | {"style_id": "a", "lora_model_url": "s3://b/a"})
+    job = make_job(BARE | {"style_id": "a", "lora_model_url": "s3://b/a"})
     sheet = Grid(job, {"lora": list(loras)}, loras).sheet(64)
     head = sheet.crop((0, 0, sheet.width, 30))
     for left in (0, 6 + 64, 6 + 64 + 6 + 64):
@@ -679,7 +682,7 @@ def test_a_zero_is_recalled(panel: Playground, fields: dict[str, Any]) -> None:
     url = panel.studio.library.loras["neon"].url
     if "extra_loras" in fields:
         fields = {"extra_loras": [{"url": url, **extra} for extra in fields["extra_loras"]]}
-    job = named(panel.job().model_dump() | fields)
+    job = make_job(panel.job().model_dump() | fields)
     assert panel.controls.recall(job.model_dump(mode="json")) == [] and panel.job() == job
     generate(panel)
     panel.history.files.name.value = "zero"
@@ -913,13 +916,13 @@ from stylegen.worker import main
 draw = Engine.draw
 
 
-def kept(*arguments, **options):
+def draw_and_save(*arguments, **options):
     image = draw(*arguments, **options)
     Path("drawn").write_bytes(image.tobytes())
     return image
 
 
-Engine.draw = kept
+Engine.draw = draw_and_save
 sys.exit(main())
 """
 
@@ -1096,7 +1099,7 @@ def test_the_controls_are_sent(panel: Playground, rabbit: RabbitNode) -> None:
     tile = panel.history.gallery.tiles[0].button
     tile.click()
     job = sent(panel, rabbit, queue)
-    assert named(job.model_dump() | {"webhook_url": drawn.webhook_url}) == drawn
+    assert make_job(job.model_dump() | {"webhook_url": drawn.webhook_url}) == drawn
     letter = json.dumps(fields | {"prompt_tags": ["mended"], "seed": -5}).encode()
     publish_job(letter, url=rabbit.url, queue_name=dead_letters(queue))
     production.look.click()
@@ -1257,6 +1260,6 @@ def test_library_lists_nothing_twice(loras: Path) -> None:
     library = Library(partial(folder_loras, loras))
     library.refresh()
     url = library.loras["neon"].url
-    assert library.adopt(url, 7) == library.adopt(url, 7)
+    assert library.register(url, 7) == library.register(url, 7)
     library.refresh()
     assert list(library.usable) == ["hatching", "mosaic", "neon", "watercolour", "7: neon"]

@@ -37,14 +37,18 @@ import ipywidgets as widgets
 
 from ..job import RESOLUTIONS, GenerationJob, InvalidMessage, StylegenError
 from ..pipeline.engine import SCHEDULERS
-from .controls import Controls, Library, line, marked
+from .controls import Controls, line, marked
 from .desk import Desk, Easel, tell
-from .grid import AXES, Difference, Failure, Generate, Grid, LoraFile, Picture
-from .grid import Task, draw_all, parse_values, png, table_html, vary
+from .difference import Difference, difference_html
+from .drawing import Failure, Generate, Picture, Task, draw_all, png
+from .grid import Grid, draw_missing, job_table, save_sheet
 from .history import ALONE, HistoryTab, Mail
 from .keeping import Shelf, labels, open_job
+from .library import Library, LoraFile, RemoteLoras
 from .press import Form, Press
+from .recipe import AXES, parse_values, with_changes
 from .runner import Drawer, Progress, Runner, Status, Studio
+from .sheet import table_html
 from ..storage import Store
 
 # %% ../../nbs/playground/index.ipynb #51bded94
@@ -93,7 +97,7 @@ class DrawTab:
         seeds = controls.seed.roll(controls.sampling.count.value)
         job = controls.job()
         lora = self.desk.studio.library.find(job.lora_model_url)
-        tasks = [(vary(job, {"seed": seed}, {}), lora) for seed in seeds]
+        tasks = [(with_changes(job, {"seed": seed}, {}), lora) for seed in seeds]
         self.desk.submit(partial(self._run, tasks))
 
     def _run(self, tasks: Sequence[Task], stop: threading.Event) -> None:
@@ -102,7 +106,7 @@ class DrawTab:
         self.easel.clear()
         more = {"on_latents": self._on_latents} if drawer.preview else {}
         watch = self.desk.watch(tasks, stop, on_done=self._on_done, **more)
-        results = draw_all(tasks, studio.generate, batch=drawer.batch, watch=watch)
+        results = draw_all(tasks, studio.generate, batch=drawer.batch, callbacks=watch)
         if any(isinstance(result, Failure) for result in results):
             self.easel.settle()
         tell(self.desk, results)
@@ -182,16 +186,16 @@ class Sheet:
         self.grid, self._shown = grid, time.perf_counter()
         self.picture.value, self.picture.layout.display = png(grid.sheet()), ""
         if final:
-            self.table.value = table_html(grid.table())
+            self.table.value = table_html(job_table(grid))
             self.export.disabled = False
 
     def save(self, folder: Path) -> list[Path]:
         """Write the labelled PNG and the table of jobs, named after both; returns the files."""
         if self.grid is None:
             raise InvalidMessage("no grid is drawn yet")
-        rows = json.dumps(self.grid.table(), ensure_ascii=False, indent=1) + "\n"
+        rows = json.dumps(job_table(self.grid), ensure_ascii=False, indent=1) + "\n"
         seen = rows.encode() + self.grid.sheet().tobytes()
-        path = self.grid.save(folder / f"grid-{hashlib.sha256(seen).hexdigest()[:12]}.png")
+        path = save_sheet(self.grid, folder / f"grid-{hashlib.sha256(seen).hexdigest()[:12]}.png")
         table = path.with_suffix(".json")
         table.write_text(rows, encoding="utf-8")
         return [path, table]
@@ -231,7 +235,7 @@ class Axes:
             missing = [grid.jobs[key] for key in grid.missing]
             kept = len(grid.jobs) - len(missing)
             before = f"{kept} of {len(grid.jobs)} are there" if kept else ""
-            cost = self.desk.studio.pace.tell(missing) if missing else ""
+            cost = self.desk.studio.pace.describe(missing) if missing else ""
             text = "; ".join(part for part in (before, cost) if part)
         except StylegenError as error:
             text = str(error)
@@ -260,15 +264,15 @@ class CompareTab(Axes):
 
     def _run(self, grid: Grid, stop: threading.Event) -> None:
         studio, results = self.desk.studio, {}
-        grid.resume(studio.cells(self.desk.folder / "grids"))
+        grid.results.resume(studio.cells(self.desk.folder / "grids"))
 
         def on_done(index: int, result: Picture | Failure) -> None:
             results[index] = result
             self.sheet.show(grid, final=False)
 
-        tasks = [(grid.jobs[key], grid.lora(key)) for key in grid.missing]
+        tasks = [(grid.jobs[key], grid.results.lora(key)) for key in grid.missing]
         watch = self.desk.watch(tasks, stop, on_done=on_done)
-        grid.run(studio.generate, batch=studio.drawer.batch, watch=watch)
+        draw_missing(grid, studio.generate, batch=studio.drawer.batch, callbacks=watch)
         self.sheet.show(grid)
         tell(self.desk, [results[index] for index in sorted(results)])
         self.update()
@@ -317,7 +321,7 @@ class DifferenceBox:
         if len(pair) < 2:
             self.shown.value = ""
             return
-        self.shown.value = Difference(*pair)._repr_html_()  # pylint: disable=protected-access
+        self.shown.value = difference_html(Difference(*pair))
 
 
 # %% ../../nbs/playground/index.ipynb #01fb827f
@@ -480,7 +484,7 @@ class Playground(Actions):
     ) -> None:
         is_drawer = generate is None or isinstance(generate, Drawer)
         drawer = generate if is_drawer else Drawer(generate)
-        library = Library(loras, store, folder / "loras")
+        library = Library(loras, RemoteLoras(store, folder / "loras") if store else None)
         mail = Mail(broker, webhook_port, webhook_url)
         super().__init__(Studio(library, drawer, load), folder, tags, mail)
         self.head.load.on_click(lambda _: self.load())

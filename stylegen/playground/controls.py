@@ -10,8 +10,6 @@ __all__ = [
     "line",
     "marked",
     "fill",
-    "Library",
-    "adopted",
     "Group",
     "Prompt",
     "Style",
@@ -26,19 +24,17 @@ __all__ = [
 # %% ../../nbs/playground/01_controls.ipynb #43b39e9a
 import html
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import ipywidgets as widgets
 from traitlets import TraitError
 
-from ..job import RESOLUTIONS, GenerationJob, InvalidMessage, LoraNotFound, StylegenError
+from ..job import RESOLUTIONS, GenerationJob, InvalidMessage, StylegenError
 from ..job import SignatureOptions
 from ..pipeline.engine import SCHEDULERS
-from .grid import LoraFile, named, remote_lora
-from ..storage import Store
+from .library import Library
+from .recipe import make_job
 
 # %% ../../nbs/playground/01_controls.ipynb #56816285
 FILL = {"flex": "1 1 auto", "width": "auto", "min_width": "0"}
@@ -80,90 +76,6 @@ def fill(widget: Any, value: Any) -> None:
         widget.value = value
     except (TraitError, TypeError, ValueError):
         raise InvalidMessage(f"{value!r} can't be shown") from None
-
-
-# %% ../../nbs/playground/01_controls.ipynb #0de6d3cf
-class Library:
-    """LoRAs by name.
-
-    Args:
-        listing: Lists them, e.g. ``partial(folder_loras, folder)``.
-        store: Fetches the LoRAs of jobs from elsewhere; None knows only those listed.
-        cache: Folder of files so fetched.
-    """
-
-    def __init__(
-        self,
-        listing: Callable[[], Iterable[LoraFile]],
-        store: Store | None = None,
-        cache: Path = Path("loras"),
-    ) -> None:
-        self._listing, self._store, self._cache = listing, store, cache
-        self._adopted: dict[str, LoraFile] = {}
-        self.loras: dict[str, LoraFile] = {}
-
-    def refresh(self) -> None:
-        """List them anew; what the model refused may be tried again."""
-        self.loras = {lora.name: lora for lora in self._listing()} | self._adopted
-
-    @property
-    def usable(self) -> dict[str, LoraFile]:
-        """Those that can be drawn with, as far as is known."""
-        return {name: lora for name, lora in self.loras.items() if not lora.refused}
-
-    @property
-    def refused(self) -> dict[str, str]:
-        """The others, and why."""
-        return {name: lora.refused for name, lora in self.loras.items() if lora.refused}
-
-    def refuse(self, lora: LoraFile, reason: str) -> None:
-        """Note that the model can't use this one."""
-        self.loras[lora.name] = replace(lora, refused=reason)
-
-    def find(self, url: str) -> LoraFile:
-        """The LoRA of a URL; `LoraNotFound` if there is none."""
-        found = [lora for lora in self.loras.values() if lora.url == url]
-        if not found:
-            raise LoraNotFound(f"{url} is not among the LoRAs listed")
-        return found[0]
-
-    def adopt(self, url: str, style: int | str) -> LoraFile:
-        """The LoRA of a job from elsewhere, under that job's style; see `adopted`."""
-        lora = adopted(self.loras.values(), url, style, self._store, self._cache)
-        self._adopted[lora.name] = self.loras[lora.name] = lora
-        return lora
-
-
-# %% ../../nbs/playground/01_controls.ipynb #07af6eb9
-def adopted(
-    known: Iterable[LoraFile], url: str, style: int | str, store: Store | None, cache: Path
-) -> LoraFile:
-    """Find a job's LoRA among those known, or say where to fetch it from.
-
-    Args:
-        known: The LoRAs known.
-        url: The job's `lora_model_url`.
-        style: The job's `style_id`; another one than the LoRA's own makes a second entry.
-        store: Where unknown ones are fetched from.
-        cache: Folder of fetched files.
-
-    Returns:
-        The LoRA.
-
-    Raises:
-        LoraNotFound: It is unknown and there is no store.
-    """
-    same = sorted(
-        (lora for lora in known if lora.url == url), key=lambda lora: lora.style_id != style
-    )
-    if same and same[0].style_id == style:
-        return same[0]
-    if same:
-        return replace(same[0], name=f"{style}: {same[0].name}", style=style)
-    if store is None:
-        raise LoraNotFound(f"{url} is not among the LoRAs listed")
-    job = GenerationJob.model_construct(style_id=style, lora_model_url=url)
-    return remote_lora(job, store, cache)
 
 
 # %% ../../nbs/playground/01_controls.ipynb #5686c139
@@ -241,8 +153,9 @@ class Style:
             box.options = [*empty, *((name, name) for name in names)]
             box.value = chosen if chosen in names else ("" if empty else next(iter(names), None))
         reasons = (
-            f"<li><b>{html.escape(name)}</b>: {html.escape(reason)}</li>"
-            for name, reason in self.library.refused.items()
+            f"<li><b>{html.escape(name)}</b>: {html.escape(lora.refused)}</li>"
+            for name, lora in self.library.loras.items()
+            if lora.refused
         )
         lines = "".join(reasons)
         self.refused.value = f"Refused:<ul>{lines}</ul>" if lines else ""
@@ -272,7 +185,7 @@ class StyleGroup(Style):
         return {"lora": self._fill_lora, "lora_scale": self._fill_scale, "extra_loras": self._more}
 
     def _choose(self, box: widgets.Dropdown, url: Any, style: Any) -> None:
-        lora = self.library.adopt(str(url), style)
+        lora = self.library.register(str(url), style)
         self.show()
         if lora.refused:
             raise InvalidMessage(f"{lora.name}: {lora.refused}")
@@ -448,7 +361,7 @@ class Controls:
         fields: dict[str, Any] = {"webhook_url": WEBHOOK_URL}
         for group in self.groups:
             fields |= group.fields()
-        return named(fields)
+        return make_job(fields)
 
     def recall(self, fields: Mapping[str, Any]) -> list[str]:
         """Set every control from a job's fields, which need not be valid.

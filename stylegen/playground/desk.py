@@ -19,8 +19,9 @@ import ipywidgets as widgets
 from PIL import Image
 
 from ..job import InvalidMessage, LoraInvalid, StylegenError
+from .cells import loras_of
 from .controls import Controls, marked
-from .grid import Failure, Picture, Stopped, Task, Watch, loras_of, png
+from .drawing import Callbacks, Failure, Picture, Stopped, Task, png
 from .keeping import Shelf, signed, summary
 from .press import Form, Press
 from .runner import Progress, Status, Studio, Work
@@ -77,8 +78,8 @@ class Desk:
     unshown: list[str] = field(default_factory=list)
     watchers: list[Callable[[], None]] = field(default_factory=list)
 
-    def watch(self, tasks: Sequence[Task], stop: threading.Event, **told: Any) -> Watch:
-        """Watch a request; `told` are further functions of a `Watch`."""
+    def watch(self, tasks: Sequence[Task], stop: threading.Event, **told: Any) -> Callbacks:
+        """Callbacks a request; `told` are further functions of a `Callbacks`."""
         on_done, drawer = told.pop("on_done"), self.studio.drawer
 
         def done(index: int, result: Picture | Failure) -> None:
@@ -90,7 +91,7 @@ class Desk:
         self.unkept.clear()
         self.status.say(f"Drawing {len(tasks)} picture{'s' if len(tasks) > 1 else ''} …")
         self.progress.begin([job for job, _ in tasks])
-        return Watch(self.progress.step, done, stop=stop, **told)
+        return Callbacks(self.progress.step, done, stop=stop, **told)
 
     def _file(self, task: Task, result: Picture | Failure) -> None:
         job, lora = task

@@ -30,7 +30,7 @@ import ipywidgets as widgets
 from ..job import GenerationJob, InvalidMessage, StylegenError
 from .controls import line, marked
 from .desk import Desk, Easel, Tile, wall
-from .grid import Picture
+from .drawing import Picture
 from .keeping import Outbox, Presets, Shelf, as_command, as_json, as_python
 from .keeping import dead_letters, event_line, open_job, save_picture, signed
 from .press import Form, Press

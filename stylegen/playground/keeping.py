@@ -37,7 +37,10 @@ from PIL import Image, UnidentifiedImageError
 from pika.exceptions import ChannelClosedByBroker
 
 from ..job import GenerationJob, InvalidMessage, StylegenError, check_job, read_message
-from .grid import LoraFile, Picture, keep, load_kept, recipe_id
+from .cells import load_cell, save_cell
+from .drawing import Picture
+from .library import LoraFile
+from .recipe import recipe_id
 from ..queue import connect, publish_job
 from ..queue import dead_letters as dead_queue
 from ..settings import QUEUE_NAME
@@ -185,7 +188,7 @@ class Shelf:
         """
         model, file = _weights(picture), recipe_id(picture.job)
         try:
-            file = keep(picture, loras, self._folder / model).name
+            file = save_cell(picture, loras, self._folder / model).name
         finally:
             self._put(f"{model}/{file}", picture)
 
@@ -205,7 +208,7 @@ def _weights(picture: Picture) -> str:
 def _pictures(path: Path) -> list[Picture]:
     """The picture of a file; none if it holds no job."""
     try:
-        return [load_kept(path, GenerationJob.model_validate(open_job(path)))]
+        return [load_cell(path, GenerationJob.model_validate(open_job(path)))]
     except (OSError, ValueError, StylegenError):
         return []
 

@@ -43,8 +43,10 @@ from PIL import Image
 from ..job import GenerationJob, OutOfMemory, StylegenError
 from ..pipeline import load_pipeline, model_digest
 from ..pipeline.engine import Engine
-from .controls import Library, marked
-from .grid import Generate, Pace
+from .controls import marked
+from .drawing import Generate
+from .estimate import SpeedEstimate
+from .library import Library
 
 _log = logging.getLogger(__name__)
 
@@ -349,7 +351,7 @@ class Studio:
         drawer: Drawer | None = None,
         load: Callable[[], Drawer] | None = None,
     ) -> None:
-        self.library, self.pace = library, Pace()
+        self.library, self.pace = library, SpeedEstimate()
         self._drawer, self._load, self._lock = drawer, load, threading.Lock()
         self._own = Path(tempfile.gettempdir(), f"stylegen-cells-{secrets.token_hex(8)}")
         weakref.finalize(self, shutil.rmtree, self._own, ignore_errors=True)
