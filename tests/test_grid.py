@@ -15,12 +15,13 @@ import stylegen.pipeline
 import stylegen.pipeline.engine
 from stylegen.job import GenerationJob, parse_job
 from stylegen.playground.cells import find_cell, save_cell
+from stylegen.playground.code import as_python
 from stylegen.playground.difference import Difference
 from stylegen.playground.drawing import Callbacks, Failure, Picture, Stopped, draw_all
 from stylegen.playground.estimate import SpeedEstimate
+from stylegen.playground.files import Presets, as_json, open_job, save_picture
 from stylegen.playground.grid import Grid, grid, job_table
-from stylegen.playground.keeping import Presets, Shelf, as_json, as_python, labels, open_job
-from stylegen.playground.keeping import save_picture
+from stylegen.playground.history import History, labels
 from stylegen.playground.library import LoraFile
 from stylegen.playground.recipe import make_job, with_changes
 from stylegen.playground.runner import Progress
@@ -253,11 +254,11 @@ def as_cell(job: GenerationJob, folder: Path) -> Any:
 
 
 def as_history(job: GenerationJob, folder: Path) -> Any:
-    """On the shelf of the next kernel."""
+    """On the history of the next kernel."""
     lora = LoraFile("neon", job.lora_model_url, folder / "neon")
     lora.path.write_bytes(b"neon")
-    Shelf(folder / "history").add(Picture(job, Image.new("RGB", (8, 8))), [lora])
-    (picture,) = Shelf(folder / "history").pictures
+    History(folder / "history").add(Picture(job, Image.new("RGB", (8, 8))), [lora])
+    (picture,) = History(folder / "history").pictures
     return picture.job.model_dump(mode="json")
 
 
@@ -317,14 +318,14 @@ def test_a_shelf_is_newest_first(tmp_path: Path) -> None:
     """In this kernel and in the next; what a line says is the picture under its name."""
     lora = LoraFile("neon", "s3://b/neon", tmp_path / "neon")
     lora.path.write_bytes(b"neon")
-    shelf = Shelf(tmp_path / "history", limit=3)
+    history = History(tmp_path / "history", limit=3)
     for number, seed in enumerate((5, 0, 7, 2)):
         job = ordered(seed=seed)
-        shelf.add(Picture(job, Image.new("RGB", (8, 8), colour(job))), [lora])
-        path = tmp_path / "history" / next(iter(shelf.by_name))
+        history.add(Picture(job, Image.new("RGB", (8, 8), colour(job))), [lora])
+        path = tmp_path / "history" / next(iter(history.by_name))
         os.utime(path, (number, number))  # they are written faster than a file's time moves
-    again = Shelf(tmp_path / "history", limit=3)
-    for each in (shelf, again):
+    again = History(tmp_path / "history", limit=3)
+    for each in (history, again):
         assert [picture.job.seed for picture in each.pictures] == [2, 7, 0]
         for text, name in labels(each.by_name):
             picture = each.by_name[name]
