@@ -25,9 +25,7 @@ from typing import Any
 
 from stylegen.pipeline import generate_image, load_pipeline
 from stylegen.pipeline.engine import Engine
-from stylegen.playground import Playground
-from stylegen.playground.backend import engine_backend
-from stylegen.playground.library import folder_loras
+from stylegen.playground import Playground, engine_backend, folder_loras
 from stylegen.pocket import packaged
 
 from stored import store

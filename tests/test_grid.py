@@ -314,7 +314,7 @@ def test_the_code_says_all_that_decides_the_picture(
     assert drawn.model_dump(include=decides) == job.model_dump(include=decides)
 
 
-def test_a_shelf_is_newest_first(tmp_path: Path) -> None:
+def test_a_history_is_newest_first(tmp_path: Path) -> None:
     """In this kernel and in the next; what a line says is the picture under its name."""
     lora = LoraFile("neon", "s3://b/neon", tmp_path / "neon")
     lora.path.write_bytes(b"neon")

@@ -90,7 +90,7 @@ class Painter:
 
 
 def preview(step: int) -> Image.Image:
-    """A preview whose width tells the step."""
+    """A preview whose width is the step."""
     return Image.new("RGB", (step, 1))
 
 
@@ -174,11 +174,13 @@ def test_next_seed_follows_the_pictures(panel: Playground, painter: Painter) -> 
     assert len(panel.draw.picture_view.strip.view.children) == 3
 
 
-@pytest.mark.parametrize("typed, told", [("-1", "seed"), ("one", "whole number"), ("", "seed")])
-def test_nonsense_is_told(panel: Playground, painter: Painter, typed: str, told: str) -> None:
+@pytest.mark.parametrize("typed, reported", [("-1", "seed"), ("one", "whole number"), ("", "seed")])
+def test_nonsense_is_reported(
+    panel: Playground, painter: Painter, typed: str, reported: str
+) -> None:
     panel.controls.seed.number.value = typed
     panel.toolbar.generate.click()
-    assert panel.wait() and told in panel.status.text and not painter.jobs
+    assert panel.wait() and reported in panel.status.text and not painter.jobs
     panel.controls.seed.number.value = "5"
     assert generate(panel).job.seed == 5
 
@@ -218,7 +220,7 @@ def test_refresh_finds_and_refuses(panel: Playground, loras: Path) -> None:
     assert "broken" not in dict(style.lora.options) and "broken" in style.refused.value
 
 
-def test_listing_that_fails_is_told(painter: Painter, tmp_path: Path) -> None:
+def test_listing_that_fails_is_reported(painter: Painter, tmp_path: Path) -> None:
     def unreachable() -> list[LoraFile]:
         raise ConnectionError("the bucket can't be reached")
 
@@ -228,14 +230,14 @@ def test_listing_that_fails_is_told(painter: Painter, tmp_path: Path) -> None:
     assert "no LoRA" in panel.status.text
 
 
-@pytest.mark.parametrize("error, told", [(None, "Ready."), (OSError("gone away"), "gone away")])
+@pytest.mark.parametrize("error, reported", [(None, "Ready."), (OSError("gone away"), "gone away")])
 def test_a_slow_listing_comes_later(
     painter: Painter,
     loras: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     error: Exception | None,
-    told: str,
+    reported: str,
 ) -> None:
     """The panel is there before a bucket that takes its time, or fails in the end."""
     monkeypatch.setattr("stylegen.playground.panel.PATIENCE", 0.1)
@@ -250,7 +252,7 @@ def test_a_slow_listing_comes_later(
     panel = Playground(painter, listing, folder=tmp_path)
     assert not panel.parts.network.wait(0) and panel.status.text == "Ready."
     answered.set()
-    assert panel.wait(30) and told in panel.status.text
+    assert panel.wait(30) and reported in panel.status.text
     assert ("neon" in dict(panel.controls.style.lora.options)) is (error is None)
 
 
@@ -332,7 +334,7 @@ def test_stop_while_drawing(panel: Playground, painter: Painter) -> None:
     assert generate(panel)
 
 
-def test_no_glimpse_stays(panel: Playground, painter: Painter) -> None:
+def test_no_preview_stays(panel: Playground, painter: Painter) -> None:
     """After a failure, and after Stop, the last finished picture is shown again, or none."""
     view, panel.controls.sampling.steps.value = panel.draw.picture_view, 10
     calls: list[str] = []
@@ -374,7 +376,7 @@ def test_a_picture_that_cannot_be_kept_is_shown(panel: Playground) -> None:
     assert "2 of 2 drawn, but not kept" in panel.status.text
 
 
-def test_progress_and_glimpses(panel: Playground) -> None:
+def test_progress_and_previews(panel: Playground) -> None:
     panel.controls.sampling.steps.value = 10
     seen: list[int] = []
     shown: list[bytes] = []
@@ -489,7 +491,7 @@ def test_grid_over_three_axes(panel: Playground, painter: Painter) -> None:
 
 
 @pytest.mark.parametrize(
-    "names, values, told",
+    "names, values, reported",
     [
         (("seed", "seed"), ("1", "2"), "the same"),
         (("seed", ""), ("one", ""), "not a list of numbers"),
@@ -499,11 +501,11 @@ def test_grid_over_three_axes(panel: Playground, painter: Painter) -> None:
         (("aspect", ""), ("1:1, 3:2", ""), "no aspect '3:2'"),
     ],
 )
-def test_wrong_axes_are_told(panel: Playground, names: Any, values: Any, told: str) -> None:
+def test_wrong_axes_are_reported(panel: Playground, names: Any, values: Any, reported: str) -> None:
     for axis, name, text in zip((panel.compare.axes.x, panel.compare.axes.y), names, values):
         axis.name.value, axis.values.value = name, text
     panel.compare.draw.click()
-    assert told in panel.status.text and panel.wait()
+    assert reported in panel.status.text and panel.wait()
 
 
 def test_stopped_grid_is_resumed(panel: Playground, painter: Painter) -> None:
@@ -1213,7 +1215,7 @@ def test_webhooks_come_back_to_a_known_port(painter: Painter, loras: Path, tmp_p
     broker_panel.close()
 
 
-def test_broker_that_is_away_is_told(panel: Playground) -> None:
+def test_broker_that_is_away_is_reported(panel: Playground) -> None:
     panel.history.broker_panel.broker.value = "amqp://127.0.0.1:1"
     panel.history.production.dead.look.click()
     assert panel.wait(60) and "sg-error" in panel.status.line.value

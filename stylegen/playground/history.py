@@ -99,7 +99,7 @@ def signed(picture: Picture) -> Image.Image:
     return add_watermark(picture.image, name, options.position, options.opacity)
 
 
-# %% ../../nbs/playground/09_history.ipynb #cb4bd546
+# %% ../../nbs/playground/09_history.ipynb #518aab33
 def summary(job: GenerationJob) -> str:
     """A job in one line."""
     width, height = job.resolution
@@ -107,7 +107,7 @@ def summary(job: GenerationJob) -> str:
 
 
 def labels(pictures: Mapping[str, Picture]) -> list[tuple[str, str]]:
-    """A line that tells each picture of a history from the others.
+    """A line for each picture of a history, by which it differs from all others.
 
     Args:
         pictures: Those of `History.by_name`.
@@ -119,6 +119,6 @@ def labels(pictures: Mapping[str, Picture]) -> list[tuple[str, str]]:
     lines = []
     for name, picture in pictures.items():
         model = f"{Path(picture.model).name} {picture.digest[:6]}".strip() or "unnamed model"
-        words = ", ".join([summary(picture.job), *([model] if several else [])])
-        lines.append((f"{words} ({Path(name).stem})", name))
+        text = ", ".join([summary(picture.job), *([model] if several else [])])
+        lines.append((f"{text} ({Path(name).stem})", name))
     return lines

@@ -108,7 +108,7 @@ class CodeBox:
         self.view.value = f"{''.join(parts)}{html.escape(note)}"
 
 
-# %% ../../nbs/playground/24_history_tab.ipynb #835acac3
+# %% ../../nbs/playground/24_history_tab.ipynb #92fdc531
 def job_python(session: Session, job: GenerationJob, model: str) -> str:
     """A script that draws a job.
 
@@ -116,14 +116,14 @@ def job_python(session: Session, job: GenerationJob, model: str) -> str:
         StylegenError: Nothing names a model, or a LoRA can't be fetched.
     """
     if not model:
-        raise InvalidMessage("nothing tells which model draws this picture")
+        raise InvalidMessage("it is not known which model draws this picture")
     library = session.library
     files = [library.find(extra.url).file() for extra in job.extra_loras]
     return as_python(job, library.find(job.lora_model_url).file(), model, files)
 
 
 def job_command(context: Context, job: GenerationJob, model: str) -> str:
-    """The shell command that draws a job; empty if nothing tells which model does."""
+    """The shell command that draws a job; empty if it is not known which model does."""
     session = context.session
     settings = dict(session.backend.settings) if session.is_ready else {}
     settings["STYLEGEN_MODEL"] = model
@@ -206,7 +206,7 @@ class Files:
                 self.context.recall(open_job(bytes(file["content"])))
 
 
-# %% ../../nbs/playground/24_history_tab.ipynb #0e217cc0
+# %% ../../nbs/playground/24_history_tab.ipynb #422ddb54
 class HistoryTab:
     """`gallery`, the `chosen` picture and its `export`, `files` and `production`."""
 
@@ -217,10 +217,10 @@ class HistoryTab:
         self.gallery = Gallery(context.history, context.form, self.recall)
         self.files, self.production = Files(context), Production(context, broker_panel)
         parts = [self.files.view, self.production.view]
-        more = widgets.Accordion(parts, titles=("Presets and files", "Production"))
-        more.selected_index = 0
+        accordion = widgets.Accordion(parts, titles=("Presets and files", "Production"))
+        accordion.selected_index = 0
         self.gallery.view.layout.flex = "1 1 420px"
-        left = widgets.VBox([self.gallery.view, more], layout={"flex": "1 1 440px"})
+        left = widgets.VBox([self.gallery.view, accordion], layout={"flex": "1 1 440px"})
         right = widgets.VBox([self.chosen.picture_view.view, self.export.view])
         right.layout = {"flex": "1 1 340px", "padding": "0 0 0 16px"}
         self.view = widgets.Box([left, right], layout={"flex_flow": "row wrap"})

@@ -109,9 +109,9 @@ def local_lora(path: Path, check: Check = check_lora_file) -> LoraFile:
     return LoraFile(path.stem, path.absolute().as_uri(), path, refused)
 
 
-# %% ../../nbs/playground/00_library.ipynb #f54dd882
+# %% ../../nbs/playground/00_library.ipynb #0a095157
 def _bucket_lora(bucket: str, key: str, etag: str, prefix: str) -> LoraFile:
-    """A bucket's object as a LoRA whose file's name tells its version."""
+    """A bucket's object as a LoRA whose file is named after its version."""
     url = f"s3://{bucket}/{key}"
     version = hashlib.sha256(f"{url} {etag}".encode()).hexdigest()[:16]
     name = key.removeprefix(prefix).removesuffix(".safetensors").strip("/")

@@ -64,7 +64,7 @@ CSS = """<style>
 </style>"""
 
 
-# %% ../../nbs/playground/25_panel.ipynb #6c7844a6
+# %% ../../nbs/playground/25_panel.ipynb #d674c780
 class Toolbar:
     """The `state` line with `load`; `generate`, `stop`, and how far it is."""
 
@@ -98,8 +98,8 @@ class Toolbar:
         if not session.is_ready:
             self.state.value = "The model is not loaded."
             return
-        words = [Path(session.backend.model).name, session.backend.describe(), "ready"]
-        self.state.value = html.escape(" · ".join(word for word in words if word))
+        parts = [Path(session.backend.model).name, session.backend.describe(), "ready"]
+        self.state.value = html.escape(" · ".join(part for part in parts if part))
 
 
 # %% ../../nbs/playground/25_panel.ipynb #389800f2

@@ -22,12 +22,12 @@ from .backend import Backend
 from .estimate import SpeedEstimate
 from .library import Library
 
-# %% ../../nbs/playground/18_session.ipynb #71e535cf
+# %% ../../nbs/playground/18_session.ipynb #18ba4f05
 Load = Callable[[], Backend]
 
 
 def cells_folder(backend: Backend, folder: Path) -> Path | None:
-    """Where cells of a backend's weights are saved below a folder; None if nothing tells them."""
+    """Where cells of a backend's weights are saved below a folder; None if they are not known."""
     if not backend.digest:
         return None
     return folder / f"{Path(backend.model).name}-{backend.digest[:12]}"
