@@ -2,8 +2,8 @@
 
 Real parts on loopback: a private RabbitMQ node, an S3 server over HTTP, a receiver. The model is
 replaced by a sleep that nobody else may use at the same time, as a GPU. Overhead is the time in
-which that device does nothing, a job: with one job in hand all that surrounds drawing (fetching,
-signing, encoding, uploading, telling, acknowledging); with two in hand what the next job's drawing
+which that device does nothing, a job: with one job in flight all that surrounds drawing (fetching,
+signing, encoding, uploading, reporting, acknowledging); with two in flight what the next job's drawing
 does not hide.
 
 Usage: ``python bench/overhead.py [--jobs N] [--seconds S] [--repeats R]``. Prints a table; writes
@@ -100,7 +100,7 @@ def consumer(parts: Parts, retries: Retries, hands: int) -> Iterator[None]:
 
 
 def measure(parts: Parts, url: str, hands: int, numbers: range, seconds: float) -> float:
-    """Idle milliseconds a job, with so many jobs in hand."""
+    """Idle milliseconds a job, with so many jobs in flight."""
     device, retries = Device(seconds), Retries(url, f"overhead_{hands}")
     with WebhookReceiver() as backend:
         own = replace(parts, draw=device.draw, allowed_origins=(backend.url,))
@@ -140,8 +140,8 @@ def main() -> int:
     result = {"jobs": chosen.jobs, "seconds": chosen.seconds, "idle_per_job": sums}
     store_result("overhead", result, "pika", "boto3", "requests")
     whole, left = sums["1"]["median_ms"], sums["2"]["median_ms"]
-    print(f"one job in hand:  {whole:.1f} ms a job in which the device is idle")
-    print(f"two jobs in hand: {left:.1f} ms a job (bar {BAR_MS:.0f})")
+    print(f"one job in flight:  {whole:.1f} ms a job in which the device is idle")
+    print(f"two jobs in flight: {left:.1f} ms a job (bar {BAR_MS:.0f})")
     return int(left > BAR_MS)
 
 

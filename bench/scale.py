@@ -1,7 +1,7 @@
 """How throughput grows with workers, and whether anything gets lost: ``make scale``.
 
 Real parts on loopback: a private RabbitMQ node, an S3 server over HTTP, a receiver of webhooks, and
-N worker processes that run the deployed consumer, each with one job in hand. Only the model is
+N worker processes that run the deployed consumer, each with one job in flight. Only the model is
 replaced, by a sleep of a job's length, so that two cores can feed eight "GPUs". Prints tables;
 writes ``bench/results/scale.json`` and ``bench/results/scale.svg``.
 

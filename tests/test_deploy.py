@@ -333,7 +333,7 @@ def test_a_model_that_never_loads_is_restarted() -> None:
 def counted_by_keda(state: dict[str, Any]) -> int:
     """What KEDA's rabbitmq scaler counts of a queue, by its documentation.
 
-    Over AMQP it sees messages that are ready; over HTTP also those in hand, unless told otherwise.
+    Over AMQP it sees messages that are ready; over HTTP also those in flight, unless set otherwise.
     """
     (trigger,) = manifest("ScaledObject")["spec"]["triggers"]
     told = trigger["metadata"]
@@ -342,7 +342,7 @@ def counted_by_keda(state: dict[str, Any]) -> int:
 
 
 def test_busy_workers_are_counted() -> None:
-    """A worker whose jobs are all in hand is not sent home: a real broker's own figures."""
+    """A worker whose jobs are all in flight is not sent home: a real broker's own figures."""
     hands = 2 * int(configured()["STYLEGEN_BATCH"])
     (trigger,) = manifest("ScaledObject")["spec"]["triggers"]
     assert int(trigger["metadata"]["value"]) == hands

@@ -143,7 +143,7 @@ def _past_the_deadline(ground: Ground) -> None:
 
 
 def _wait_told_again(ground: Ground, number: int) -> None:
-    """Wait for the proof that a job was in hand at the fault: its ack was lost."""
+    """Wait for the proof that a job was in flight at the fault: its ack was lost."""
     wait_until(lambda: len(ground.told(number)) >= 2)
 
 
