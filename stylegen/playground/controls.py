@@ -17,13 +17,13 @@ __all__ = [
     "set_fields",
 ]
 
-# %% ../../nbs/playground/15_controls.ipynb #402cd0aa
+# %% ../../nbs/playground/15_controls.ipynb #313e5f3c
 import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ipywidgets as widgets
-from pydantic_core import to_jsonable_python
+from pydantic import TypeAdapter
 
 from ..job import GenerationJob, InvalidMessage, StylegenError
 from .fields import Group, Prompt, Sampling, Seed, Setter, Signature
@@ -185,7 +185,7 @@ class Controls:
         return set_fields(self.groups, fields)
 
 
-# %% ../../nbs/playground/15_controls.ipynb #1145fda4
+# %% ../../nbs/playground/15_controls.ipynb #ccaf9e8a
 def defaults() -> dict[str, Any]:
     """A job's optional fields, as they are when a message leaves them out."""
     optional = {
@@ -193,7 +193,7 @@ def defaults() -> dict[str, Any]:
         for name, field in GenerationJob.model_fields.items()
         if not field.is_required()
     }
-    return dict(to_jsonable_python(optional))
+    return dict(TypeAdapter(dict[str, Any]).dump_python(optional, mode="json"))
 
 
 # %% ../../nbs/playground/15_controls.ipynb #e237fcd1
