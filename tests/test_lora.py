@@ -1,4 +1,4 @@
-"""LoRA files: how strongly they speak, and whether what is kept of a file is still that file's."""
+"""LoRA files: how strongly they speak, and whether what is saved of a file is still that file's."""
 
 import hashlib
 import json
@@ -191,7 +191,7 @@ def test_the_limits_of_a_file(
             check_lora_file(path)
 
 
-# What is kept of a file
+# What is saved of a file
 
 
 def copy_over(other: Path, path: Path) -> None:
@@ -272,7 +272,7 @@ def test_the_disk_cache_is_its_sources(engine: Engine, styles: list[Path], tmp_p
         assert link.read_bytes() == other.read_bytes()
 
 
-def test_a_kept_cell_is_its_loras(styles: list[Path], tmp_path: Path) -> None:
+def test_a_saved_cell_is_its_loras(styles: list[Path], tmp_path: Path) -> None:
     """A grid does not resume with cells of the style that was overwritten."""
     path, other, third = styles
     first, second, _ = folder_loras(path.parent)

@@ -29,13 +29,14 @@ from ..pipeline.engine import Engine
 from .drawing import Generate
 
 
-# %% ../../nbs/playground/17_backend.ipynb #23a58cd8
+# %% ../../nbs/playground/17_backend.ipynb #c5f04555
 def _colour_card() -> NDArray[np.floating[Any]]:
     """Coloured squares, ``[16, 16, 3]`` from 0 to 1; the same each time."""
     squares = np.random.default_rng(0).random((8, 8, 3))
     return np.kron(squares, np.ones((2, 2, 1)))
 
 
+# %% ../../nbs/playground/17_backend.ipynb #f70bfbf1
 def _encode(pipeline: Any, card: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     """Latents ``[channels, height, width]`` of a card, a pixel for each place of a latent."""
     import torch
@@ -50,6 +51,7 @@ def _encode(pipeline: Any, card: NDArray[np.floating[Any]]) -> NDArray[np.float3
     return scaled
 
 
+# %% ../../nbs/playground/17_backend.ipynb #85b873a0
 def _rows(latents: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
     """A row per place: its channels, and a one."""
     rows = latents.reshape(len(latents), -1).T
@@ -132,7 +134,7 @@ def worker_settings(pipeline: Any, options: Mapping[str, object]) -> dict[str, s
     return {f"STYLEGEN_{name.upper()}": str(loaded[name]) for name in loaded if name != "token"}
 
 
-# %% ../../nbs/playground/17_backend.ipynb #9f4c8be2
+# %% ../../nbs/playground/17_backend.ipynb #c5310a19
 def engine_backend(engine: Engine, model: str, **options: Any) -> Backend:
     """A resident engine as a backend.
 
@@ -156,6 +158,7 @@ def engine_backend(engine: Engine, model: str, **options: Any) -> Backend:
     )
 
 
+# %% ../../nbs/playground/17_backend.ipynb #9919dcd2
 def open_model(model: str, *, batch: int = 4, **options: Any) -> Backend:
     """Load a base model.
 

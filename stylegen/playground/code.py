@@ -17,7 +17,7 @@ from ..job import GenerationJob
 # Said wherever a picture is turned into a job.
 DRAWN_ALONE = "Drawn alone, a picture of a batch may differ by one level in a few values."
 
-# %% ../../nbs/playground/10_code.ipynb #cbea3517
+# %% ../../nbs/playground/10_code.ipynb #f6882f2f
 _POSITIONAL = ("style_id", "prompt_tags", "aspect_ratio", "seed")
 _UNUSED = ("lora_model_url", "artist_name", "webhook_url", "signature", "extra_loras")
 
@@ -36,6 +36,7 @@ def _call_function(job: GenerationJob, lora: Path) -> list[str]:
     return ["image = generate_image(", *lines, *options, "    engine=engine,", ")"]
 
 
+# %% ../../nbs/playground/10_code.ipynb #0baf4428
 def _call_engine(job: GenerationJob, lora: Path, extras: Sequence[Path]) -> list[str]:
     """Lines that give the engine a job of several LoRAs."""
     fields, files = job.model_dump(mode="json"), [str(path) for path in extras]
@@ -69,13 +70,14 @@ def as_python(job: GenerationJob, lora: Path, model: str, extras: Sequence[Path]
     return "\n".join([*imports, "", f"engine = Engine(load_pipeline({model!r}))", *call])
 
 
-# %% ../../nbs/playground/10_code.ipynb #76a49461
+# %% ../../nbs/playground/10_code.ipynb #e146956a
 def local_loras(job: GenerationJob) -> list[str]:
     """A job's LoRAs that are files of this machine."""
     urls = [job.lora_model_url, *(extra.url for extra in job.extra_loras)]
     return [url for url in urls if url.startswith("file:")]
 
 
+# %% ../../nbs/playground/10_code.ipynb #6f979cb2
 def as_command(job: GenerationJob, settings: Mapping[str, str], folder: Path) -> str:
     """The shell command by which a worker draws a job's picture.
 

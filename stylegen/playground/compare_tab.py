@@ -81,7 +81,7 @@ class Axis:
         return {name: parse_values(name, self.values.value)} if name else {}
 
 
-# %% ../../nbs/playground/22_compare_tab.ipynb #2724c3f2
+# %% ../../nbs/playground/22_compare_tab.ipynb #1a4595eb
 def plan_grid(context: Context, axes: Sequence[Axis]) -> Grid:
     """The grid that some axes describe, with the cells that are saved already.
 
@@ -97,6 +97,7 @@ def plan_grid(context: Context, axes: Sequence[Axis]) -> Grid:
     return Grid(context.controls.job(), together, session.library.usable, folder=folder)
 
 
+# %% ../../nbs/playground/22_compare_tab.ipynb #00bba291
 def cost_text(context: Context, grid: Grid) -> str:
     """How many cells are there, how many are missing, and the time that those will take."""
     missing = [grid.jobs[key] for key in grid.missing]

@@ -17,13 +17,13 @@ __all__ = [
     "set_fields",
 ]
 
-# %% ../../nbs/playground/15_controls.ipynb #402cd0aa
+# %% ../../nbs/playground/15_controls.ipynb #313e5f3c
 import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ipywidgets as widgets
-from pydantic_core import to_jsonable_python
+from pydantic import TypeAdapter
 
 from ..job import GenerationJob, InvalidMessage, StylegenError
 from .fields import Group, Prompt, Sampling, Seed, Setter, Signature
@@ -117,7 +117,7 @@ class Style:
         }
 
 
-# %% ../../nbs/playground/15_controls.ipynb #9cbbbbe6
+# %% ../../nbs/playground/15_controls.ipynb #f1decc9e
 def choose_lora(style: Style, box: widgets.Dropdown, url: str, style_id: Any) -> None:
     """Choose the LoRA of a URL in one of a group's boxes; `StylegenError` if it can't be."""
     lora = style.library.register(url, style_id)
@@ -127,6 +127,7 @@ def choose_lora(style: Style, box: widgets.Dropdown, url: str, style_id: Any) ->
     box.value = lora.name
 
 
+# %% ../../nbs/playground/15_controls.ipynb #7377e3d2
 def set_scale(style: Style, scale: Any) -> None:
     """Set the first LoRA's scale; 0 switches it off."""
     style.on.value = scale != 0
@@ -134,6 +135,7 @@ def set_scale(style: Style, scale: Any) -> None:
         set_value(style.scale, scale)
 
 
+# %% ../../nbs/playground/15_controls.ipynb #74840114
 def set_extra_loras(style: Style, extras: Sequence[Mapping[str, Any]]) -> None:
     """Choose the first of a job's further LoRAs; `InvalidMessage` if there are more."""
     style.second.value = ""
@@ -183,7 +185,7 @@ class Controls:
         return set_fields(self.groups, fields)
 
 
-# %% ../../nbs/playground/15_controls.ipynb #45cfbf15
+# %% ../../nbs/playground/15_controls.ipynb #ccaf9e8a
 def defaults() -> dict[str, Any]:
     """A job's optional fields, as they are when a message leaves them out."""
     optional = {
@@ -191,9 +193,10 @@ def defaults() -> dict[str, Any]:
         for name, field in GenerationJob.model_fields.items()
         if not field.is_required()
     }
-    return dict(to_jsonable_python(optional))
+    return dict(TypeAdapter(dict[str, Any]).dump_python(optional, mode="json"))
 
 
+# %% ../../nbs/playground/15_controls.ipynb #e237fcd1
 def set_fields(groups: Iterable[Group], fields: Mapping[str, Any]) -> list[str]:
     """Set the controls of all groups from a job's fields, which need not be valid.
 

@@ -36,7 +36,7 @@ def differing_fields(first: GenerationJob, second: GenerationJob) -> dict[str, t
     }
 
 
-# %% ../../nbs/playground/07_difference.ipynb #2ae55e1e
+# %% ../../nbs/playground/07_difference.ipynb #374fbd61
 def same_size(first: Image.Image, second: Image.Image) -> tuple[Image.Image, Image.Image]:
     """Two pictures without transparency, the second scaled to the first's size."""
     one, two = first.convert("RGB"), second.convert("RGB")
@@ -48,6 +48,7 @@ def pixel_difference(first: Image.Image, second: Image.Image) -> NDArray[np.uint
     return np.asarray(ImageChops.difference(*same_size(first, second)))
 
 
+# %% ../../nbs/playground/07_difference.ipynb #d77d4b9c
 def draw_pair(first: Image.Image, second: Image.Image, side: int, gain: int) -> Image.Image:
     """First, second, and their difference times `gain`, next to each other."""
     one, two = same_size(first, second)

@@ -30,7 +30,7 @@ def png(image: Image.Image, **texts: str) -> bytes:
     return buffer.getvalue()
 
 
-# %% ../../nbs/playground/02_drawing.ipynb #632a1510
+# %% ../../nbs/playground/02_drawing.ipynb #66911afc
 @dataclass(frozen=True)
 class Picture:
     """A drawn job.
@@ -53,6 +53,7 @@ class Picture:
         return png(self.image)
 
 
+# %% ../../nbs/playground/02_drawing.ipynb #3a077c2e
 @dataclass(frozen=True)
 class Failure:
     """A job that was not drawn, and why."""
@@ -65,11 +66,12 @@ class Stopped(Exception):
     """Somebody pressed Stop."""
 
 
-# %% ../../nbs/playground/02_drawing.ipynb #e7b599a4
+# %% ../../nbs/playground/02_drawing.ipynb #feb29944
 Generate = Callable[..., Image.Image]
 Task = tuple[GenerationJob, LoraFile]
 
 
+# %% ../../nbs/playground/02_drawing.ipynb #a0a020f3
 def _ignore(*_: object) -> None:
     """Nobody is watching."""
 

@@ -21,12 +21,13 @@ from ..signature.label import Label, encode_labelled
 from ..signature.provenance import read_job
 
 
-# %% ../../nbs/playground/08_files.ipynb #a07ef48f
+# %% ../../nbs/playground/08_files.ipynb #019f920b
 def as_json(job: GenerationJob) -> str:
     """A job as JSON, for ``python worker.py --job`` and for the queue."""
     return json.dumps(job.model_dump(mode="json"), ensure_ascii=False, indent=2)
 
 
+# %% ../../nbs/playground/08_files.ipynb #64b2cbbe
 def save_picture(picture: Picture, path: Path) -> Path:
     """Save a picture as a JPEG whose full label holds its job, and the model that drew it.
 
@@ -67,7 +68,7 @@ def open_job(source: Path | bytes) -> dict[str, Any]:
     return read_message(text.encode()) if text else read_job(data)
 
 
-# %% ../../nbs/playground/08_files.ipynb #800cfe8b
+# %% ../../nbs/playground/08_files.ipynb #1156678d
 _NAME = re.compile(r"[\w][\w .-]{0,79}")
 
 
@@ -78,6 +79,7 @@ def _preset_path(folder: Path, name: str) -> Path:
     return folder / f"{name.strip()}.json"
 
 
+# %% ../../nbs/playground/08_files.ipynb #d7ef79f8
 class Presets:
     """Jobs as JSON files in a folder, which is made when the first one is saved."""
 

@@ -150,7 +150,7 @@ class Grid:
         return grid_bundle(self)
 
 
-# %% ../../nbs/playground/06_grid.ipynb #6bc234b9
+# %% ../../nbs/playground/06_grid.ipynb #08695a4a
 def job_table(drawn: Grid) -> list[dict[str, Any]]:
     """A row per cell: its place, its state and its job."""
     return [
@@ -160,6 +160,7 @@ def job_table(drawn: Grid) -> list[dict[str, Any]]:
     ]
 
 
+# %% ../../nbs/playground/06_grid.ipynb #8d6b2311
 def grid_bundle(drawn: Grid) -> dict[str, str | bytes]:
     """A grid as a front end shows it: HTML with the table, or the sheet alone."""
     sheet = drawn.sheet()
@@ -167,6 +168,7 @@ def grid_bundle(drawn: Grid) -> dict[str, str | bytes]:
     return {"text/html": text, "image/png": png(sheet)}
 
 
+# %% ../../nbs/playground/06_grid.ipynb #20c6f4cf
 def save_sheet(drawn: Grid, path: Path, *, side: int = 512) -> Path:
     """Write the sheet as a PNG that holds the table of jobs in its text chunk ``jobs``."""
     jobs = json.dumps(job_table(drawn), ensure_ascii=False)

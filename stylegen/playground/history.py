@@ -22,12 +22,13 @@ from .recipe import recipe_id
 from ..signature import add_watermark
 
 
-# %% ../../nbs/playground/09_history.ipynb #c79334fa
+# %% ../../nbs/playground/09_history.ipynb #8a611741
 def _model_folder(picture: Picture) -> str:
     """A folder's name for the model that drew it: by its weights, or by its name."""
     return picture.digest[:12] or hashlib.sha256(picture.model.encode()).hexdigest()[:12]
 
 
+# %% ../../nbs/playground/09_history.ipynb #f81a8ec9
 def read_picture(path: Path) -> Picture | None:
     """The picture of a file; None if it holds no job."""
     try:
@@ -99,13 +100,14 @@ def signed(picture: Picture) -> Image.Image:
     return add_watermark(picture.image, name, options.position, options.opacity)
 
 
-# %% ../../nbs/playground/09_history.ipynb #518aab33
+# %% ../../nbs/playground/09_history.ipynb #33512dd2
 def summary(job: GenerationJob) -> str:
     """A job in one line."""
     width, height = job.resolution
     return f"{job.style_id}, seed {job.seed}, {width}×{height}, {job.total_steps} steps"
 
 
+# %% ../../nbs/playground/09_history.ipynb #a9e9ad09
 def labels(pictures: Mapping[str, Picture]) -> list[tuple[str, str]]:
     """A line for each picture of a history, by which it differs from all others.
 

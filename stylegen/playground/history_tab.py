@@ -108,7 +108,7 @@ class CodeBox:
         self.view.value = f"{''.join(parts)}{html.escape(note)}"
 
 
-# %% ../../nbs/playground/24_history_tab.ipynb #92fdc531
+# %% ../../nbs/playground/24_history_tab.ipynb #d5060876
 def job_python(session: Session, job: GenerationJob, model: str) -> str:
     """A script that draws a job.
 
@@ -122,6 +122,7 @@ def job_python(session: Session, job: GenerationJob, model: str) -> str:
     return as_python(job, library.find(job.lora_model_url).file(), model, files)
 
 
+# %% ../../nbs/playground/24_history_tab.ipynb #2a41ff85
 def job_command(context: Context, job: GenerationJob, model: str) -> str:
     """The shell command that draws a job; empty if it is not known which model does."""
     session = context.session

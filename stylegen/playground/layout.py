@@ -23,7 +23,7 @@ def with_class(name: str, widget: AnyWidget) -> AnyWidget:
     return widget
 
 
-# %% ../../nbs/playground/12_layout.ipynb #130f4c9e
+# %% ../../nbs/playground/12_layout.ipynb #0dc09ea0
 FILL = {"flex": "1 1 auto", "width": "auto", "min_width": "0"}
 
 
@@ -43,6 +43,7 @@ def line(label: str, *parts: widgets.DOMWidget) -> widgets.HBox:
     return widgets.HBox([name, *parts], layout={"align_items": "center"})
 
 
+# %% ../../nbs/playground/12_layout.ipynb #055e1467
 def flow_box() -> widgets.Box:
     """A box whose children flow like words."""
     return widgets.Box(layout={"flex_flow": "row wrap", "align_content": "flex-start"})

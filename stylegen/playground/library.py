@@ -7,8 +7,8 @@ __all__ = [
     "Check",
     "Listing",
     "LoraFile",
-    "folder_loras",
     "local_lora",
+    "folder_loras",
     "bucket_loras",
     "RemoteLoras",
     "resolve_lora",
@@ -79,22 +79,9 @@ class LoraFile:
         return self.path
 
 
-# %% ../../nbs/playground/00_library.ipynb #62ffe140
+# %% ../../nbs/playground/00_library.ipynb #71319467
 Check = Callable[[Path], object]
 Listing = Callable[[], Iterable[LoraFile]]
-
-
-def folder_loras(folder: Path, check: Check = check_lora_file) -> list[LoraFile]:
-    """The LoRAs of a folder, by name.
-
-    Args:
-        folder: Holds ``.safetensors`` files.
-        check: Raises `LoraInvalid` for a file that can't be used.
-
-    Returns:
-        Every file; those that fail the check say why in `refused`.
-    """
-    return [local_lora(path, check) for path in sorted(folder.glob("*.safetensors"))]
 
 
 def local_lora(path: Path, check: Check = check_lora_file) -> LoraFile:
@@ -109,7 +96,21 @@ def local_lora(path: Path, check: Check = check_lora_file) -> LoraFile:
     return LoraFile(path.stem, path.absolute().as_uri(), path, refused)
 
 
-# %% ../../nbs/playground/00_library.ipynb #0a095157
+# %% ../../nbs/playground/00_library.ipynb #ac5acec6
+def folder_loras(folder: Path, check: Check = check_lora_file) -> list[LoraFile]:
+    """The LoRAs of a folder, by name.
+
+    Args:
+        folder: Holds ``.safetensors`` files.
+        check: Raises `LoraInvalid` for a file that can't be used.
+
+    Returns:
+        Every file; those that fail the check say why in `refused`.
+    """
+    return [local_lora(path, check) for path in sorted(folder.glob("*.safetensors"))]
+
+
+# %% ../../nbs/playground/00_library.ipynb #4f8a65e3
 def _bucket_lora(bucket: str, key: str, etag: str, prefix: str) -> LoraFile:
     """A bucket's object as a LoRA whose file is named after its version."""
     url = f"s3://{bucket}/{key}"
@@ -118,6 +119,7 @@ def _bucket_lora(bucket: str, key: str, etag: str, prefix: str) -> LoraFile:
     return LoraFile(name, url, Path(f"{version}.safetensors"))
 
 
+# %% ../../nbs/playground/00_library.ipynb #876dc212
 def bucket_loras(
     bucket: str, prefix: str = "", *, client: Any, store: Store, cache: Path
 ) -> list[LoraFile]:
@@ -144,7 +146,7 @@ def bucket_loras(
     return sorted(placed, key=lambda lora: lora.name)
 
 
-# %% ../../nbs/playground/00_library.ipynb #03330afb
+# %% ../../nbs/playground/00_library.ipynb #2a2bf72e
 @dataclass(frozen=True)
 class RemoteLoras:
     """Fetches the LoRAs of jobs from elsewhere.
@@ -164,6 +166,7 @@ class RemoteLoras:
         return LoraFile(f"{style}: {Path(url).stem}", url, path, store=self.store, style=style)
 
 
+# %% ../../nbs/playground/00_library.ipynb #0c5920ba
 def resolve_lora(
     loras: Iterable[LoraFile], url: str, style: int | str, remote: RemoteLoras | None
 ) -> LoraFile:

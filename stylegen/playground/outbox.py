@@ -25,12 +25,13 @@ from ..settings import QUEUE_NAME
 from ..webhook import ReceivedWebhook, WebhookReceiver
 
 
-# %% ../../nbs/playground/11_outbox.ipynb #17f963d8
+# %% ../../nbs/playground/11_outbox.ipynb #93290c14
 def _is_here(url: str) -> bool:
     """Whether an address is this machine's own."""
     return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
 
 
+# %% ../../nbs/playground/11_outbox.ipynb #7adb2f91
 def job_to_send(job: GenerationJob, broker: str, webhook_url: str) -> GenerationJob:
     """A job with a receiver, and an id of its own.
 
@@ -47,7 +48,7 @@ def job_to_send(job: GenerationJob, broker: str, webhook_url: str) -> Generation
     return check_job(job.model_dump() | fields)
 
 
-# %% ../../nbs/playground/11_outbox.ipynb #04d464b7
+# %% ../../nbs/playground/11_outbox.ipynb #51430cd8
 def event_line(webhook: ReceivedWebhook) -> str:
     """A webhook in one line of words; it may hold anything."""
     body, name = webhook.body, webhook.event
@@ -62,6 +63,7 @@ def event_line(webhook: ReceivedWebhook) -> str:
         return f"{name}: not by the wire contract"
 
 
+# %% ../../nbs/playground/11_outbox.ipynb #f29e3d72
 def _answer(on_event: Callable[[ReceivedWebhook], None]) -> Callable[[ReceivedWebhook], int]:
     """Passes objects on, and refuses everything else."""
 
@@ -74,6 +76,7 @@ def _answer(on_event: Callable[[ReceivedWebhook], None]) -> Callable[[ReceivedWe
     return answer
 
 
+# %% ../../nbs/playground/11_outbox.ipynb #c36256d8
 def webhooks_of(job: GenerationJob, received: Iterable[ReceivedWebhook]) -> list[ReceivedWebhook]:
     """Those of the received webhooks that are about a job."""
     return [

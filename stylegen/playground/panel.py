@@ -102,7 +102,7 @@ class Toolbar:
         self.state.value = html.escape(" · ".join(part for part in parts if part))
 
 
-# %% ../../nbs/playground/25_panel.ipynb #389800f2
+# %% ../../nbs/playground/25_panel.ipynb #f9e9bc30
 class Parts:
     """What a playground is made of: `context`, `toolbar`, the tabs, and two queues of work."""
 
@@ -130,6 +130,7 @@ class Parts:
         self.view = panel_view(self)
 
 
+# %% ../../nbs/playground/25_panel.ipynb #d3562d48
 def panel_view(parts: Parts) -> widgets.VBox:
     """The toolbar over the tabs; the grid's cost is estimated anew when a tab is opened."""
     children = [parts.draw.view, parts.compare.view, parts.history.view]
@@ -198,7 +199,7 @@ class Actions:
             self._context.recall(open_job(source))
 
 
-# %% ../../nbs/playground/25_panel.ipynb #f13fdefd
+# %% ../../nbs/playground/25_panel.ipynb #8734f86d
 TAGS = ("red", "heart", "white background")
 PATIENCE = 2.0
 """Seconds that a new panel waits for its LoRAs."""
@@ -211,6 +212,7 @@ def as_backend(generate: Generate | Backend | None) -> Backend | None:
     return Backend(generate)
 
 
+# %% ../../nbs/playground/25_panel.ipynb #66a85f92
 def begin(parts: Parts, actions: Actions) -> None:
     """Say whether the panel is ready, and list the LoRAs."""
     is_ready = parts.context.session.is_ready

@@ -61,7 +61,7 @@ class Strip:
         self._tiles, self.view.children = {}, ()
 
 
-# %% ../../nbs/playground/19_picture_view.ipynb #77e77dc3
+# %% ../../nbs/playground/19_picture_view.ipynb #fff6982a
 NO_PICTURE = "The picture will be here."
 
 
@@ -73,6 +73,7 @@ def finished(picture: Picture) -> tuple[Image.Image, str]:
         return picture.image, f"{summary(picture.job)} (not signed: {error})"
 
 
+# %% ../../nbs/playground/19_picture_view.ipynb #650f0577
 class Frame:
     """A `picture` and its `caption`; no picture until one is put there."""
 

@@ -22,13 +22,14 @@ from ..job import RESOLUTIONS, GenerationJob, InvalidMessage, check_job
 from .library import LoraFile
 
 
-# %% ../../nbs/playground/01_recipe.ipynb #faa3bdb6
+# %% ../../nbs/playground/01_recipe.ipynb #5458fade
 def recipe_id(job: GenerationJob) -> str:
     """An id that follows from everything that decides the picture."""
     recipe = job.model_dump_json(exclude={"generation_id", "webhook_url"})
     return f"pg-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
 
 
+# %% ../../nbs/playground/01_recipe.ipynb #abcd4732
 def make_job(fields: Mapping[str, Any]) -> GenerationJob:
     """Check a job's fields and name the job after its recipe.
 
@@ -45,7 +46,7 @@ def make_job(fields: Mapping[str, Any]) -> GenerationJob:
     return job.model_copy(update={"generation_id": recipe_id(job)})
 
 
-# %% ../../nbs/playground/01_recipe.ipynb #3559824f
+# %% ../../nbs/playground/01_recipe.ipynb #1bcd90b0
 AXES = {
     "lora": "style_id",
     "scale": "lora_scale",
@@ -64,6 +65,7 @@ def split_tags(value: str | Iterable[str]) -> tuple[str, ...]:
     return tuple(part.strip() for part in parts if part.strip())
 
 
+# %% ../../nbs/playground/01_recipe.ipynb #4f73a41a
 def axis_fields(axis: str, value: Any, loras: Mapping[str, LoraFile]) -> dict[str, Any]:
     """The fields of a job that a value on an axis decides.
 

@@ -147,7 +147,7 @@ class Progress:
         return seconds
 
 
-# %% ../../nbs/playground/16_runner.ipynb #05f4f8f7
+# %% ../../nbs/playground/16_runner.ipynb #7e58dada
 def advice(error: BaseException) -> str:
     """An error in words, with a way out where one is known."""
     text, kind = str(error) or "no details", type(error).__name__
@@ -157,6 +157,7 @@ def advice(error: BaseException) -> str:
     return text if isinstance(error, StylegenError) else f"{kind}: {text}"
 
 
+# %% ../../nbs/playground/16_runner.ipynb #a2eccf17
 class Status:
     """A `line` of words; errors stand out."""
 

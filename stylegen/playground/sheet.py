@@ -31,7 +31,7 @@ from ..job import GenerationJob, StylegenError
 from .drawing import Picture, png
 from ..signature import choose_font
 
-# %% ../../nbs/playground/05_sheet.ipynb #cb9cf415
+# %% ../../nbs/playground/05_sheet.ipynb #78796d95
 INK, PAPER, GAP = (32, 33, 36), (255, 255, 255), 6
 MARGIN, HEAD = 110, 30
 """Pixels for the captions of rows, and of columns and blocks."""
@@ -45,6 +45,7 @@ def _font(text: str, size: int) -> Font:
         return ImageFont.load_default(size)
 
 
+# %% ../../nbs/playground/05_sheet.ipynb #e1b6780c
 def _caption(image: Image.Image, text: str, box: tuple[int, int, int, int]) -> None:
     """Write `text` into the middle of a box, shrunk and then shortened until it fits."""
     left, top, right, bottom = box
@@ -133,13 +134,14 @@ def draw_sheet(
     return sheet
 
 
-# %% ../../nbs/playground/05_sheet.ipynb #c0cf3111
+# %% ../../nbs/playground/05_sheet.ipynb #2c520447
 def image_html(image: Image.Image, alt: str = "") -> str:
     """A picture inside HTML."""
     data = b64encode(png(image)).decode()
     return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
 
 
+# %% ../../nbs/playground/05_sheet.ipynb #5e3af196
 def table_html(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as an HTML table; a job folds into its JSON."""
     if not rows:
