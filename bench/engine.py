@@ -36,7 +36,10 @@ from peft.tuners.lora import LoraLayer
 
 from stylegen.job import GenerationJob
 from stylegen.pipeline import load_pipeline
-from stylegen.pipeline.engine import Engine, _Batch, _Ends, make_scheduler
+from stylegen.pipeline.batch import Batch
+from stylegen.pipeline.encode_decode import EncodeDecode
+from stylegen.pipeline.engine import Engine
+from stylegen.pipeline.schedulers import make_scheduler
 from stylegen.pipeline.adapter import read_adapter
 from stylegen.pipeline.batched_lora import BatchedLora
 from stylegen.pocket import Scene, caption, packaged
@@ -333,9 +336,9 @@ def time_overhead(peers: Peers, repeats: int) -> list[float]:
     parts = [
         (pipeline, "encode_prompt", 1),
         (type(make_scheduler("dpmsolver++", pipeline.scheduler.config)), "set_timesteps", 1),
-        (_Batch, "step", 1),
+        (Batch, "step", 1),
         (BatchedLora, "put", -1),
-        (_Ends, "finish", 1),
+        (EncodeDecode, "finish", 1),
     ]
 
     def counting(sign: int, function: Callable[..., Any], *given: Any, **options: Any) -> Any:

@@ -317,6 +317,108 @@ d = {
                 "stylegen/pipeline/adapter_cache.py",
             ),
         },
+        "stylegen.pipeline.admission": {
+            "stylegen.pipeline.admission.BatchLimits": (
+                "pipeline/admission.html#batchlimits",
+                "stylegen/pipeline/admission.py",
+            ),
+            "stylegen.pipeline.admission.BatchLimits.__init__": (
+                "pipeline/admission.html#batchlimits.__init__",
+                "stylegen/pipeline/admission.py",
+            ),
+            "stylegen.pipeline.admission.BatchLimits.count_step": (
+                "pipeline/admission.html#batchlimits.count_step",
+                "stylegen/pipeline/admission.py",
+            ),
+            "stylegen.pipeline.admission.BatchLimits.has_room": (
+                "pipeline/admission.html#batchlimits.has_room",
+                "stylegen/pipeline/admission.py",
+            ),
+            "stylegen.pipeline.admission.BatchLimits.reduce": (
+                "pipeline/admission.html#batchlimits.reduce",
+                "stylegen/pipeline/admission.py",
+            ),
+            "stylegen.pipeline.admission.choose_next": (
+                "pipeline/admission.html#choose_next",
+                "stylegen/pipeline/admission.py",
+            ),
+            "stylegen.pipeline.admission.join": (
+                "pipeline/admission.html#join",
+                "stylegen/pipeline/admission.py",
+            ),
+        },
+        "stylegen.pipeline.attention": {
+            "stylegen.pipeline.attention.CachedKVProcessor": (
+                "pipeline/attention.html#cachedkvprocessor",
+                "stylegen/pipeline/attention.py",
+            ),
+            "stylegen.pipeline.attention.CachedKVProcessor.__call__": (
+                "pipeline/attention.html#cachedkvprocessor.__call__",
+                "stylegen/pipeline/attention.py",
+            ),
+            "stylegen.pipeline.attention.CrossAttentionCache": (
+                "pipeline/attention.html#crossattentioncache",
+                "stylegen/pipeline/attention.py",
+            ),
+            "stylegen.pipeline.attention.CrossAttentionCache.__init__": (
+                "pipeline/attention.html#crossattentioncache.__init__",
+                "stylegen/pipeline/attention.py",
+            ),
+            "stylegen.pipeline.attention.CrossAttentionCache.put": (
+                "pipeline/attention.html#crossattentioncache.put",
+                "stylegen/pipeline/attention.py",
+            ),
+        },
+        "stylegen.pipeline.batch": {
+            "stylegen.pipeline.batch.Batch": (
+                "pipeline/batch.html#batch",
+                "stylegen/pipeline/batch.py",
+            ),
+            "stylegen.pipeline.batch.Batch.__init__": (
+                "pipeline/batch.html#batch.__init__",
+                "stylegen/pipeline/batch.py",
+            ),
+            "stylegen.pipeline.batch.Batch.prepare_thread": (
+                "pipeline/batch.html#batch.prepare_thread",
+                "stylegen/pipeline/batch.py",
+            ),
+            "stylegen.pipeline.batch.Batch.step": (
+                "pipeline/batch.html#batch.step",
+                "stylegen/pipeline/batch.py",
+            ),
+            "stylegen.pipeline.batch.Conditioning": (
+                "pipeline/batch.html#conditioning",
+                "stylegen/pipeline/batch.py",
+            ),
+            "stylegen.pipeline.batch.Conditioning.__init__": (
+                "pipeline/batch.html#conditioning.__init__",
+                "stylegen/pipeline/batch.py",
+            ),
+            "stylegen.pipeline.batch.Conditioning._put": (
+                "pipeline/batch.html#conditioning._put",
+                "stylegen/pipeline/batch.py",
+            ),
+            "stylegen.pipeline.batch.Conditioning.put": (
+                "pipeline/batch.html#conditioning.put",
+                "stylegen/pipeline/batch.py",
+            ),
+            "stylegen.pipeline.batch._input": (
+                "pipeline/batch.html#_input",
+                "stylegen/pipeline/batch.py",
+            ),
+            "stylegen.pipeline.batch.allow_graphs": (
+                "pipeline/batch.html#allow_graphs",
+                "stylegen/pipeline/batch.py",
+            ),
+            "stylegen.pipeline.batch.compile_unet": (
+                "pipeline/batch.html#compile_unet",
+                "stylegen/pipeline/batch.py",
+            ),
+            "stylegen.pipeline.batch.filled_up": (
+                "pipeline/batch.html#filled_up",
+                "stylegen/pipeline/batch.py",
+            ),
+        },
         "stylegen.pipeline.batched_lora": {
             "stylegen.pipeline.batched_lora.BatchedLora": (
                 "pipeline/batched_lora.html#batchedlora",
@@ -411,6 +513,24 @@ d = {
                 "stylegen/pipeline/batched_lora.py",
             ),
         },
+        "stylegen.pipeline.device": {
+            "stylegen.pipeline.device.device_errors": (
+                "pipeline/device.html#device_errors",
+                "stylegen/pipeline/device.py",
+            ),
+            "stylegen.pipeline.device.execution_device": (
+                "pipeline/device.html#execution_device",
+                "stylegen/pipeline/device.py",
+            ),
+            "stylegen.pipeline.device.first_that_fits": (
+                "pipeline/device.html#first_that_fits",
+                "stylegen/pipeline/device.py",
+            ),
+            "stylegen.pipeline.device.free_memory": (
+                "pipeline/device.html#free_memory",
+                "stylegen/pipeline/device.py",
+            ),
+        },
         "stylegen.pipeline.dialects": {
             "stylegen.pipeline.dialects._adapter_metadata": (
                 "pipeline/dialects.html#_adapter_metadata",
@@ -433,6 +553,36 @@ d = {
                 "stylegen/pipeline/dialects.py",
             ),
         },
+        "stylegen.pipeline.encode_decode": {
+            "stylegen.pipeline.encode_decode.EncodeDecode": (
+                "pipeline/encode_decode.html#encodedecode",
+                "stylegen/pipeline/encode_decode.py",
+            ),
+            "stylegen.pipeline.encode_decode.EncodeDecode.__init__": (
+                "pipeline/encode_decode.html#encodedecode.__init__",
+                "stylegen/pipeline/encode_decode.py",
+            ),
+            "stylegen.pipeline.encode_decode.EncodeDecode.begin": (
+                "pipeline/encode_decode.html#encodedecode.begin",
+                "stylegen/pipeline/encode_decode.py",
+            ),
+            "stylegen.pipeline.encode_decode.EncodeDecode.finish": (
+                "pipeline/encode_decode.html#encodedecode.finish",
+                "stylegen/pipeline/encode_decode.py",
+            ),
+            "stylegen.pipeline.encode_decode.initial_noise": (
+                "pipeline/encode_decode.html#initial_noise",
+                "stylegen/pipeline/encode_decode.py",
+            ),
+            "stylegen.pipeline.encode_decode.tiled_decoding": (
+                "pipeline/encode_decode.html#tiled_decoding",
+                "stylegen/pipeline/encode_decode.py",
+            ),
+            "stylegen.pipeline.encode_decode.to_image": (
+                "pipeline/encode_decode.html#to_image",
+                "stylegen/pipeline/encode_decode.py",
+            ),
+        },
         "stylegen.pipeline.engine": {
             "stylegen.pipeline.engine.Engine": (
                 "pipeline/engine.html#engine",
@@ -440,14 +590,6 @@ d = {
             ),
             "stylegen.pipeline.engine.Engine.__init__": (
                 "pipeline/engine.html#engine.__init__",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine.Engine._adapter": (
-                "pipeline/engine.html#engine._adapter",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine.Engine._submit": (
-                "pipeline/engine.html#engine._submit",
                 "stylegen/pipeline/engine.py",
             ),
             "stylegen.pipeline.engine.Engine.close": (
@@ -466,197 +608,23 @@ d = {
                 "pipeline/engine.html#engine.warm_up",
                 "stylegen/pipeline/engine.py",
             ),
-            "stylegen.pipeline.engine._Batch": (
-                "pipeline/engine.html#_batch",
+            "stylegen.pipeline.engine.job_adapter": (
+                "pipeline/engine.html#job_adapter",
                 "stylegen/pipeline/engine.py",
             ),
-            "stylegen.pipeline.engine._Batch.__init__": (
-                "pipeline/engine.html#_batch.__init__",
-                "stylegen/pipeline/engine.py",
+        },
+        "stylegen.pipeline.generate": {
+            "stylegen.pipeline.generate._default_engine": (
+                "pipeline/generate.html#_default_engine",
+                "stylegen/pipeline/generate.py",
             ),
-            "stylegen.pipeline.engine._Batch._filled": (
-                "pipeline/engine.html#_batch._filled",
-                "stylegen/pipeline/engine.py",
+            "stylegen.pipeline.generate._local_job": (
+                "pipeline/generate.html#_local_job",
+                "stylegen/pipeline/generate.py",
             ),
-            "stylegen.pipeline.engine._Batch._show": (
-                "pipeline/engine.html#_batch._show",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._Batch.settle": (
-                "pipeline/engine.html#_batch.settle",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._Batch.step": (
-                "pipeline/engine.html#_batch.step",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._Ends": (
-                "pipeline/engine.html#_ends",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._Ends.__init__": (
-                "pipeline/engine.html#_ends.__init__",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._Ends._tiles": (
-                "pipeline/engine.html#_ends._tiles",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._Ends.begin": (
-                "pipeline/engine.html#_ends.begin",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._Ends.finish": (
-                "pipeline/engine.html#_ends.finish",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._Known": (
-                "pipeline/engine.html#_known",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._Known.__call__": (
-                "pipeline/engine.html#_known.__call__",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._Loop": (
-                "pipeline/engine.html#_loop",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._Loop.__init__": (
-                "pipeline/engine.html#_loop.__init__",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._Loop._admit": (
-                "pipeline/engine.html#_loop._admit",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._Loop._advance": (
-                "pipeline/engine.html#_loop._advance",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._Loop._deliver": (
-                "pipeline/engine.html#_loop._deliver",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._Loop._end": (
-                "pipeline/engine.html#_loop._end",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._Loop._goes_on": (
-                "pipeline/engine.html#_loop._goes_on",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._Loop._has_room": (
-                "pipeline/engine.html#_loop._has_room",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._Loop._next": (
-                "pipeline/engine.html#_loop._next",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._Loop._step_aside": (
-                "pipeline/engine.html#_loop._step_aside",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._Loop._wait": (
-                "pipeline/engine.html#_loop._wait",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._Loop.run": (
-                "pipeline/engine.html#_loop.run",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._Task": (
-                "pipeline/engine.html#_task",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._Task.advance": (
-                "pipeline/engine.html#_task.advance",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._Task.is_finished": (
-                "pipeline/engine.html#_task.is_finished",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._Task.row": (
-                "pipeline/engine.html#_task.row",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._Task.rows": (
-                "pipeline/engine.html#_task.rows",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._Words": (
-                "pipeline/engine.html#_words",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._Words.__init__": (
-                "pipeline/engine.html#_words.__init__",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._Words.put": (
-                "pipeline/engine.html#_words.put",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._choose": (
-                "pipeline/engine.html#_choose",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._device_errors": (
-                "pipeline/engine.html#_device_errors",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._device_of": (
-                "pipeline/engine.html#_device_of",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._fail": (
-                "pipeline/engine.html#_fail",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._failing": (
-                "pipeline/engine.html#_failing",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._give_memory_back": (
-                "pipeline/engine.html#_give_memory_back",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._guided_steps": (
-                "pipeline/engine.html#_guided_steps",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._kind": (
-                "pipeline/engine.html#_kind",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._living": (
-                "pipeline/engine.html#_living",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._nothing": (
-                "pipeline/engine.html#_nothing",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._patiently": (
-                "pipeline/engine.html#_patiently",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._row": (
-                "pipeline/engine.html#_row",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._seat": (
-                "pipeline/engine.html#_seat",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine._set_timesteps": (
-                "pipeline/engine.html#_set_timesteps",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine.make_scheduler": (
-                "pipeline/engine.html#make_scheduler",
-                "stylegen/pipeline/engine.py",
+            "stylegen.pipeline.generate.generate_image": (
+                "pipeline/generate.html#generate_image",
+                "stylegen/pipeline/generate.py",
             ),
         },
         "stylegen.pipeline.layout": {
@@ -695,6 +663,119 @@ d = {
             "stylegen.pipeline.layout.row_of": (
                 "pipeline/layout.html#row_of",
                 "stylegen/pipeline/layout.py",
+            ),
+        },
+        "stylegen.pipeline.loading": {
+            "stylegen.pipeline.loading._decode_in_tiles": (
+                "pipeline/loading.html#_decode_in_tiles",
+                "stylegen/pipeline/loading.py",
+            ),
+            "stylegen.pipeline.loading._from_pretrained": (
+                "pipeline/loading.html#_from_pretrained",
+                "stylegen/pipeline/loading.py",
+            ),
+            "stylegen.pipeline.loading._place": (
+                "pipeline/loading.html#_place",
+                "stylegen/pipeline/loading.py",
+            ),
+            "stylegen.pipeline.loading.load_pipeline": (
+                "pipeline/loading.html#load_pipeline",
+                "stylegen/pipeline/loading.py",
+            ),
+            "stylegen.pipeline.loading.model_digest": (
+                "pipeline/loading.html#model_digest",
+                "stylegen/pipeline/loading.py",
+            ),
+            "stylegen.pipeline.loading.pick_device": (
+                "pipeline/loading.html#pick_device",
+                "stylegen/pipeline/loading.py",
+            ),
+            "stylegen.pipeline.loading.quiet_libraries": (
+                "pipeline/loading.html#quiet_libraries",
+                "stylegen/pipeline/loading.py",
+            ),
+        },
+        "stylegen.pipeline.loop": {
+            "stylegen.pipeline.loop.ActiveBatch": (
+                "pipeline/loop.html#activebatch",
+                "stylegen/pipeline/loop.py",
+            ),
+            "stylegen.pipeline.loop.ActiveBatch.__init__": (
+                "pipeline/loop.html#activebatch.__init__",
+                "stylegen/pipeline/loop.py",
+            ),
+            "stylegen.pipeline.loop.ActiveBatch._goes_on": (
+                "pipeline/loop.html#activebatch._goes_on",
+                "stylegen/pipeline/loop.py",
+            ),
+            "stylegen.pipeline.loop.ActiveBatch._step_aside": (
+                "pipeline/loop.html#activebatch._step_aside",
+                "stylegen/pipeline/loop.py",
+            ),
+            "stylegen.pipeline.loop.ActiveBatch.advance": (
+                "pipeline/loop.html#activebatch.advance",
+                "stylegen/pipeline/loop.py",
+            ),
+            "stylegen.pipeline.loop.ActiveBatch.has_room": (
+                "pipeline/loop.html#activebatch.has_room",
+                "stylegen/pipeline/loop.py",
+            ),
+            "stylegen.pipeline.loop.Loop": ("pipeline/loop.html#loop", "stylegen/pipeline/loop.py"),
+            "stylegen.pipeline.loop.Loop.__init__": (
+                "pipeline/loop.html#loop.__init__",
+                "stylegen/pipeline/loop.py",
+            ),
+            "stylegen.pipeline.loop.Loop._advance": (
+                "pipeline/loop.html#loop._advance",
+                "stylegen/pipeline/loop.py",
+            ),
+            "stylegen.pipeline.loop.Loop._end": (
+                "pipeline/loop.html#loop._end",
+                "stylegen/pipeline/loop.py",
+            ),
+            "stylegen.pipeline.loop.Loop._run": (
+                "pipeline/loop.html#loop._run",
+                "stylegen/pipeline/loop.py",
+            ),
+            "stylegen.pipeline.loop.Loop.add": (
+                "pipeline/loop.html#loop.add",
+                "stylegen/pipeline/loop.py",
+            ),
+            "stylegen.pipeline.loop.Loop.close": (
+                "pipeline/loop.html#loop.close",
+                "stylegen/pipeline/loop.py",
+            ),
+            "stylegen.pipeline.loop.WaitingLine": (
+                "pipeline/loop.html#waitingline",
+                "stylegen/pipeline/loop.py",
+            ),
+            "stylegen.pipeline.loop.WaitingLine.__init__": (
+                "pipeline/loop.html#waitingline.__init__",
+                "stylegen/pipeline/loop.py",
+            ),
+            "stylegen.pipeline.loop.WaitingLine.add": (
+                "pipeline/loop.html#waitingline.add",
+                "stylegen/pipeline/loop.py",
+            ),
+            "stylegen.pipeline.loop.WaitingLine.close": (
+                "pipeline/loop.html#waitingline.close",
+                "stylegen/pipeline/loop.py",
+            ),
+            "stylegen.pipeline.loop.WaitingLine.wait": (
+                "pipeline/loop.html#waitingline.wait",
+                "stylegen/pipeline/loop.py",
+            ),
+            "stylegen.pipeline.loop._next": (
+                "pipeline/loop.html#_next",
+                "stylegen/pipeline/loop.py",
+            ),
+            "stylegen.pipeline.loop.admit": (
+                "pipeline/loop.html#admit",
+                "stylegen/pipeline/loop.py",
+            ),
+            "stylegen.pipeline.loop.deliver": (
+                "pipeline/loop.html#deliver",
+                "stylegen/pipeline/loop.py",
             ),
         },
         "stylegen.pipeline.lora_file": {
@@ -739,6 +820,70 @@ d = {
             "stylegen.pipeline.prompt.fits": (
                 "pipeline/prompt.html#fits",
                 "stylegen/pipeline/prompt.py",
+            ),
+        },
+        "stylegen.pipeline.schedulers": {
+            "stylegen.pipeline.schedulers.guided_steps": (
+                "pipeline/schedulers.html#guided_steps",
+                "stylegen/pipeline/schedulers.py",
+            ),
+            "stylegen.pipeline.schedulers.make_scheduler": (
+                "pipeline/schedulers.html#make_scheduler",
+                "stylegen/pipeline/schedulers.py",
+            ),
+            "stylegen.pipeline.schedulers.set_timesteps": (
+                "pipeline/schedulers.html#set_timesteps",
+                "stylegen/pipeline/schedulers.py",
+            ),
+        },
+        "stylegen.pipeline.task": {
+            "stylegen.pipeline.task.Task": ("pipeline/task.html#task", "stylegen/pipeline/task.py"),
+            "stylegen.pipeline.task.Task.batch_key": (
+                "pipeline/task.html#task.batch_key",
+                "stylegen/pipeline/task.py",
+            ),
+            "stylegen.pipeline.task.Task.is_finished": (
+                "pipeline/task.html#task.is_finished",
+                "stylegen/pipeline/task.py",
+            ),
+            "stylegen.pipeline.task.Task.rows": (
+                "pipeline/task.html#task.rows",
+                "stylegen/pipeline/task.py",
+            ),
+            "stylegen.pipeline.task.fail": ("pipeline/task.html#fail", "stylegen/pipeline/task.py"),
+            "stylegen.pipeline.task.fails_alone": (
+                "pipeline/task.html#fails_alone",
+                "stylegen/pipeline/task.py",
+            ),
+            "stylegen.pipeline.task.ignore": (
+                "pipeline/task.html#ignore",
+                "stylegen/pipeline/task.py",
+            ),
+            "stylegen.pipeline.task.model_input": (
+                "pipeline/task.html#model_input",
+                "stylegen/pipeline/task.py",
+            ),
+            "stylegen.pipeline.task.take_step": (
+                "pipeline/task.html#take_step",
+                "stylegen/pipeline/task.py",
+            ),
+            "stylegen.pipeline.task.unsettled": (
+                "pipeline/task.html#unsettled",
+                "stylegen/pipeline/task.py",
+            ),
+        },
+        "stylegen.pipeline.warm_up": {
+            "stylegen.pipeline.warm_up._warm_up_job": (
+                "pipeline/warm_up.html#_warm_up_job",
+                "stylegen/pipeline/warm_up.py",
+            ),
+            "stylegen.pipeline.warm_up.warm_up": (
+                "pipeline/warm_up.html#warm_up",
+                "stylegen/pipeline/warm_up.py",
+            ),
+            "stylegen.pipeline.warm_up.warm_up_batches": (
+                "pipeline/warm_up.html#warm_up_batches",
+                "stylegen/pipeline/warm_up.py",
             ),
         },
         "stylegen.playground.controls": {

@@ -8,8 +8,9 @@ import random
 import sys
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import chain, repeat
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,12 +28,14 @@ from safetensors.torch import load_file, save_file
 from waiting import wait_until
 
 from stylegen.job import DeviceLost, GenerationJob, LoraInvalid, OutOfMemory, check_job
-from stylegen.pipeline import load_pipeline
+from stylegen.pipeline import load_pipeline, loop
 from stylegen.pipeline.adapter import Adapter, mix_adapters, pack_adapter, read_adapter
 from stylegen.pipeline.batched_lora import BatchedLora
-from stylegen.pipeline.engine import Engine, _nothing, _Task, make_scheduler
+from stylegen.pipeline.engine import Engine
 from stylegen.pipeline.layout import MAX_LAYOUTS
 from stylegen.pipeline.prompt import encode_prompt
+from stylegen.pipeline.schedulers import make_scheduler
+from stylegen.pipeline.task import Task, ignore, model_input, take_step
 from stylegen.pocket import STYLES, packaged
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
@@ -100,32 +103,23 @@ def drawn_together(
     return [(latents[number], picture) for number, picture in enumerate(pictures)]
 
 
-class paused:  # noqa: N801  # pylint: disable=invalid-name
+@contextmanager
+def paused(engine: Engine, count: int, everyone: threading.Barrier) -> Iterator[None]:
     """Hold the engine's thread back until `count` jobs wait; in the end, that they met."""
+    line, admit, widths = engine.loop.line, loop.admit, []
 
-    def __init__(self, engine: Engine, count: int, everyone: threading.Barrier) -> None:
-        self._loop, self._count, self._everyone = engine._loop, count, everyone
-        self._width = 0
+    def patient(*given: Any) -> None:
+        if not widths:
+            with line.changed:
+                line.changed.wait_for(lambda: len(line.tasks) >= count, 60)
+        admit(*given)
+        if not widths:
+            widths.append(len(engine.loop.active.tasks))
 
-    def __enter__(self) -> None:
-        admit = type(self._loop)._admit
-        released = threading.Event()
-
-        def patient() -> None:
-            if not released.is_set():
-                with self._loop.changed:
-                    self._loop.changed.wait_for(lambda: len(self._loop.waiting) >= self._count, 60)
-            admit(self._loop)
-            if not released.is_set():
-                released.set()
-                self._width = len(self._loop._active)
-
-        self._loop._admit = patient  # type: ignore[method-assign]
-        threading.Thread(target=self._everyone.wait, daemon=True).start()
-
-    def __exit__(self, *_: Any) -> None:
-        del self._loop._admit
-        assert self._width == self._count, "they were not one batch"
+    threading.Thread(target=everyone.wait, daemon=True).start()
+    with patch("stylegen.pipeline.loop.admit", patient):
+        yield
+    assert widths[0] == count, "they were not one batch"
 
 
 def stock(
@@ -245,12 +239,12 @@ def test_a_given_up_place_is_taken(
             raise InterruptedError
 
     tasks = [
-        _Task(job, engine.adapters.get(lora), give_up if number == 1 else _nothing, _nothing)
+        Task(job, engine.adapters.get(lora), give_up if number == 1 else ignore)
         for number, (job, lora) in enumerate(zip(long, [*loras, loras[0]], strict=True))
     ]
     try:
         engine.pipeline.unet.forward = counted
-        engine._submit(*tasks)
+        engine.loop.add(*tasks)
         errors = [task.result.exception() for task in tasks]
     finally:
         engine.pipeline.unet.forward = forward
@@ -265,13 +259,13 @@ def test_a_job_joins_a_running_batch(
     long, short = jobs[0].model_copy(update={"num_inference_steps": 30}), jobs[1]
     alone = np.int16(engine.draw(short, loras[1]))
     under_way, ends = threading.Event(), []
-    loop = engine._loop
+    line = engine.loop.line
 
     def on_step(step: int) -> None:
         if step == 3:
             under_way.set()
-            with loop.changed:
-                assert loop.changed.wait_for(lambda: loop.waiting, 60)
+            with line.changed:
+                assert line.changed.wait_for(lambda: line.tasks, 60)
         if step == 29:
             wait_until(lambda: ends)
 
@@ -492,14 +486,18 @@ def test_rows_half_written_are_written_again(
     unet = load_pipeline(str(pocket / "pocket"), device="cpu").unet
     rows, sample = BatchedLora(unet, "unet", merged=True), torch.randn(1, 16, 16, 16)
     words = torch.randn(1, 77, unet.config.cross_attention_dim)
-    one, two = (engine.adapters.get(lora) for lora in loras[:2])
-    rows.put([one])
-    expected = unet(sample, 500, words).sample
-    with monkeypatch.context() as patched, pytest.raises(torch.OutOfMemoryError):
-        patched.setattr("torch.baddbmm", _raise_out_of_memory)
-        rows.put([two])
-    rows.put([one])
-    assert torch.equal(unet(sample, 500, words).sample, expected)
+    adapters = [engine.adapters.get(lora) for lora in loras[:2]]
+    expected = []
+    for adapter in adapters:
+        rows.put([adapter])
+        expected.append(unet(sample, 500, words).sample)
+    for number, adapter in enumerate(adapters):  # who was there, then who was to come
+        rows.put([adapters[0]])
+        with monkeypatch.context() as patched, pytest.raises(torch.OutOfMemoryError):
+            patched.setattr("torch.baddbmm", _raise_out_of_memory)
+            rows.put([adapters[1]])
+        rows.put([adapter])
+        assert torch.equal(unet(sample, 500, words).sample, expected[number])
 
 
 def _raise_out_of_memory(*_: Any, **__: Any) -> Any:
@@ -664,10 +662,10 @@ def test_the_first_in_line_is_not_starved(
     large = jobs[0].model_copy(update={"num_inference_steps": 2, "aspect_ratio": "2:2"})
 
     ordered = [*small[:5], large, *small[5:]]
-    tasks = [_Task(job, None, _nothing, _nothing) for job in ordered]
+    tasks = [Task(job, None) for job in ordered]
     for task in tasks:
         task.result.add_done_callback(lambda _, job=task.job: ended.append(job.aspect_ratio))
-    engine._submit(*tasks)
+    engine.loop.add(*tasks)
     for task in tasks:
         task.result.result()
     assert ended.index("2:2") < 5 + 16 + 2 * engine.batch
@@ -727,7 +725,7 @@ def test_another_lora_is_the_same_graph(
     wide, deep = tmp_path / "wide.safetensors", tmp_path / "deep.safetensors"
     write_diffusers(wide, pipeline, 4, seed=6, convolutions=True)
     write_diffusers(deep, pipeline, 64, seed=7)
-    held = [buffer.flat for buffer in engine._loop._batch._rows.buffers]
+    held = [buffer.flat for buffer in engine.loop.active.batch.lora.buffers]
     for job, lora in zip([*jobs, *jobs[:3]], [*loras, wide, deep, loras[0]], strict=True):
         again = job.model_copy(update={"lora_scale": 0.7})
         drawn, expected = engine.draw(again, lora), plain.draw(again, lora)
@@ -735,7 +733,7 @@ def test_another_lora_is_the_same_graph(
         assert np.int16(drawn).std() > 1, "not a picture of one colour"
     engine.draw(jobs[0].model_copy(update={"guidance_scale": 1.0}), loras[0])
     assert len(graphs) == compiled
-    left = [buffer.flat for buffer in engine._loop._batch._rows.buffers]
+    left = [buffer.flat for buffer in engine.loop.active.batch.lora.buffers]
     assert [id(flat) for flat in left] == [id(flat) for flat in held]
     engine.close()
     plain.close()
@@ -757,8 +755,8 @@ def test_graphs_for_more_than_eight_shapes(pocket: Path, jobs: list[GenerationJo
     seen = []
     for pieces in range(1, 11):
         words = torch.zeros(2, 77 * pieces, pipeline.unet.config.cross_attention_dim)
-        with patch("stylegen.pipeline.engine.encode_prompt", lambda *_, words=words: words):
-            _drawn(engine, _Task(job, None, _nothing, _nothing))
+        with patch("stylegen.pipeline.encode_decode.encode_prompt", lambda *_, words=words: words):
+            _drawn(engine, Task(job, None))
         seen.append(len(graphs))
     engine.close()
     assert seen == list(range(1, 11))
@@ -778,17 +776,14 @@ class _TinyUNet(torch.nn.Module):
         return (self.layer(sample) + words.mean(),)
 
 
-def _drawn(engine: Engine, *tasks: _Task) -> list[Any]:
+def _drawn(engine: Engine, *tasks: Task) -> list[Any]:
     """Tasks' pictures or errors, when they were handed over at once; none waits for ever."""
-    engine._submit(*tasks)
+    engine.loop.add(*tasks)
     return [task.result.exception(900) or np.int16(task.result.result()) for task in tasks]
 
 
-def _tasks(engine: Engine, jobs: Sequence[GenerationJob], loras: Sequence[Path]) -> list[_Task]:
-    return [
-        _Task(job, engine.adapters.get(lora), _nothing, _nothing)
-        for job, lora in zip(jobs, loras, strict=True)
-    ]
+def _tasks(engine: Engine, jobs: Sequence[GenerationJob], loras: Sequence[Path]) -> list[Task]:
+    return [Task(job, engine.adapters.get(lora)) for job, lora in zip(jobs, loras, strict=True)]
 
 
 def test_a_dead_thread_leaves_nobody_waiting(pocket: Path, jobs: list[GenerationJob]) -> None:
@@ -796,12 +791,12 @@ def test_a_dead_thread_leaves_nobody_waiting(pocket: Path, jobs: list[Generation
     engine = Engine(load_pipeline(str(pocket / "pocket"), device="cpu"))
     lost = torch.AcceleratorError("CUDA error: unspecified launch failure")
     large = jobs[1].model_copy(update={"aspect_ratio": "2:2"})  # waits for the first to end
-    tasks = [_Task(job, None, _nothing, _nothing) for job in (jobs[0], large)]
+    tasks = [Task(job, None) for job in (jobs[0], large)]
     with patch("torch.cuda.empty_cache", side_effect=lost):
         with patch.object(engine.pipeline.unet, "forward", _raise_out_of_memory):
             assert [type(error) for error in _drawn(engine, *tasks)] == [DeviceLost] * 2
     with pytest.raises(DeviceLost):
-        engine._submit(_Task(jobs[0], None, _nothing, _nothing))
+        engine.loop.add(Task(jobs[0], None))
 
 
 def test_given_up_while_memory_is_short(
@@ -815,7 +810,7 @@ def test_given_up_while_memory_is_short(
         raise torch.OutOfMemoryError
 
     with patch.object(engine.pipeline.unet, "forward", refuse):
-        engine._submit(first)
+        engine.loop.add(first)
         with pytest.raises(CancelledError):
             first.result.result(300)
     assert _drawn(engine, second)[0].shape == (512, 512, 3)
@@ -850,7 +845,9 @@ def test_memory_is_short_when_words_are_encoded(
     engine: Engine, jobs: list[GenerationJob], loras: list[Path]
 ) -> None:
     """It is tried again."""
-    with patch("stylegen.pipeline.engine.encode_prompt", Mock(side_effect=encode_prompt)) as encode:
+    with patch(
+        "stylegen.pipeline.encode_decode.encode_prompt", Mock(side_effect=encode_prompt)
+    ) as encode:
         (plain,) = _drawn(engine, *_tasks(engine, jobs[:1], loras[:1]))
         encode.side_effect = chain([torch.OutOfMemoryError], repeat(DEFAULT))
         encode.return_value = encode_prompt(engine.pipeline, jobs[0])
@@ -872,7 +869,7 @@ def test_halved_batches_grow_again(
             raise torch.OutOfMemoryError
         return forward(latents, *given, **options)
 
-    with patch("stylegen.pipeline.engine.CLEAN_STEPS", 3):
+    with patch("stylegen.pipeline.admission.CLEAN_STEPS", 3):
         with patch.object(engine.pipeline.unet, "forward", short_once):
             drawn = _drawn(engine, *_tasks(engine, long, loras))
     assert widths == [8, *[4] * 3, *[8] * 5, *[4] * 3]
@@ -899,17 +896,17 @@ def test_schedulers_share_nothing_that_changes(
 ) -> None:
     """Two jobs whose steps alternate take the steps that each takes alone."""
 
-    def begun(seed: int, steps: int) -> _Task:
+    def begun(seed: int, steps: int) -> Task:
         own = {"seed": seed, "scheduler": name, "num_inference_steps": steps}
-        task = _Task(jobs[0].model_copy(update=own), None, _nothing, _nothing)
-        engine._loop._ends.begin(task)
+        task = Task(jobs[0].model_copy(update=own), None)
+        engine.loop.encode_decode.begin(task)
         return task
 
-    def walk(*tasks: _Task) -> list[torch.Tensor]:
+    def walk(*tasks: Task) -> list[torch.Tensor]:
         while going := [task for task in tasks if not task.is_finished]:
             for task in going:
-                latents, _ = task.row()
-                task.advance(torch.cat([latents.sin(), latents.cos()]))
+                latents, _ = model_input(task)
+                take_step(task, torch.cat([latents.sin(), latents.cos()]))
         return [task.latents for task in tasks]
 
     alone = [*walk(begun(0, 5)), *walk(begun(1, 8))]
@@ -924,8 +921,7 @@ def test_steps_are_not_interrupted_for_nobody(
     heard: list[int] = []
     (task,) = _tasks(engine, jobs[:1], loras[:1])
     task.on_step = heard.append
-    loop = engine._loop
-    with patch.object(loop, "_deliver", side_effect=loop._deliver) as deliver:
+    with patch("stylegen.pipeline.loop.deliver", side_effect=loop.deliver) as deliver:
         _drawn(engine, task)
     assert heard == [0, 1, 2, 3, 4, 5] and deliver.call_count == 1
 
@@ -938,7 +934,7 @@ def test_a_job_that_waits_has_not_begun(
     tasks = _tasks(engine, jobs[:2], loras[:2])
     for number, task in enumerate(tasks):
         task.on_step = lambda step, number=number: heard.append((number, step))
-    engine._submit(*tasks)
+    engine.loop.add(*tasks)
     for task in tasks:
         task.result.result(60)
     engine.close()

@@ -11,7 +11,8 @@ from test_engine import drawn_together, stock
 
 from stylegen.job import GenerationJob, check_job
 from stylegen.pipeline import load_pipeline
-from stylegen.pipeline.engine import Engine, make_scheduler
+from stylegen.pipeline.engine import Engine
+from stylegen.pipeline.schedulers import make_scheduler
 from stylegen.pipeline.prompt import _encode_pieces, encode_prompt
 from stylegen.pocket import packaged
 

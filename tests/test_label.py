@@ -14,7 +14,7 @@ from PIL import Image
 from sd_parsers import ParserManager
 
 from stylegen.job import GenerationJob, InvalidMessage, check_job
-from stylegen.signature.c2pa import ContentCredentials
+from stylegen.signature.c2pa import ContentCredentials, c2pa_manifest
 from stylegen.signature.label import Label, encode_labelled, infotext, srgb_profile
 from stylegen.signature.provenance import read_job, read_provenance
 from stylegen.worker import Labelling, Parts, handle_generation_task
@@ -169,6 +169,13 @@ def test_content_credentials(signer: tuple[Path, Path]) -> None:
     assert {each["relationship"] for each in manifest["ingredients"]} == {"inputTo"}
     assert "thumbnail" not in manifest, "a second, smaller picture in each file"
     assert read_provenance(signed) == read_provenance(plain)
+
+
+def test_ingredients_without_a_digest_are_named() -> None:
+    """A model in several files has no digest, and none is made up."""
+    definition = c2pa_manifest(Label(7, "Zoë", "pocket"))
+    titles = [ingredient["title"] for ingredient in definition["ingredients"]]
+    assert titles == ["base model pocket", "LoRA"]
 
 
 def test_a_changed_picture_is_found_out(signer: tuple[Path, Path]) -> None:

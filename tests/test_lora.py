@@ -247,6 +247,16 @@ def test_an_adapter_is_its_files(engine: Engine, styles: list[Path]) -> None:
     assert engine.adapters.get(path) is new
 
 
+def test_an_engine_keeps_as_many_adapters_as_it_may(engine: Engine, styles: list[Path]) -> None:
+    """As many bytes as its caller says; the artist of long ago is read anew."""
+    room = read_adapter(styles[0], engine.pipeline).nbytes
+    small = Engine(engine.pipeline, cache_bytes=room)
+    first = small.adapters.get(styles[0])
+    assert small.adapters.get(styles[0]) is first
+    small.adapters.get(styles[1])
+    assert small.adapters.get(styles[0]) is not first
+
+
 def test_the_disk_cache_is_its_sources(engine: Engine, styles: list[Path], tmp_path: Path) -> None:
     """The same through the whole of a worker: folder, cache on disk, adapters in memory."""
     path, other, _ = styles

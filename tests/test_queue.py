@@ -175,6 +175,11 @@ def test_a_control_message_reaches_every_worker(rabbit: RabbitNode, queue: str) 
         publish_control(b"{}", url=rabbit.url, queue_name=other)
         wait_until(lambda: all(heard.values()))
         assert threads[0] is not first.thread  # where nothing it does delays a heartbeat
+        own = next(name for name in rabbit.queue_states() if f"{queue}.control." in name)
+        closed = pytest.raises(pika.exceptions.ChannelClosedByBroker)
+        with _channel(rabbit) as channel, closed as refused:
+            channel.queue_declare(own, passive=True)
+        assert refused.value.reply_code == 405, "a worker's own queue is exclusive"
     said = [b'{"generation_id": "\xea\xb9\x80"}']
     assert heard == {"first": said, "second": said, "elsewhere": [b"{}"]}
     assert rabbit.queue_state(queue) == (0, 0)

@@ -576,7 +576,7 @@ def _stylegen_merge_loras(world: World) -> None:
     world.monkeypatch.undo()
     own = {"stylegen_model": world.pocket / "pocket", "stylegen_merge_loras": True}
     parts = make_parts(world.settings(**own))
-    rows = parts.draw.__self__._loop._batch._rows  # type: ignore[attr-defined]
+    rows = parts.draw.__self__.loop.active.batch.lora  # type: ignore[attr-defined]
     assert rows.merged is True
 
 

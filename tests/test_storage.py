@@ -189,7 +189,8 @@ def test_too_large_object_is_not_downloaded(server: S3Server, lora_folder: Path)
         download_object("s3://models/large", s3_store(server), max_bytes=7)
     assert not caught.value.transient
     assert not list(lora_folder.iterdir())
-    assert download_object("s3://models/large", s3_store(server), max_bytes=8).stat().st_size == 8
+    path = download_object("s3://models/large", s3_store(server), max_bytes=8)
+    assert (path.stat().st_size, path.suffix) == (8, "")
 
 
 def test_a_lora_may_be_as_large_as_its_limit(tmp_path: Path, lora_folder: Path) -> None:
@@ -442,6 +443,8 @@ def test_a_manifest_that_was_cut_off_is_written_anew(server: S3Server, condition
     assert find_manifest(bucket, 7, "digest") == whole
     later = Manifest(7, "digest", "complete", {"status": "LATER"}, "complete_7")
     assert commit(bucket, later) == whole
+    stored = server.client().head_object(Bucket=BUCKET, Key="manifests/gen_7.json")
+    assert stored["ContentType"] == "application/json"
 
 
 @pytest.mark.parametrize("conditional", [True, False])
@@ -638,9 +641,14 @@ def test_codes_of_errors() -> None:
     assert error_code(EndpointConnectionError(endpoint_url="http://127.0.0.1:1")) == ""
 
 
-def test_a_picture_of_a_worker_without_manifests_is_replaced(tmp_path: Path) -> None:
+def test_a_picture_of_a_worker_without_manifests_is_replaced(
+    server: S3Server, tmp_path: Path
+) -> None:
     """Nobody can say which job it is of."""
-    store = FolderStore(tmp_path)
-    url = store.put(picture_key(7), b"of an old version", "image/jpeg")
-    assert store_result(store, 7, b"new", "digest") == (url, hashlib.sha256(b"new").hexdigest())
-    assert store.read(picture_key(7)) == b"new"
+    for store in (FolderStore(tmp_path), s3_store(server)):
+        url = store.put(picture_key("old"), b"of an old version", "image/jpeg")
+        expected = url, hashlib.sha256(b"new").hexdigest()
+        assert store_result(store, "old", b"new", "digest") == expected
+        assert store.read(picture_key("old")) == b"new"
+    stored = server.client().head_object(Bucket=BUCKET, Key=picture_key("old"))
+    assert stored["ContentType"] == "image/jpeg"

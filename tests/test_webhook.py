@@ -55,6 +55,12 @@ def _backend() -> Iterator[WebhookReceiver]:
         yield running
 
 
+def test_addresses_are_below_any_path() -> None:
+    """Slashes at its end are no part of it, whatever the rest is made of."""
+    for base in ("https://host/inboX", "https://host/inboX/", "https://host/inboX//"):
+        assert webhook_urls(base).complete == "https://host/inboX/api/webhooks/inference/complete"
+
+
 def send_everything(base: str, token: str | None = TOKEN) -> None:
     urls = webhook_urls(base)
     send_progress(

@@ -71,6 +71,16 @@ TESTS = {
     "pipeline/adapter_cache": ["lora", "settings_effect"],
     "pipeline/layout": ["engine"],
     "pipeline/batched_lora": ["engine"],
+    "pipeline/loading": ["engine", "settings_effect"],
+    "pipeline/schedulers": ["engine_guidance", "engine"],
+    "pipeline/device": ["engine"],
+    "pipeline/task": ["engine_guidance", "engine"],
+    "pipeline/admission": ["engine"],
+    "pipeline/attention": ["engine"],
+    "pipeline/batch": ["engine_guidance", "engine"],
+    "pipeline/encode_decode": ["engine_guidance", "engine", "semantics"],
+    "pipeline/loop": ["engine"],
+    "pipeline/warm_up": ["engine"],
     "pipeline/engine": ["engine_guidance", "engine", "semantics"],
     "signature/overlay": ["signature", "signed"],
     "signature/fonts": ["signature", "settings_effect"],
@@ -98,10 +108,10 @@ LEAST = 4
 """Mutants of the smallest module."""
 QUICK = ("-p", "no:cacheprovider", "-p", "no:nbval")
 """nbval takes two seconds to import, and none of these tests is a notebook."""
-ENOUGH = 90.0
+ENOUGH = 120.0
 """Seconds of tests that pass through a line; the slowest beyond that are left out."""
-SLACK = 60.0, 6.0
-"""A run may take so many seconds and so many times what its tests took; then it hangs."""
+SLACK = 30.0, 6.0
+"""A test may take so many seconds and so many times what it took; then it hangs."""
 
 
 @dataclass(frozen=True)
@@ -126,11 +136,15 @@ class Mutant:
         return f"{self.module}:{self.line}\n    - {self.before}\n    + {self.after}"
 
 
-class _Wording(libcst.CSTVisitor):
-    """Finds what only people read: calls of a logger, and the strings of raised errors."""
+class _Unseen(libcst.CSTVisitor):
+    """Finds what no test should look at.
+
+    That is what only people read, calls of a logger and the strings of raised errors; and
+    ``strict=`` of a `zip`, which tells of a slip in the code and not of an input.
+    """
 
     LOGS = re.compile(r"(_?log(ger)?\.\w+|warnings\.warn|print)\(")
-    ERRORS = re.compile(r"\w*(Error|Invalid\w*|NotFound)\(")
+    ERRORS = re.compile(r"\w*(Error|Invalid\w*|NotFound|_errors)\(")
 
     def __init__(self) -> None:
         self.found: set[int] = set()
@@ -142,6 +156,8 @@ class _Wording(libcst.CSTVisitor):
             self._note(node, matchers.MatchIfTrue(lambda _: True))
         elif isinstance(node, libcst.Raise) or self.ERRORS.match(code):
             self._note(node, matchers.SimpleString() | matchers.FormattedStringText())
+        elif isinstance(node, libcst.Arg) and node.keyword and node.keyword.value == "strict":
+            self._note(node, matchers.MatchIfTrue(lambda _: True))
         return True
 
     def _note(self, node: libcst.CSTNode, what: Any) -> None:
@@ -151,8 +167,8 @@ class _Wording(libcst.CSTVisitor):
 def in_functions(code: str) -> list[Callable[[], str]]:
     """Each of mutmut's mutations inside a function, as what makes the changed source."""
     module, mutations, _, _ = create_mutations("", code)
-    wording = _Wording()
-    module.visit(wording)
+    unseen = _Unseen()
+    module.visit(unseen)
 
     def changed(old: libcst.CSTNode, new: libcst.CSTNode) -> str:
         tree = deep_replace(module, old, new)
@@ -162,7 +178,7 @@ def in_functions(code: str) -> list[Callable[[], str]]:
     return [
         partial(changed, each.original_node, each.mutated_node)
         for each in mutations
-        if each.contained_by_top_level_function and id(each.original_node) not in wording.found
+        if each.contained_by_top_level_function and id(each.original_node) not in unseen.found
     ]
 
 
@@ -280,13 +296,14 @@ class Tree:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
 
-    def survives(self, mutant: Mutant, tests: list[str], limit: float) -> bool:
-        """Whether all tests pass with the mutant."""
+    def survives(self, mutant: Mutant, tests: list[str], slowest: float, whole: float) -> bool:
+        """Whether all tests pass with the mutant; they take so many seconds without it."""
+        each, limit = (SLACK[0] + SLACK[1] * seconds for seconds in (slowest, whole))
         path = self.folder / "stylegen" / f"{mutant.module}.py"
         before = path.read_bytes()
         path.write_text(mutant.code, encoding="utf-8")
         try:
-            return not self.run(tests, limit=limit)
+            return not self.run(tests, f"--timeout={each:.0f}", limit=limit)
         finally:
             path.write_bytes(before)
 
@@ -346,21 +363,28 @@ class Map:
                 key = path.as_posix(), line
                 self.lines.setdefault(key, set()).update(tests & self.seconds.keys())
 
-    def tests_of(self, mutant: Mutant) -> tuple[list[str], float]:
-        """The tests that pass through a mutant's line, the quickest first, and a limit for them.
+    def tests_of(self, mutant: Mutant) -> tuple[list[str], float, float]:
+        """The tests that pass through a mutant's line: the module's own first, the quickest first.
+
+        With it the seconds that the slowest takes, and all of them.
 
         The module's own tests, where none is known to: other processes run some lines, and the
         import others.
         """
         reached = self.lines.get((mutant.module, mutant.line), set())
-        ordered = sorted(reached, key=lambda test: (self.seconds[test], test))
+        files = [f"tests/test_{name}.py" for name in TESTS[mutant.module]]
+        own = {file: place for place, file in enumerate(files)}
+        ordered = sorted(
+            reached,
+            key=lambda test: (own.get(test.partition("::")[0], len(own)), self.seconds[test], test),
+        )
         sums = itertools.accumulate(self.seconds[test] for test in ordered)
         tests = [test for test, total in zip(ordered, sums) if total <= ENOUGH]
-        files = tests or [f"tests/test_{name}.py" for name in TESTS[mutant.module]]
-        expected = sum(
-            seconds for test, seconds in self.seconds.items() if test.startswith(tuple(files))
-        )
-        return files, SLACK[0] + SLACK[1] * expected
+        chosen = tests or files
+        expected = [
+            seconds for test, seconds in self.seconds.items() if test.startswith(tuple(chosen))
+        ]
+        return chosen, max(expected, default=0.0), sum(expected)
 
 
 def reasons() -> dict[tuple[str, str, str], str]:

@@ -24,7 +24,8 @@ import numpy as np
 
 from stylegen.job import GenerationJob
 from stylegen.pipeline import load_pipeline
-from stylegen.pipeline.engine import Engine, make_scheduler
+from stylegen.pipeline.engine import Engine
+from stylegen.pipeline.schedulers import make_scheduler
 from stylegen.pocket import Scene, caption, is_held_out, judge, packaged
 
 BATCH = 4

@@ -36,7 +36,7 @@ from typing import Any
 import ipywidgets as widgets
 
 from ..job import RESOLUTIONS, GenerationJob, InvalidMessage, StylegenError
-from ..pipeline.engine import SCHEDULERS
+from ..pipeline.schedulers import SCHEDULERS
 from .controls import Controls, Library, line, marked
 from .desk import Desk, Easel, tell
 from .grid import AXES, Difference, Failure, Generate, Grid, LoraFile, Picture

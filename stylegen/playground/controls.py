@@ -36,7 +36,7 @@ from traitlets import TraitError
 
 from ..job import RESOLUTIONS, GenerationJob, InvalidMessage, LoraNotFound, StylegenError
 from ..job import SignatureOptions
-from ..pipeline.engine import SCHEDULERS
+from ..pipeline.schedulers import SCHEDULERS
 from .grid import LoraFile, named, remote_lora
 from ..storage import Store
 

@@ -53,7 +53,7 @@ def download_object(
 
 # %% ../../nbs/storage/06_download.ipynb #f3be231f
 @contextmanager
-def downloaded(url: str, source: Source, *, max_bytes: int, suffix: str = "") -> Iterator[Path]:
+def downloaded(url: str, source: Source, *, max_bytes: int, suffix: str) -> Iterator[Path]:
     """`download_object`, for the length of a ``with`` block."""
     path = download_object(url, source, max_bytes=max_bytes, suffix=suffix)
     try:

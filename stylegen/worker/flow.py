@@ -16,7 +16,7 @@ from stylegen.job import (
     RetriesExhausted,
     read_message,
 )
-from ..pipeline.engine import OnStep
+from ..pipeline.task import OnStep
 from ..queue import RetryState
 from ..settings import load_settings
 from ..storage import Manifest, commit, find_manifest

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..job import GenerationJob
-from ..pipeline.engine import Draw
+from ..pipeline.task import Draw
 from ..signature.c2pa import ContentCredentials
 from ..signature.label import Label, encode_labelled
 from ..storage import LoraFiles, Store

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..job import GenerationJob, InvalidMessage, SignatureUnrenderable, job_digest
-from ..pipeline.engine import OnStep
+from ..pipeline.task import OnStep
 from stylegen.signature import (
     add_signature_image,
     add_watermark,

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from ..job import InvalidMessage, WebhookError
-from ..pipeline.engine import OnStep
+from ..pipeline.task import OnStep
 from ..storage import Manifest
 from stylegen.webhook import (
     PATIENCE,

@@ -20,7 +20,8 @@ from sd15 import SD15, TINY, make_pipeline
 
 from stylegen.job import GenerationJob, check_job
 from stylegen.pipeline import load_pipeline
-from stylegen.pipeline.engine import Engine, make_scheduler
+from stylegen.pipeline.engine import Engine
+from stylegen.pipeline.schedulers import make_scheduler
 from stylegen.pocket import STYLES, packaged
 from stylegen.pocket import main as lay_out_pocket
 from stylegen.webhook import WebhookReceiver
