@@ -33,13 +33,14 @@ test: install programs  ## everything that must hold, side by side
 	HF_HUB_OFFLINE=1 pytest -q -s -p no:cacheprovider $(DRY_RUN)
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line pytest check-and-nbdev
 
-check: install  ## format, lint, names, and whether notebooks, modules and README agree
+check: install  ## format, lint, types, names, and whether notebooks, modules and README agree
 	@sh tools/check_sync.sh
 	python tools/directions.py
 	python tools/words.py
 	black --check --quiet nbs stylegen tests tools bench worker.py setup.py conftest.py
 	flake8 stylegen tests tools bench worker.py setup.py conftest.py
 	pylint --score=n stylegen worker.py tools
+	@mypy
 
 notebooks: install programs nbdev  ## the notebooks as tests: nbdev_test and strict nbval
 	$(PYTEST) $(NBVAL) nbs

@@ -68,13 +68,16 @@ def _compare_outputs(
 ) -> bool:
     """nbval's comparison, which skips pictures, and then the pictures.
 
-    Of a cell without stored output only a thread's failure counts: libraries may warn.
+    A cell without stored output may show nothing but a library's warnings.
     """
     if any(_THREAD in output.get("text", "") for output in fresh):
         item.comparison_traceback = ["".join(output.get("text", "") for output in fresh)]
         return False
     if not stored:
-        return True
+        shown = [output for output in fresh if output.get("name") != "stderr"]
+        if shown:
+            item.comparison_traceback = [f"this is not stored: {shown}"]
+        return not shown
     if not compare(fresh, stored, *options):
         return False
     for kind in KINDS:

@@ -21,7 +21,7 @@ setup(
     keywords=cfg["keywords"],
     packages=find_packages(include=["stylegen", "stylegen.*"]),
     include_package_data=True,
-    package_data={"stylegen": ["models/**/*"]},
+    package_data={"stylegen": ["models/**/*", "py.typed"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={

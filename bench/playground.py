@@ -25,9 +25,7 @@ from typing import Any
 
 from stylegen.pipeline import generate_image, load_pipeline
 from stylegen.pipeline.engine import Engine
-from stylegen.playground import Playground
-from stylegen.playground.grid import folder_loras
-from stylegen.playground.runner import engine_drawer
+from stylegen.playground import Playground, engine_backend, folder_loras
 from stylegen.pocket import packaged
 
 from stored import store
@@ -41,7 +39,7 @@ import json, sys
 cells = json.load(open(sys.argv[1]))["cells"]
 code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
 exec("\\n".join(code), names := {})
-assert names["playground"].studio.is_ready
+assert names["playground"].context.session.is_ready
 """
 
 
@@ -65,12 +63,12 @@ class Bench:
 
     def __init__(self, folder: Path, steps: int) -> None:
         self.engine, self.steps = Engine(load_pipeline(str(packaged() / "pocket"))), steps
-        drawer = engine_drawer(self.engine, "pocket")
-        self.panel = Playground(drawer, partial(folder_loras, LORAS), folder=folder)
+        backend = engine_backend(self.engine, "pocket")
+        self.panel = Playground(backend, partial(folder_loras, LORAS), folder=folder)
         self.panel.controls.sampling.steps.value = steps
         self.seeds = iter(range(1_000_000))
         self.updates, self.rates = 0, [0.0]
-        self.panel.progress.gauge.observe(self._count, "value")
+        self.panel.context.progress.gauge.observe(self._count, "value")
 
     def _count(self, _: Any) -> None:
         self.updates += 1
@@ -79,7 +77,7 @@ class Bench:
         """Press Generate and wait for the picture."""
         self.panel.controls.seed.number.value = str(next(self.seeds))
         before = self.updates
-        seconds = timed(lambda: (self.panel.head.generate.click(), self.panel.wait()))
+        seconds = timed(lambda: (self.panel.toolbar.generate.click(), self.panel.wait()))
         self.rates.append((self.updates - before) / seconds)
 
     def plain(self) -> None:
@@ -92,9 +90,9 @@ class Bench:
     def grid(self) -> None:
         """Press Draw grid: three LoRAs by three new seeds."""
         compare = self.panel.compare
-        compare.x.name.value, compare.y.name.value = "lora", "seed"
-        compare.x.values.value = ", ".join(NAMES)
-        compare.y.values.value = ", ".join(str(next(self.seeds)) for _ in range(3))
+        compare.axes.x.name.value, compare.axes.y.name.value = "lora", "seed"
+        compare.axes.x.values.value = ", ".join(NAMES)
+        compare.axes.y.values.value = ", ".join(str(next(self.seeds)) for _ in range(3))
         compare.draw.click()
         self.panel.wait()
         assert compare.sheet.grid and not compare.sheet.grid.missing

@@ -35,6 +35,7 @@ d = {
             "stylegen.errors.WebhookRefused": ("errors.html#webhookrefused", "stylegen/errors.py"),
         },
         "stylegen.fields": {
+            "stylegen.fields.Scheduler": ("fields.html#scheduler", "stylegen/fields.py"),
             "stylegen.fields._not_blank": ("fields.html#_not_blank", "stylegen/fields.py"),
             "stylegen.fields._printable": ("fields.html#_printable", "stylegen/fields.py"),
             "stylegen.fields.get_resolution": ("fields.html#get_resolution", "stylegen/fields.py"),
@@ -120,6 +121,10 @@ d = {
             ),
             "stylegen.fleet.loadgen._publish": (
                 "fleet/loadgen.html#_publish",
+                "stylegen/fleet/loadgen.py",
+            ),
+            "stylegen.fleet.loadgen._send_all": (
+                "fleet/loadgen.html#_send_all",
                 "stylegen/fleet/loadgen.py",
             ),
             "stylegen.fleet.loadgen._show": (
@@ -729,10 +734,6 @@ d = {
                 "pipeline/loop.html#loop._advance",
                 "stylegen/pipeline/loop.py",
             ),
-            "stylegen.pipeline.loop.Loop._end": (
-                "pipeline/loop.html#loop._end",
-                "stylegen/pipeline/loop.py",
-            ),
             "stylegen.pipeline.loop.Loop._run": (
                 "pipeline/loop.html#loop._run",
                 "stylegen/pipeline/loop.py",
@@ -769,12 +770,20 @@ d = {
                 "pipeline/loop.html#_next",
                 "stylegen/pipeline/loop.py",
             ),
+            "stylegen.pipeline.loop.abandon": (
+                "pipeline/loop.html#abandon",
+                "stylegen/pipeline/loop.py",
+            ),
             "stylegen.pipeline.loop.admit": (
                 "pipeline/loop.html#admit",
                 "stylegen/pipeline/loop.py",
             ),
             "stylegen.pipeline.loop.deliver": (
                 "pipeline/loop.html#deliver",
+                "stylegen/pipeline/loop.py",
+            ),
+            "stylegen.pipeline.loop.halved": (
+                "pipeline/loop.html#halved",
                 "stylegen/pipeline/loop.py",
             ),
         },
@@ -886,6 +895,228 @@ d = {
                 "stylegen/pipeline/warm_up.py",
             ),
         },
+        "stylegen.playground.backend": {
+            "stylegen.playground.backend.Backend": (
+                "playground/backend.html#backend",
+                "stylegen/playground/backend.py",
+            ),
+            "stylegen.playground.backend.LatentPreview": (
+                "playground/backend.html#latentpreview",
+                "stylegen/playground/backend.py",
+            ),
+            "stylegen.playground.backend.LatentPreview.__call__": (
+                "playground/backend.html#latentpreview.__call__",
+                "stylegen/playground/backend.py",
+            ),
+            "stylegen.playground.backend.LatentPreview.__init__": (
+                "playground/backend.html#latentpreview.__init__",
+                "stylegen/playground/backend.py",
+            ),
+            "stylegen.playground.backend._colour_card": (
+                "playground/backend.html#_colour_card",
+                "stylegen/playground/backend.py",
+            ),
+            "stylegen.playground.backend._encode": (
+                "playground/backend.html#_encode",
+                "stylegen/playground/backend.py",
+            ),
+            "stylegen.playground.backend._gb": (
+                "playground/backend.html#_gb",
+                "stylegen/playground/backend.py",
+            ),
+            "stylegen.playground.backend._rows": (
+                "playground/backend.html#_rows",
+                "stylegen/playground/backend.py",
+            ),
+            "stylegen.playground.backend.describe_pipeline": (
+                "playground/backend.html#describe_pipeline",
+                "stylegen/playground/backend.py",
+            ),
+            "stylegen.playground.backend.engine_backend": (
+                "playground/backend.html#engine_backend",
+                "stylegen/playground/backend.py",
+            ),
+            "stylegen.playground.backend.open_model": (
+                "playground/backend.html#open_model",
+                "stylegen/playground/backend.py",
+            ),
+            "stylegen.playground.backend.worker_settings": (
+                "playground/backend.html#worker_settings",
+                "stylegen/playground/backend.py",
+            ),
+        },
+        "stylegen.playground.cells": {
+            "stylegen.playground.cells._cell_name": (
+                "playground/cells.html#_cell_name",
+                "stylegen/playground/cells.py",
+            ),
+            "stylegen.playground.cells._content": (
+                "playground/cells.html#_content",
+                "stylegen/playground/cells.py",
+            ),
+            "stylegen.playground.cells._digest": (
+                "playground/cells.html#_digest",
+                "stylegen/playground/cells.py",
+            ),
+            "stylegen.playground.cells.find_cell": (
+                "playground/cells.html#find_cell",
+                "stylegen/playground/cells.py",
+            ),
+            "stylegen.playground.cells.load_cell": (
+                "playground/cells.html#load_cell",
+                "stylegen/playground/cells.py",
+            ),
+            "stylegen.playground.cells.loras_of": (
+                "playground/cells.html#loras_of",
+                "stylegen/playground/cells.py",
+            ),
+            "stylegen.playground.cells.save_cell": (
+                "playground/cells.html#save_cell",
+                "stylegen/playground/cells.py",
+            ),
+        },
+        "stylegen.playground.code": {
+            "stylegen.playground.code._call_engine": (
+                "playground/code.html#_call_engine",
+                "stylegen/playground/code.py",
+            ),
+            "stylegen.playground.code._call_function": (
+                "playground/code.html#_call_function",
+                "stylegen/playground/code.py",
+            ),
+            "stylegen.playground.code.as_command": (
+                "playground/code.html#as_command",
+                "stylegen/playground/code.py",
+            ),
+            "stylegen.playground.code.as_python": (
+                "playground/code.html#as_python",
+                "stylegen/playground/code.py",
+            ),
+            "stylegen.playground.code.local_loras": (
+                "playground/code.html#local_loras",
+                "stylegen/playground/code.py",
+            ),
+        },
+        "stylegen.playground.compare_tab": {
+            "stylegen.playground.compare_tab.Axes": (
+                "playground/compare_tab.html#axes",
+                "stylegen/playground/compare_tab.py",
+            ),
+            "stylegen.playground.compare_tab.Axes.__init__": (
+                "playground/compare_tab.html#axes.__init__",
+                "stylegen/playground/compare_tab.py",
+            ),
+            "stylegen.playground.compare_tab.Axes.plan": (
+                "playground/compare_tab.html#axes.plan",
+                "stylegen/playground/compare_tab.py",
+            ),
+            "stylegen.playground.compare_tab.Axes.update": (
+                "playground/compare_tab.html#axes.update",
+                "stylegen/playground/compare_tab.py",
+            ),
+            "stylegen.playground.compare_tab.Axis": (
+                "playground/compare_tab.html#axis",
+                "stylegen/playground/compare_tab.py",
+            ),
+            "stylegen.playground.compare_tab.Axis.__init__": (
+                "playground/compare_tab.html#axis.__init__",
+                "stylegen/playground/compare_tab.py",
+            ),
+            "stylegen.playground.compare_tab.Axis._suggest": (
+                "playground/compare_tab.html#axis._suggest",
+                "stylegen/playground/compare_tab.py",
+            ),
+            "stylegen.playground.compare_tab.Axis.parsed": (
+                "playground/compare_tab.html#axis.parsed",
+                "stylegen/playground/compare_tab.py",
+            ),
+            "stylegen.playground.compare_tab.CompareTab": (
+                "playground/compare_tab.html#comparetab",
+                "stylegen/playground/compare_tab.py",
+            ),
+            "stylegen.playground.compare_tab.CompareTab.__init__": (
+                "playground/compare_tab.html#comparetab.__init__",
+                "stylegen/playground/compare_tab.py",
+            ),
+            "stylegen.playground.compare_tab.CompareTab._run": (
+                "playground/compare_tab.html#comparetab._run",
+                "stylegen/playground/compare_tab.py",
+            ),
+            "stylegen.playground.compare_tab.CompareTab.export": (
+                "playground/compare_tab.html#comparetab.export",
+                "stylegen/playground/compare_tab.py",
+            ),
+            "stylegen.playground.compare_tab.CompareTab.start": (
+                "playground/compare_tab.html#comparetab.start",
+                "stylegen/playground/compare_tab.py",
+            ),
+            "stylegen.playground.compare_tab.DifferenceBox": (
+                "playground/compare_tab.html#differencebox",
+                "stylegen/playground/compare_tab.py",
+            ),
+            "stylegen.playground.compare_tab.DifferenceBox.__init__": (
+                "playground/compare_tab.html#differencebox.__init__",
+                "stylegen/playground/compare_tab.py",
+            ),
+            "stylegen.playground.compare_tab.DifferenceBox.offer": (
+                "playground/compare_tab.html#differencebox.offer",
+                "stylegen/playground/compare_tab.py",
+            ),
+            "stylegen.playground.compare_tab.DifferenceBox.show": (
+                "playground/compare_tab.html#differencebox.show",
+                "stylegen/playground/compare_tab.py",
+            ),
+            "stylegen.playground.compare_tab.SheetView": (
+                "playground/compare_tab.html#sheetview",
+                "stylegen/playground/compare_tab.py",
+            ),
+            "stylegen.playground.compare_tab.SheetView.__init__": (
+                "playground/compare_tab.html#sheetview.__init__",
+                "stylegen/playground/compare_tab.py",
+            ),
+            "stylegen.playground.compare_tab.SheetView.save": (
+                "playground/compare_tab.html#sheetview.save",
+                "stylegen/playground/compare_tab.py",
+            ),
+            "stylegen.playground.compare_tab.SheetView.show": (
+                "playground/compare_tab.html#sheetview.show",
+                "stylegen/playground/compare_tab.py",
+            ),
+            "stylegen.playground.compare_tab.cost_text": (
+                "playground/compare_tab.html#cost_text",
+                "stylegen/playground/compare_tab.py",
+            ),
+            "stylegen.playground.compare_tab.plan_grid": (
+                "playground/compare_tab.html#plan_grid",
+                "stylegen/playground/compare_tab.py",
+            ),
+            "stylegen.playground.compare_tab.save_grid": (
+                "playground/compare_tab.html#save_grid",
+                "stylegen/playground/compare_tab.py",
+            ),
+        },
+        "stylegen.playground.context": {
+            "stylegen.playground.context.Context": (
+                "playground/context.html#context",
+                "stylegen/playground/context.py",
+            ),
+            "stylegen.playground.context.Context.recall": (
+                "playground/context.html#context.recall",
+                "stylegen/playground/context.py",
+            ),
+            "stylegen.playground.context.record": (
+                "playground/context.html#record",
+                "stylegen/playground/context.py",
+            ),
+            "stylegen.playground.context.report_results": (
+                "playground/context.html#report_results",
+                "stylegen/playground/context.py",
+            ),
+            "stylegen.playground.context.start_request": (
+                "playground/context.html#start_request",
+                "stylegen/playground/context.py",
+            ),
+        },
         "stylegen.playground.controls": {
             "stylegen.playground.controls.Controls": (
                 "playground/controls.html#controls",
@@ -903,132 +1134,20 @@ d = {
                 "playground/controls.html#controls.recall",
                 "stylegen/playground/controls.py",
             ),
-            "stylegen.playground.controls.Group": (
-                "playground/controls.html#group",
+            "stylegen.playground.controls.LoraBoxes": (
+                "playground/controls.html#loraboxes",
                 "stylegen/playground/controls.py",
             ),
-            "stylegen.playground.controls.Group.fields": (
-                "playground/controls.html#group.fields",
+            "stylegen.playground.controls.LoraBoxes.__init__": (
+                "playground/controls.html#loraboxes.__init__",
                 "stylegen/playground/controls.py",
             ),
-            "stylegen.playground.controls.Group.fillers": (
-                "playground/controls.html#group.fillers",
+            "stylegen.playground.controls.LoraBoxes._toggle_second": (
+                "playground/controls.html#loraboxes._toggle_second",
                 "stylegen/playground/controls.py",
             ),
-            "stylegen.playground.controls.Library": (
-                "playground/controls.html#library",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.Library.__init__": (
-                "playground/controls.html#library.__init__",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.Library.adopt": (
-                "playground/controls.html#library.adopt",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.Library.find": (
-                "playground/controls.html#library.find",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.Library.refresh": (
-                "playground/controls.html#library.refresh",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.Library.refuse": (
-                "playground/controls.html#library.refuse",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.Library.refused": (
-                "playground/controls.html#library.refused",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.Library.usable": (
-                "playground/controls.html#library.usable",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.Prompt": (
-                "playground/controls.html#prompt",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.Prompt.__init__": (
-                "playground/controls.html#prompt.__init__",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.Prompt.fields": (
-                "playground/controls.html#prompt.fields",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.Prompt.fillers": (
-                "playground/controls.html#prompt.fillers",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.Sampling": (
-                "playground/controls.html#sampling",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.Sampling.__init__": (
-                "playground/controls.html#sampling.__init__",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.Sampling.fields": (
-                "playground/controls.html#sampling.fields",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.Sampling.fillers": (
-                "playground/controls.html#sampling.fillers",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.Seed": (
-                "playground/controls.html#seed",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.Seed.__init__": (
-                "playground/controls.html#seed.__init__",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.Seed.fields": (
-                "playground/controls.html#seed.fields",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.Seed.fillers": (
-                "playground/controls.html#seed.fillers",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.Seed.reuse": (
-                "playground/controls.html#seed.reuse",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.Seed.roll": (
-                "playground/controls.html#seed.roll",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.Seed.seed": (
-                "playground/controls.html#seed.seed",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.Signature": (
-                "playground/controls.html#signature",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.Signature.__init__": (
-                "playground/controls.html#signature.__init__",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.Signature._fill": (
-                "playground/controls.html#signature._fill",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.Signature._own_hand": (
-                "playground/controls.html#signature._own_hand",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.Signature.fields": (
-                "playground/controls.html#signature.fields",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.Signature.fillers": (
-                "playground/controls.html#signature.fillers",
+            "stylegen.playground.controls.LoraBoxes.show": (
+                "playground/controls.html#loraboxes.show",
                 "stylegen/playground/controls.py",
             ),
             "stylegen.playground.controls.Style": (
@@ -1039,733 +1158,865 @@ d = {
                 "playground/controls.html#style.__init__",
                 "stylegen/playground/controls.py",
             ),
-            "stylegen.playground.controls.Style._toggle_second": (
-                "playground/controls.html#style._toggle_second",
+            "stylegen.playground.controls.Style.fields": (
+                "playground/controls.html#style.fields",
                 "stylegen/playground/controls.py",
             ),
-            "stylegen.playground.controls.Style.show": (
-                "playground/controls.html#style.show",
+            "stylegen.playground.controls.Style.setters": (
+                "playground/controls.html#style.setters",
                 "stylegen/playground/controls.py",
             ),
-            "stylegen.playground.controls.StyleGroup": (
-                "playground/controls.html#stylegroup",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.StyleGroup._choose": (
-                "playground/controls.html#stylegroup._choose",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.StyleGroup._fill_lora": (
-                "playground/controls.html#stylegroup._fill_lora",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.StyleGroup._fill_scale": (
-                "playground/controls.html#stylegroup._fill_scale",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.StyleGroup._more": (
-                "playground/controls.html#stylegroup._more",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.StyleGroup.fields": (
-                "playground/controls.html#stylegroup.fields",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.StyleGroup.fillers": (
-                "playground/controls.html#stylegroup.fillers",
-                "stylegen/playground/controls.py",
-            ),
-            "stylegen.playground.controls.adopted": (
-                "playground/controls.html#adopted",
+            "stylegen.playground.controls.choose_lora": (
+                "playground/controls.html#choose_lora",
                 "stylegen/playground/controls.py",
             ),
             "stylegen.playground.controls.defaults": (
                 "playground/controls.html#defaults",
                 "stylegen/playground/controls.py",
             ),
-            "stylegen.playground.controls.fill": (
-                "playground/controls.html#fill",
+            "stylegen.playground.controls.offer": (
+                "playground/controls.html#offer",
                 "stylegen/playground/controls.py",
             ),
-            "stylegen.playground.controls.line": (
-                "playground/controls.html#line",
+            "stylegen.playground.controls.refusals_html": (
+                "playground/controls.html#refusals_html",
                 "stylegen/playground/controls.py",
             ),
-            "stylegen.playground.controls.marked": (
-                "playground/controls.html#marked",
+            "stylegen.playground.controls.set_extra_loras": (
+                "playground/controls.html#set_extra_loras",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.set_fields": (
+                "playground/controls.html#set_fields",
+                "stylegen/playground/controls.py",
+            ),
+            "stylegen.playground.controls.set_scale": (
+                "playground/controls.html#set_scale",
                 "stylegen/playground/controls.py",
             ),
         },
-        "stylegen.playground.desk": {
-            "stylegen.playground.desk.Desk": (
-                "playground/desk.html#desk",
-                "stylegen/playground/desk.py",
+        "stylegen.playground.difference": {
+            "stylegen.playground.difference.Difference": (
+                "playground/difference.html#difference",
+                "stylegen/playground/difference.py",
             ),
-            "stylegen.playground.desk.Desk._file": (
-                "playground/desk.html#desk._file",
-                "stylegen/playground/desk.py",
+            "stylegen.playground.difference.Difference._repr_html_": (
+                "playground/difference.html#difference._repr_html_",
+                "stylegen/playground/difference.py",
             ),
-            "stylegen.playground.desk.Desk.recall": (
-                "playground/desk.html#desk.recall",
-                "stylegen/playground/desk.py",
+            "stylegen.playground.difference.Difference._repr_png_": (
+                "playground/difference.html#difference._repr_png_",
+                "stylegen/playground/difference.py",
             ),
-            "stylegen.playground.desk.Desk.watch": (
-                "playground/desk.html#desk.watch",
-                "stylegen/playground/desk.py",
+            "stylegen.playground.difference.Difference.changed": (
+                "playground/difference.html#difference.changed",
+                "stylegen/playground/difference.py",
             ),
-            "stylegen.playground.desk.Easel": (
-                "playground/desk.html#easel",
-                "stylegen/playground/desk.py",
+            "stylegen.playground.difference.Difference.fields": (
+                "playground/difference.html#difference.fields",
+                "stylegen/playground/difference.py",
             ),
-            "stylegen.playground.desk.Easel.__init__": (
-                "playground/desk.html#easel.__init__",
-                "stylegen/playground/desk.py",
+            "stylegen.playground.difference.Difference.mean": (
+                "playground/difference.html#difference.mean",
+                "stylegen/playground/difference.py",
             ),
-            "stylegen.playground.desk.Easel._put": (
-                "playground/desk.html#easel._put",
-                "stylegen/playground/desk.py",
+            "stylegen.playground.difference.Difference.sheet": (
+                "playground/difference.html#difference.sheet",
+                "stylegen/playground/difference.py",
             ),
-            "stylegen.playground.desk.Easel.clear": (
-                "playground/desk.html#easel.clear",
-                "stylegen/playground/desk.py",
+            "stylegen.playground.difference.difference_html": (
+                "playground/difference.html#difference_html",
+                "stylegen/playground/difference.py",
             ),
-            "stylegen.playground.desk.Easel.glimpse": (
-                "playground/desk.html#easel.glimpse",
-                "stylegen/playground/desk.py",
+            "stylegen.playground.difference.differing_fields": (
+                "playground/difference.html#differing_fields",
+                "stylegen/playground/difference.py",
             ),
-            "stylegen.playground.desk.Easel.hang": (
-                "playground/desk.html#easel.hang",
-                "stylegen/playground/desk.py",
+            "stylegen.playground.difference.draw_pair": (
+                "playground/difference.html#draw_pair",
+                "stylegen/playground/difference.py",
             ),
-            "stylegen.playground.desk.Easel.put_away": (
-                "playground/desk.html#easel.put_away",
-                "stylegen/playground/desk.py",
+            "stylegen.playground.difference.pixel_difference": (
+                "playground/difference.html#pixel_difference",
+                "stylegen/playground/difference.py",
             ),
-            "stylegen.playground.desk.Easel.settle": (
-                "playground/desk.html#easel.settle",
-                "stylegen/playground/desk.py",
+            "stylegen.playground.difference.same_size": (
+                "playground/difference.html#same_size",
+                "stylegen/playground/difference.py",
             ),
-            "stylegen.playground.desk.Easel.show": (
-                "playground/desk.html#easel.show",
-                "stylegen/playground/desk.py",
+        },
+        "stylegen.playground.draw_tab": {
+            "stylegen.playground.draw_tab.DrawTab": (
+                "playground/draw_tab.html#drawtab",
+                "stylegen/playground/draw_tab.py",
             ),
-            "stylegen.playground.desk.Tile": (
-                "playground/desk.html#tile",
-                "stylegen/playground/desk.py",
+            "stylegen.playground.draw_tab.DrawTab.__init__": (
+                "playground/draw_tab.html#drawtab.__init__",
+                "stylegen/playground/draw_tab.py",
             ),
-            "stylegen.playground.desk.Tile.__init__": (
-                "playground/desk.html#tile.__init__",
-                "stylegen/playground/desk.py",
+            "stylegen.playground.draw_tab.DrawTab._on_done": (
+                "playground/draw_tab.html#drawtab._on_done",
+                "stylegen/playground/draw_tab.py",
             ),
-            "stylegen.playground.desk.tell": (
-                "playground/desk.html#tell",
-                "stylegen/playground/desk.py",
+            "stylegen.playground.draw_tab.DrawTab._on_latents": (
+                "playground/draw_tab.html#drawtab._on_latents",
+                "stylegen/playground/draw_tab.py",
             ),
-            "stylegen.playground.desk.wall": (
-                "playground/desk.html#wall",
-                "stylegen/playground/desk.py",
+            "stylegen.playground.draw_tab.DrawTab._run": (
+                "playground/draw_tab.html#drawtab._run",
+                "stylegen/playground/draw_tab.py",
+            ),
+            "stylegen.playground.draw_tab.DrawTab.generate": (
+                "playground/draw_tab.html#drawtab.generate",
+                "stylegen/playground/draw_tab.py",
+            ),
+            "stylegen.playground.draw_tab.request_tasks": (
+                "playground/draw_tab.html#request_tasks",
+                "stylegen/playground/draw_tab.py",
+            ),
+        },
+        "stylegen.playground.drawing": {
+            "stylegen.playground.drawing.Callbacks": (
+                "playground/drawing.html#callbacks",
+                "stylegen/playground/drawing.py",
+            ),
+            "stylegen.playground.drawing.Failure": (
+                "playground/drawing.html#failure",
+                "stylegen/playground/drawing.py",
+            ),
+            "stylegen.playground.drawing.Picture": (
+                "playground/drawing.html#picture",
+                "stylegen/playground/drawing.py",
+            ),
+            "stylegen.playground.drawing.Picture._repr_png_": (
+                "playground/drawing.html#picture._repr_png_",
+                "stylegen/playground/drawing.py",
+            ),
+            "stylegen.playground.drawing.Stopped": (
+                "playground/drawing.html#stopped",
+                "stylegen/playground/drawing.py",
+            ),
+            "stylegen.playground.drawing._draw_one": (
+                "playground/drawing.html#_draw_one",
+                "stylegen/playground/drawing.py",
+            ),
+            "stylegen.playground.drawing._ignore": (
+                "playground/drawing.html#_ignore",
+                "stylegen/playground/drawing.py",
+            ),
+            "stylegen.playground.drawing.draw_all": (
+                "playground/drawing.html#draw_all",
+                "stylegen/playground/drawing.py",
+            ),
+            "stylegen.playground.drawing.png": (
+                "playground/drawing.html#png",
+                "stylegen/playground/drawing.py",
+            ),
+        },
+        "stylegen.playground.estimate": {
+            "stylegen.playground.estimate.SpeedEstimate": (
+                "playground/estimate.html#speedestimate",
+                "stylegen/playground/estimate.py",
+            ),
+            "stylegen.playground.estimate.SpeedEstimate.__init__": (
+                "playground/estimate.html#speedestimate.__init__",
+                "stylegen/playground/estimate.py",
+            ),
+            "stylegen.playground.estimate.SpeedEstimate.add": (
+                "playground/estimate.html#speedestimate.add",
+                "stylegen/playground/estimate.py",
+            ),
+            "stylegen.playground.estimate.SpeedEstimate.describe": (
+                "playground/estimate.html#speedestimate.describe",
+                "stylegen/playground/estimate.py",
+            ),
+            "stylegen.playground.estimate.SpeedEstimate.seconds": (
+                "playground/estimate.html#speedestimate.seconds",
+                "stylegen/playground/estimate.py",
+            ),
+            "stylegen.playground.estimate.job_cost": (
+                "playground/estimate.html#job_cost",
+                "stylegen/playground/estimate.py",
+            ),
+        },
+        "stylegen.playground.fields": {
+            "stylegen.playground.fields.Group": (
+                "playground/fields.html#group",
+                "stylegen/playground/fields.py",
+            ),
+            "stylegen.playground.fields.Group.fields": (
+                "playground/fields.html#group.fields",
+                "stylegen/playground/fields.py",
+            ),
+            "stylegen.playground.fields.Group.setters": (
+                "playground/fields.html#group.setters",
+                "stylegen/playground/fields.py",
+            ),
+            "stylegen.playground.fields.Prompt": (
+                "playground/fields.html#prompt",
+                "stylegen/playground/fields.py",
+            ),
+            "stylegen.playground.fields.Prompt.__init__": (
+                "playground/fields.html#prompt.__init__",
+                "stylegen/playground/fields.py",
+            ),
+            "stylegen.playground.fields.Prompt.fields": (
+                "playground/fields.html#prompt.fields",
+                "stylegen/playground/fields.py",
+            ),
+            "stylegen.playground.fields.Prompt.setters": (
+                "playground/fields.html#prompt.setters",
+                "stylegen/playground/fields.py",
+            ),
+            "stylegen.playground.fields.Sampling": (
+                "playground/fields.html#sampling",
+                "stylegen/playground/fields.py",
+            ),
+            "stylegen.playground.fields.Sampling.__init__": (
+                "playground/fields.html#sampling.__init__",
+                "stylegen/playground/fields.py",
+            ),
+            "stylegen.playground.fields.Sampling.fields": (
+                "playground/fields.html#sampling.fields",
+                "stylegen/playground/fields.py",
+            ),
+            "stylegen.playground.fields.Sampling.setters": (
+                "playground/fields.html#sampling.setters",
+                "stylegen/playground/fields.py",
+            ),
+            "stylegen.playground.fields.Seed": (
+                "playground/fields.html#seed",
+                "stylegen/playground/fields.py",
+            ),
+            "stylegen.playground.fields.Seed.__init__": (
+                "playground/fields.html#seed.__init__",
+                "stylegen/playground/fields.py",
+            ),
+            "stylegen.playground.fields.Seed.fields": (
+                "playground/fields.html#seed.fields",
+                "stylegen/playground/fields.py",
+            ),
+            "stylegen.playground.fields.Seed.reuse": (
+                "playground/fields.html#seed.reuse",
+                "stylegen/playground/fields.py",
+            ),
+            "stylegen.playground.fields.Seed.roll": (
+                "playground/fields.html#seed.roll",
+                "stylegen/playground/fields.py",
+            ),
+            "stylegen.playground.fields.Seed.seed": (
+                "playground/fields.html#seed.seed",
+                "stylegen/playground/fields.py",
+            ),
+            "stylegen.playground.fields.Seed.setters": (
+                "playground/fields.html#seed.setters",
+                "stylegen/playground/fields.py",
+            ),
+            "stylegen.playground.fields.Signature": (
+                "playground/fields.html#signature",
+                "stylegen/playground/fields.py",
+            ),
+            "stylegen.playground.fields.Signature.__init__": (
+                "playground/fields.html#signature.__init__",
+                "stylegen/playground/fields.py",
+            ),
+            "stylegen.playground.fields.Signature._set": (
+                "playground/fields.html#signature._set",
+                "stylegen/playground/fields.py",
+            ),
+            "stylegen.playground.fields.Signature._set_hand": (
+                "playground/fields.html#signature._set_hand",
+                "stylegen/playground/fields.py",
+            ),
+            "stylegen.playground.fields.Signature.fields": (
+                "playground/fields.html#signature.fields",
+                "stylegen/playground/fields.py",
+            ),
+            "stylegen.playground.fields.Signature.setters": (
+                "playground/fields.html#signature.setters",
+                "stylegen/playground/fields.py",
+            ),
+        },
+        "stylegen.playground.files": {
+            "stylegen.playground.files.Presets": (
+                "playground/files.html#presets",
+                "stylegen/playground/files.py",
+            ),
+            "stylegen.playground.files.Presets.__init__": (
+                "playground/files.html#presets.__init__",
+                "stylegen/playground/files.py",
+            ),
+            "stylegen.playground.files.Presets.load": (
+                "playground/files.html#presets.load",
+                "stylegen/playground/files.py",
+            ),
+            "stylegen.playground.files.Presets.names": (
+                "playground/files.html#presets.names",
+                "stylegen/playground/files.py",
+            ),
+            "stylegen.playground.files.Presets.save": (
+                "playground/files.html#presets.save",
+                "stylegen/playground/files.py",
+            ),
+            "stylegen.playground.files._preset_path": (
+                "playground/files.html#_preset_path",
+                "stylegen/playground/files.py",
+            ),
+            "stylegen.playground.files.as_json": (
+                "playground/files.html#as_json",
+                "stylegen/playground/files.py",
+            ),
+            "stylegen.playground.files.open_job": (
+                "playground/files.html#open_job",
+                "stylegen/playground/files.py",
+            ),
+            "stylegen.playground.files.save_picture": (
+                "playground/files.html#save_picture",
+                "stylegen/playground/files.py",
             ),
         },
         "stylegen.playground.grid": {
-            "stylegen.playground.grid.Difference": (
-                "playground/grid.html#difference",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Difference._pair": (
-                "playground/grid.html#difference._pair",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Difference._repr_html_": (
-                "playground/grid.html#difference._repr_html_",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Difference._repr_png_": (
-                "playground/grid.html#difference._repr_png_",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Difference.changed": (
-                "playground/grid.html#difference.changed",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Difference.fields": (
-                "playground/grid.html#difference.fields",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Difference.mean": (
-                "playground/grid.html#difference.mean",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Difference.sheet": (
-                "playground/grid.html#difference.sheet",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Failure": (
-                "playground/grid.html#failure",
-                "stylegen/playground/grid.py",
-            ),
             "stylegen.playground.grid.Grid": (
                 "playground/grid.html#grid",
                 "stylegen/playground/grid.py",
             ),
-            "stylegen.playground.grid.Grid._repr_html_": (
-                "playground/grid.html#grid._repr_html_",
+            "stylegen.playground.grid.Grid.__init__": (
+                "playground/grid.html#grid.__init__",
                 "stylegen/playground/grid.py",
             ),
-            "stylegen.playground.grid.Grid._repr_png_": (
-                "playground/grid.html#grid._repr_png_",
+            "stylegen.playground.grid.Grid._repr_mimebundle_": (
+                "playground/grid.html#grid._repr_mimebundle_",
                 "stylegen/playground/grid.py",
             ),
-            "stylegen.playground.grid.Grid.run": (
-                "playground/grid.html#grid.run",
+            "stylegen.playground.grid.Grid.cells": (
+                "playground/grid.html#grid.cells",
                 "stylegen/playground/grid.py",
             ),
-            "stylegen.playground.grid.Grid.save": (
-                "playground/grid.html#grid.save",
+            "stylegen.playground.grid.Grid.missing": (
+                "playground/grid.html#grid.missing",
                 "stylegen/playground/grid.py",
             ),
             "stylegen.playground.grid.Grid.sheet": (
                 "playground/grid.html#grid.sheet",
                 "stylegen/playground/grid.py",
             ),
-            "stylegen.playground.grid.Grid.table": (
-                "playground/grid.html#grid.table",
+            "stylegen.playground.grid.GridCells": (
+                "playground/grid.html#gridcells",
                 "stylegen/playground/grid.py",
             ),
-            "stylegen.playground.grid.LoraFile": (
-                "playground/grid.html#lorafile",
+            "stylegen.playground.grid.GridCells.__init__": (
+                "playground/grid.html#gridcells.__init__",
                 "stylegen/playground/grid.py",
             ),
-            "stylegen.playground.grid.LoraFile.file": (
-                "playground/grid.html#lorafile.file",
+            "stylegen.playground.grid.GridCells._files": (
+                "playground/grid.html#gridcells._files",
                 "stylegen/playground/grid.py",
             ),
-            "stylegen.playground.grid.LoraFile.style_id": (
-                "playground/grid.html#lorafile.style_id",
+            "stylegen.playground.grid.GridCells.lora": (
+                "playground/grid.html#gridcells.lora",
                 "stylegen/playground/grid.py",
             ),
-            "stylegen.playground.grid.Pace": (
-                "playground/grid.html#pace",
+            "stylegen.playground.grid.GridCells.put": (
+                "playground/grid.html#gridcells.put",
                 "stylegen/playground/grid.py",
             ),
-            "stylegen.playground.grid.Pace.__init__": (
-                "playground/grid.html#pace.__init__",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Pace.add": (
-                "playground/grid.html#pace.add",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Pace.seconds": (
-                "playground/grid.html#pace.seconds",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Pace.tell": (
-                "playground/grid.html#pace.tell",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Picture": (
-                "playground/grid.html#picture",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Picture._repr_png_": (
-                "playground/grid.html#picture._repr_png_",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Plan": (
-                "playground/grid.html#plan",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Plan.__init__": (
-                "playground/grid.html#plan.__init__",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Plan._files": (
-                "playground/grid.html#plan._files",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Plan.lora": (
-                "playground/grid.html#plan.lora",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Plan.missing": (
-                "playground/grid.html#plan.missing",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Plan.put": (
-                "playground/grid.html#plan.put",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Plan.resume": (
-                "playground/grid.html#plan.resume",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Stopped": (
-                "playground/grid.html#stopped",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.Watch": (
-                "playground/grid.html#watch",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid._caption": (
-                "playground/grid.html#_caption",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid._cell_name": (
-                "playground/grid.html#_cell_name",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid._content": (
-                "playground/grid.html#_content",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid._digest": (
-                "playground/grid.html#_digest",
+            "stylegen.playground.grid.GridCells.resume": (
+                "playground/grid.html#gridcells.resume",
                 "stylegen/playground/grid.py",
             ),
             "stylegen.playground.grid._distinct": (
                 "playground/grid.html#_distinct",
                 "stylegen/playground/grid.py",
             ),
-            "stylegen.playground.grid._draw_one": (
-                "playground/grid.html#_draw_one",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid._font": (
-                "playground/grid.html#_font",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid._ignore": (
-                "playground/grid.html#_ignore",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid._paste": (
-                "playground/grid.html#_paste",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid._shown": (
-                "playground/grid.html#_shown",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.bucket_loras": (
-                "playground/grid.html#bucket_loras",
-                "stylegen/playground/grid.py",
-            ),
             "stylegen.playground.grid.cell_state": (
                 "playground/grid.html#cell_state",
                 "stylegen/playground/grid.py",
             ),
-            "stylegen.playground.grid.draw_all": (
-                "playground/grid.html#draw_all",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.draw_sheet": (
-                "playground/grid.html#draw_sheet",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.folder_loras": (
-                "playground/grid.html#folder_loras",
+            "stylegen.playground.grid.draw_missing": (
+                "playground/grid.html#draw_missing",
                 "stylegen/playground/grid.py",
             ),
             "stylegen.playground.grid.grid": (
                 "playground/grid.html#grid",
                 "stylegen/playground/grid.py",
             ),
-            "stylegen.playground.grid.image_html": (
-                "playground/grid.html#image_html",
+            "stylegen.playground.grid.grid_bundle": (
+                "playground/grid.html#grid_bundle",
                 "stylegen/playground/grid.py",
             ),
-            "stylegen.playground.grid.keep": (
-                "playground/grid.html#keep",
+            "stylegen.playground.grid.grid_jobs": (
+                "playground/grid.html#grid_jobs",
                 "stylegen/playground/grid.py",
             ),
-            "stylegen.playground.grid.kept": (
-                "playground/grid.html#kept",
+            "stylegen.playground.grid.job_table": (
+                "playground/grid.html#job_table",
                 "stylegen/playground/grid.py",
             ),
-            "stylegen.playground.grid.load_kept": (
-                "playground/grid.html#load_kept",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.local_lora": (
-                "playground/grid.html#local_lora",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.loras_of": (
-                "playground/grid.html#loras_of",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.named": (
-                "playground/grid.html#named",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.parse_values": (
-                "playground/grid.html#parse_values",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.png": (
-                "playground/grid.html#png",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.recipe_id": (
-                "playground/grid.html#recipe_id",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.remote_lora": (
-                "playground/grid.html#remote_lora",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.split_tags": (
-                "playground/grid.html#split_tags",
+            "stylegen.playground.grid.save_sheet": (
+                "playground/grid.html#save_sheet",
                 "stylegen/playground/grid.py",
             ),
             "stylegen.playground.grid.sweep": (
                 "playground/grid.html#sweep",
                 "stylegen/playground/grid.py",
             ),
-            "stylegen.playground.grid.table_html": (
-                "playground/grid.html#table_html",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.vary": (
-                "playground/grid.html#vary",
-                "stylegen/playground/grid.py",
-            ),
-            "stylegen.playground.grid.work": (
-                "playground/grid.html#work",
-                "stylegen/playground/grid.py",
-            ),
         },
         "stylegen.playground.history": {
-            "stylegen.playground.history.Chosen": (
-                "playground/history.html#chosen",
+            "stylegen.playground.history.History": (
+                "playground/history.html#history",
                 "stylegen/playground/history.py",
             ),
-            "stylegen.playground.history.Chosen.__init__": (
-                "playground/history.html#chosen.__init__",
+            "stylegen.playground.history.History.__init__": (
+                "playground/history.html#history.__init__",
                 "stylegen/playground/history.py",
             ),
-            "stylegen.playground.history.Chosen.job": (
-                "playground/history.html#chosen.job",
+            "stylegen.playground.history.History._put": (
+                "playground/history.html#history._put",
                 "stylegen/playground/history.py",
             ),
-            "stylegen.playground.history.Chosen.put_away": (
-                "playground/history.html#chosen.put_away",
+            "stylegen.playground.history.History.add": (
+                "playground/history.html#history.add",
                 "stylegen/playground/history.py",
             ),
-            "stylegen.playground.history.ChosenPicture": (
-                "playground/history.html#chosenpicture",
+            "stylegen.playground.history.History.pictures": (
+                "playground/history.html#history.pictures",
                 "stylegen/playground/history.py",
             ),
-            "stylegen.playground.history.ChosenPicture.__init__": (
-                "playground/history.html#chosenpicture.__init__",
+            "stylegen.playground.history._model_folder": (
+                "playground/history.html#_model_folder",
                 "stylegen/playground/history.py",
             ),
-            "stylegen.playground.history.ChosenPicture._model": (
-                "playground/history.html#chosenpicture._model",
+            "stylegen.playground.history.labels": (
+                "playground/history.html#labels",
                 "stylegen/playground/history.py",
             ),
-            "stylegen.playground.history.ChosenPicture._sent": (
-                "playground/history.html#chosenpicture._sent",
+            "stylegen.playground.history.read_picture": (
+                "playground/history.html#read_picture",
                 "stylegen/playground/history.py",
             ),
-            "stylegen.playground.history.ChosenPicture._show_job": (
-                "playground/history.html#chosenpicture._show_job",
+            "stylegen.playground.history.read_pictures": (
+                "playground/history.html#read_pictures",
                 "stylegen/playground/history.py",
             ),
-            "stylegen.playground.history.ChosenPicture._try": (
-                "playground/history.html#chosenpicture._try",
+            "stylegen.playground.history.signed": (
+                "playground/history.html#signed",
                 "stylegen/playground/history.py",
             ),
-            "stylegen.playground.history.ChosenPicture.as_command": (
-                "playground/history.html#chosenpicture.as_command",
-                "stylegen/playground/history.py",
-            ),
-            "stylegen.playground.history.ChosenPicture.as_json": (
-                "playground/history.html#chosenpicture.as_json",
-                "stylegen/playground/history.py",
-            ),
-            "stylegen.playground.history.ChosenPicture.as_python": (
-                "playground/history.html#chosenpicture.as_python",
-                "stylegen/playground/history.py",
-            ),
-            "stylegen.playground.history.ChosenPicture.save": (
-                "playground/history.html#chosenpicture.save",
-                "stylegen/playground/history.py",
-            ),
-            "stylegen.playground.history.CodeBox": (
-                "playground/history.html#codebox",
-                "stylegen/playground/history.py",
-            ),
-            "stylegen.playground.history.CodeBox.__init__": (
-                "playground/history.html#codebox.__init__",
-                "stylegen/playground/history.py",
-            ),
-            "stylegen.playground.history.CodeBox.show": (
-                "playground/history.html#codebox.show",
-                "stylegen/playground/history.py",
-            ),
-            "stylegen.playground.history.Files": (
-                "playground/history.html#files",
-                "stylegen/playground/history.py",
-            ),
-            "stylegen.playground.history.Files.__init__": (
-                "playground/history.html#files.__init__",
-                "stylegen/playground/history.py",
-            ),
-            "stylegen.playground.history.Files._load": (
-                "playground/history.html#files._load",
-                "stylegen/playground/history.py",
-            ),
-            "stylegen.playground.history.Files._open": (
-                "playground/history.html#files._open",
-                "stylegen/playground/history.py",
-            ),
-            "stylegen.playground.history.Files._save": (
-                "playground/history.html#files._save",
-                "stylegen/playground/history.py",
-            ),
-            "stylegen.playground.history.Gallery": (
-                "playground/history.html#gallery",
-                "stylegen/playground/history.py",
-            ),
-            "stylegen.playground.history.Gallery.__init__": (
-                "playground/history.html#gallery.__init__",
-                "stylegen/playground/history.py",
-            ),
-            "stylegen.playground.history.Gallery.show": (
-                "playground/history.html#gallery.show",
-                "stylegen/playground/history.py",
-            ),
-            "stylegen.playground.history.HistoryTab": (
-                "playground/history.html#historytab",
-                "stylegen/playground/history.py",
-            ),
-            "stylegen.playground.history.HistoryTab.__init__": (
-                "playground/history.html#historytab.__init__",
-                "stylegen/playground/history.py",
-            ),
-            "stylegen.playground.history.HistoryTab.recall": (
-                "playground/history.html#historytab.recall",
-                "stylegen/playground/history.py",
-            ),
-            "stylegen.playground.history.Mail": (
-                "playground/history.html#mail",
-                "stylegen/playground/history.py",
-            ),
-            "stylegen.playground.history.Mail.__init__": (
-                "playground/history.html#mail.__init__",
-                "stylegen/playground/history.py",
-            ),
-            "stylegen.playground.history.Mail._make": (
-                "playground/history.html#mail._make",
-                "stylegen/playground/history.py",
-            ),
-            "stylegen.playground.history.Mail._on_event": (
-                "playground/history.html#mail._on_event",
-                "stylegen/playground/history.py",
-            ),
-            "stylegen.playground.history.Mail._say": (
-                "playground/history.html#mail._say",
-                "stylegen/playground/history.py",
-            ),
-            "stylegen.playground.history.Mail.close": (
-                "playground/history.html#mail.close",
-                "stylegen/playground/history.py",
-            ),
-            "stylegen.playground.history.Mail.outbox": (
-                "playground/history.html#mail.outbox",
-                "stylegen/playground/history.py",
-            ),
-            "stylegen.playground.history.Production": (
-                "playground/history.html#production",
-                "stylegen/playground/history.py",
-            ),
-            "stylegen.playground.history.Production.__init__": (
-                "playground/history.html#production.__init__",
-                "stylegen/playground/history.py",
-            ),
-            "stylegen.playground.history.Production._ask": (
-                "playground/history.html#production._ask",
-                "stylegen/playground/history.py",
-            ),
-            "stylegen.playground.history.Production._letter": (
-                "playground/history.html#production._letter",
-                "stylegen/playground/history.py",
-            ),
-            "stylegen.playground.history.Production._listed": (
-                "playground/history.html#production._listed",
-                "stylegen/playground/history.py",
-            ),
-            "stylegen.playground.history.Production._look": (
-                "playground/history.html#production._look",
-                "stylegen/playground/history.py",
-            ),
-            "stylegen.playground.history.Production._open": (
-                "playground/history.html#production._open",
-                "stylegen/playground/history.py",
-            ),
-            "stylegen.playground.history.Production._press": (
-                "playground/history.html#production._press",
-                "stylegen/playground/history.py",
-            ),
-            "stylegen.playground.history.Production._redrive": (
-                "playground/history.html#production._redrive",
-                "stylegen/playground/history.py",
-            ),
-            "stylegen.playground.history.Production._send": (
-                "playground/history.html#production._send",
-                "stylegen/playground/history.py",
-            ),
-            "stylegen.playground.history._title": (
-                "playground/history.html#_title",
+            "stylegen.playground.history.summary": (
+                "playground/history.html#summary",
                 "stylegen/playground/history.py",
             ),
         },
-        "stylegen.playground.keeping": {
-            "stylegen.playground.keeping.Outbox": (
-                "playground/keeping.html#outbox",
-                "stylegen/playground/keeping.py",
+        "stylegen.playground.history_tab": {
+            "stylegen.playground.history_tab.ChosenPicture": (
+                "playground/history_tab.html#chosenpicture",
+                "stylegen/playground/history_tab.py",
             ),
-            "stylegen.playground.keeping.Outbox.__enter__": (
-                "playground/keeping.html#outbox.__enter__",
-                "stylegen/playground/keeping.py",
+            "stylegen.playground.history_tab.ChosenPicture.__init__": (
+                "playground/history_tab.html#chosenpicture.__init__",
+                "stylegen/playground/history_tab.py",
             ),
-            "stylegen.playground.keeping.Outbox.__exit__": (
-                "playground/keeping.html#outbox.__exit__",
-                "stylegen/playground/keeping.py",
+            "stylegen.playground.history_tab.ChosenPicture.job": (
+                "playground/history_tab.html#chosenpicture.job",
+                "stylegen/playground/history_tab.py",
             ),
-            "stylegen.playground.keeping.Outbox.__init__": (
-                "playground/keeping.html#outbox.__init__",
-                "stylegen/playground/keeping.py",
+            "stylegen.playground.history_tab.ChosenPicture.model": (
+                "playground/history_tab.html#chosenpicture.model",
+                "stylegen/playground/history_tab.py",
             ),
-            "stylegen.playground.keeping.Outbox._take": (
-                "playground/keeping.html#outbox._take",
-                "stylegen/playground/keeping.py",
+            "stylegen.playground.history_tab.ChosenPicture.save": (
+                "playground/history_tab.html#chosenpicture.save",
+                "stylegen/playground/history_tab.py",
             ),
-            "stylegen.playground.keeping.Outbox.close": (
-                "playground/keeping.html#outbox.close",
-                "stylegen/playground/keeping.py",
+            "stylegen.playground.history_tab.CodeBox": (
+                "playground/history_tab.html#codebox",
+                "stylegen/playground/history_tab.py",
             ),
-            "stylegen.playground.keeping.Outbox.events": (
-                "playground/keeping.html#outbox.events",
-                "stylegen/playground/keeping.py",
+            "stylegen.playground.history_tab.CodeBox.__init__": (
+                "playground/history_tab.html#codebox.__init__",
+                "stylegen/playground/history_tab.py",
             ),
-            "stylegen.playground.keeping.Outbox.send": (
-                "playground/keeping.html#outbox.send",
-                "stylegen/playground/keeping.py",
+            "stylegen.playground.history_tab.CodeBox.show": (
+                "playground/history_tab.html#codebox.show",
+                "stylegen/playground/history_tab.py",
             ),
-            "stylegen.playground.keeping.Outbox.wait": (
-                "playground/keeping.html#outbox.wait",
-                "stylegen/playground/keeping.py",
+            "stylegen.playground.history_tab.Files": (
+                "playground/history_tab.html#files",
+                "stylegen/playground/history_tab.py",
             ),
-            "stylegen.playground.keeping.Presets": (
-                "playground/keeping.html#presets",
-                "stylegen/playground/keeping.py",
+            "stylegen.playground.history_tab.Files.__init__": (
+                "playground/history_tab.html#files.__init__",
+                "stylegen/playground/history_tab.py",
             ),
-            "stylegen.playground.keeping.Presets.__init__": (
-                "playground/keeping.html#presets.__init__",
-                "stylegen/playground/keeping.py",
+            "stylegen.playground.history_tab.Files._load": (
+                "playground/history_tab.html#files._load",
+                "stylegen/playground/history_tab.py",
             ),
-            "stylegen.playground.keeping.Presets._path": (
-                "playground/keeping.html#presets._path",
-                "stylegen/playground/keeping.py",
+            "stylegen.playground.history_tab.Files._open": (
+                "playground/history_tab.html#files._open",
+                "stylegen/playground/history_tab.py",
             ),
-            "stylegen.playground.keeping.Presets.load": (
-                "playground/keeping.html#presets.load",
-                "stylegen/playground/keeping.py",
+            "stylegen.playground.history_tab.Files._save": (
+                "playground/history_tab.html#files._save",
+                "stylegen/playground/history_tab.py",
             ),
-            "stylegen.playground.keeping.Presets.names": (
-                "playground/keeping.html#presets.names",
-                "stylegen/playground/keeping.py",
+            "stylegen.playground.history_tab.Gallery": (
+                "playground/history_tab.html#gallery",
+                "stylegen/playground/history_tab.py",
             ),
-            "stylegen.playground.keeping.Presets.save": (
-                "playground/keeping.html#presets.save",
-                "stylegen/playground/keeping.py",
+            "stylegen.playground.history_tab.Gallery.__init__": (
+                "playground/history_tab.html#gallery.__init__",
+                "stylegen/playground/history_tab.py",
             ),
-            "stylegen.playground.keeping.Shelf": (
-                "playground/keeping.html#shelf",
-                "stylegen/playground/keeping.py",
+            "stylegen.playground.history_tab.Gallery.show": (
+                "playground/history_tab.html#gallery.show",
+                "stylegen/playground/history_tab.py",
             ),
-            "stylegen.playground.keeping.Shelf.__init__": (
-                "playground/keeping.html#shelf.__init__",
-                "stylegen/playground/keeping.py",
+            "stylegen.playground.history_tab.HistoryTab": (
+                "playground/history_tab.html#historytab",
+                "stylegen/playground/history_tab.py",
             ),
-            "stylegen.playground.keeping.Shelf._put": (
-                "playground/keeping.html#shelf._put",
-                "stylegen/playground/keeping.py",
+            "stylegen.playground.history_tab.HistoryTab.__init__": (
+                "playground/history_tab.html#historytab.__init__",
+                "stylegen/playground/history_tab.py",
             ),
-            "stylegen.playground.keeping.Shelf._read": (
-                "playground/keeping.html#shelf._read",
-                "stylegen/playground/keeping.py",
+            "stylegen.playground.history_tab.HistoryTab.recall": (
+                "playground/history_tab.html#historytab.recall",
+                "stylegen/playground/history_tab.py",
             ),
-            "stylegen.playground.keeping.Shelf.add": (
-                "playground/keeping.html#shelf.add",
-                "stylegen/playground/keeping.py",
+            "stylegen.playground.history_tab.JobExport": (
+                "playground/history_tab.html#jobexport",
+                "stylegen/playground/history_tab.py",
             ),
-            "stylegen.playground.keeping.Shelf.pictures": (
-                "playground/keeping.html#shelf.pictures",
-                "stylegen/playground/keeping.py",
+            "stylegen.playground.history_tab.JobExport.__init__": (
+                "playground/history_tab.html#jobexport.__init__",
+                "stylegen/playground/history_tab.py",
             ),
-            "stylegen.playground.keeping._call": (
-                "playground/keeping.html#_call",
-                "stylegen/playground/keeping.py",
+            "stylegen.playground.history_tab.JobExport._button": (
+                "playground/history_tab.html#jobexport._button",
+                "stylegen/playground/history_tab.py",
             ),
-            "stylegen.playground.keeping._files": (
-                "playground/keeping.html#_files",
-                "stylegen/playground/keeping.py",
+            "stylegen.playground.history_tab.JobExport._show_job": (
+                "playground/history_tab.html#jobexport._show_job",
+                "stylegen/playground/history_tab.py",
             ),
-            "stylegen.playground.keeping._is_here": (
-                "playground/keeping.html#_is_here",
-                "stylegen/playground/keeping.py",
+            "stylegen.playground.history_tab.JobExport.as_python": (
+                "playground/history_tab.html#jobexport.as_python",
+                "stylegen/playground/history_tab.py",
             ),
-            "stylegen.playground.keeping._pictures": (
-                "playground/keeping.html#_pictures",
-                "stylegen/playground/keeping.py",
+            "stylegen.playground.history_tab.job_command": (
+                "playground/history_tab.html#job_command",
+                "stylegen/playground/history_tab.py",
             ),
-            "stylegen.playground.keeping._weights": (
-                "playground/keeping.html#_weights",
-                "stylegen/playground/keeping.py",
+            "stylegen.playground.history_tab.job_python": (
+                "playground/history_tab.html#job_python",
+                "stylegen/playground/history_tab.py",
             ),
-            "stylegen.playground.keeping.as_command": (
-                "playground/keeping.html#as_command",
-                "stylegen/playground/keeping.py",
+        },
+        "stylegen.playground.layout": {
+            "stylegen.playground.layout.flow_box": (
+                "playground/layout.html#flow_box",
+                "stylegen/playground/layout.py",
             ),
-            "stylegen.playground.keeping.as_json": (
-                "playground/keeping.html#as_json",
-                "stylegen/playground/keeping.py",
+            "stylegen.playground.layout.line": (
+                "playground/layout.html#line",
+                "stylegen/playground/layout.py",
             ),
-            "stylegen.playground.keeping.as_python": (
-                "playground/keeping.html#as_python",
-                "stylegen/playground/keeping.py",
+            "stylegen.playground.layout.set_value": (
+                "playground/layout.html#set_value",
+                "stylegen/playground/layout.py",
             ),
-            "stylegen.playground.keeping.dead_letters": (
-                "playground/keeping.html#dead_letters",
-                "stylegen/playground/keeping.py",
+            "stylegen.playground.layout.with_class": (
+                "playground/layout.html#with_class",
+                "stylegen/playground/layout.py",
             ),
-            "stylegen.playground.keeping.event_line": (
-                "playground/keeping.html#event_line",
-                "stylegen/playground/keeping.py",
+        },
+        "stylegen.playground.library": {
+            "stylegen.playground.library.Library": (
+                "playground/library.html#library",
+                "stylegen/playground/library.py",
             ),
-            "stylegen.playground.keeping.labels": (
-                "playground/keeping.html#labels",
-                "stylegen/playground/keeping.py",
+            "stylegen.playground.library.Library.__init__": (
+                "playground/library.html#library.__init__",
+                "stylegen/playground/library.py",
             ),
-            "stylegen.playground.keeping.open_job": (
-                "playground/keeping.html#open_job",
-                "stylegen/playground/keeping.py",
+            "stylegen.playground.library.Library.find": (
+                "playground/library.html#library.find",
+                "stylegen/playground/library.py",
             ),
-            "stylegen.playground.keeping.save_picture": (
-                "playground/keeping.html#save_picture",
-                "stylegen/playground/keeping.py",
+            "stylegen.playground.library.Library.refresh": (
+                "playground/library.html#library.refresh",
+                "stylegen/playground/library.py",
             ),
-            "stylegen.playground.keeping.signed": (
-                "playground/keeping.html#signed",
-                "stylegen/playground/keeping.py",
+            "stylegen.playground.library.Library.refuse": (
+                "playground/library.html#library.refuse",
+                "stylegen/playground/library.py",
             ),
-            "stylegen.playground.keeping.summary": (
-                "playground/keeping.html#summary",
-                "stylegen/playground/keeping.py",
+            "stylegen.playground.library.Library.register": (
+                "playground/library.html#library.register",
+                "stylegen/playground/library.py",
+            ),
+            "stylegen.playground.library.Library.usable": (
+                "playground/library.html#library.usable",
+                "stylegen/playground/library.py",
+            ),
+            "stylegen.playground.library.LoraFile": (
+                "playground/library.html#lorafile",
+                "stylegen/playground/library.py",
+            ),
+            "stylegen.playground.library.LoraFile.file": (
+                "playground/library.html#lorafile.file",
+                "stylegen/playground/library.py",
+            ),
+            "stylegen.playground.library.LoraFile.style_id": (
+                "playground/library.html#lorafile.style_id",
+                "stylegen/playground/library.py",
+            ),
+            "stylegen.playground.library.RemoteLoras": (
+                "playground/library.html#remoteloras",
+                "stylegen/playground/library.py",
+            ),
+            "stylegen.playground.library.RemoteLoras.lora": (
+                "playground/library.html#remoteloras.lora",
+                "stylegen/playground/library.py",
+            ),
+            "stylegen.playground.library._bucket_lora": (
+                "playground/library.html#_bucket_lora",
+                "stylegen/playground/library.py",
+            ),
+            "stylegen.playground.library._download": (
+                "playground/library.html#_download",
+                "stylegen/playground/library.py",
+            ),
+            "stylegen.playground.library.bucket_loras": (
+                "playground/library.html#bucket_loras",
+                "stylegen/playground/library.py",
+            ),
+            "stylegen.playground.library.folder_loras": (
+                "playground/library.html#folder_loras",
+                "stylegen/playground/library.py",
+            ),
+            "stylegen.playground.library.local_lora": (
+                "playground/library.html#local_lora",
+                "stylegen/playground/library.py",
+            ),
+            "stylegen.playground.library.resolve_lora": (
+                "playground/library.html#resolve_lora",
+                "stylegen/playground/library.py",
+            ),
+        },
+        "stylegen.playground.outbox": {
+            "stylegen.playground.outbox.Outbox": (
+                "playground/outbox.html#outbox",
+                "stylegen/playground/outbox.py",
+            ),
+            "stylegen.playground.outbox.Outbox.__enter__": (
+                "playground/outbox.html#outbox.__enter__",
+                "stylegen/playground/outbox.py",
+            ),
+            "stylegen.playground.outbox.Outbox.__exit__": (
+                "playground/outbox.html#outbox.__exit__",
+                "stylegen/playground/outbox.py",
+            ),
+            "stylegen.playground.outbox.Outbox.__init__": (
+                "playground/outbox.html#outbox.__init__",
+                "stylegen/playground/outbox.py",
+            ),
+            "stylegen.playground.outbox.Outbox.close": (
+                "playground/outbox.html#outbox.close",
+                "stylegen/playground/outbox.py",
+            ),
+            "stylegen.playground.outbox.Outbox.send": (
+                "playground/outbox.html#outbox.send",
+                "stylegen/playground/outbox.py",
+            ),
+            "stylegen.playground.outbox._answer": (
+                "playground/outbox.html#_answer",
+                "stylegen/playground/outbox.py",
+            ),
+            "stylegen.playground.outbox._is_here": (
+                "playground/outbox.html#_is_here",
+                "stylegen/playground/outbox.py",
+            ),
+            "stylegen.playground.outbox.dead_letters": (
+                "playground/outbox.html#dead_letters",
+                "stylegen/playground/outbox.py",
+            ),
+            "stylegen.playground.outbox.event_line": (
+                "playground/outbox.html#event_line",
+                "stylegen/playground/outbox.py",
+            ),
+            "stylegen.playground.outbox.job_to_send": (
+                "playground/outbox.html#job_to_send",
+                "stylegen/playground/outbox.py",
+            ),
+            "stylegen.playground.outbox.webhooks_of": (
+                "playground/outbox.html#webhooks_of",
+                "stylegen/playground/outbox.py",
+            ),
+        },
+        "stylegen.playground.panel": {
+            "stylegen.playground.panel.Actions": (
+                "playground/panel.html#actions",
+                "stylegen/playground/panel.py",
+            ),
+            "stylegen.playground.panel.Actions.__init__": (
+                "playground/panel.html#actions.__init__",
+                "stylegen/playground/panel.py",
+            ),
+            "stylegen.playground.panel.Actions.generate": (
+                "playground/panel.html#actions.generate",
+                "stylegen/playground/panel.py",
+            ),
+            "stylegen.playground.panel.Actions.load": (
+                "playground/panel.html#actions.load",
+                "stylegen/playground/panel.py",
+            ),
+            "stylegen.playground.panel.Actions.open": (
+                "playground/panel.html#actions.open",
+                "stylegen/playground/panel.py",
+            ),
+            "stylegen.playground.panel.Actions.refresh": (
+                "playground/panel.html#actions.refresh",
+                "stylegen/playground/panel.py",
+            ),
+            "stylegen.playground.panel.Actions.stop": (
+                "playground/panel.html#actions.stop",
+                "stylegen/playground/panel.py",
+            ),
+            "stylegen.playground.panel.Actions.wait": (
+                "playground/panel.html#actions.wait",
+                "stylegen/playground/panel.py",
+            ),
+            "stylegen.playground.panel.Parts": (
+                "playground/panel.html#parts",
+                "stylegen/playground/panel.py",
+            ),
+            "stylegen.playground.panel.Parts.__init__": (
+                "playground/panel.html#parts.__init__",
+                "stylegen/playground/panel.py",
+            ),
+            "stylegen.playground.panel.Playground": (
+                "playground/panel.html#playground",
+                "stylegen/playground/panel.py",
+            ),
+            "stylegen.playground.panel.Playground.__init__": (
+                "playground/panel.html#playground.__init__",
+                "stylegen/playground/panel.py",
+            ),
+            "stylegen.playground.panel.Toolbar": (
+                "playground/panel.html#toolbar",
+                "stylegen/playground/panel.py",
+            ),
+            "stylegen.playground.panel.Toolbar.__init__": (
+                "playground/panel.html#toolbar.__init__",
+                "stylegen/playground/panel.py",
+            ),
+            "stylegen.playground.panel.Toolbar.busy": (
+                "playground/panel.html#toolbar.busy",
+                "stylegen/playground/panel.py",
+            ),
+            "stylegen.playground.panel.Toolbar.show": (
+                "playground/panel.html#toolbar.show",
+                "stylegen/playground/panel.py",
+            ),
+            "stylegen.playground.panel.as_backend": (
+                "playground/panel.html#as_backend",
+                "stylegen/playground/panel.py",
+            ),
+            "stylegen.playground.panel.begin": (
+                "playground/panel.html#begin",
+                "stylegen/playground/panel.py",
+            ),
+            "stylegen.playground.panel.list_loras": (
+                "playground/panel.html#list_loras",
+                "stylegen/playground/panel.py",
+            ),
+            "stylegen.playground.panel.load_model": (
+                "playground/panel.html#load_model",
+                "stylegen/playground/panel.py",
+            ),
+            "stylegen.playground.panel.panel_view": (
+                "playground/panel.html#panel_view",
+                "stylegen/playground/panel.py",
+            ),
+        },
+        "stylegen.playground.picture_view": {
+            "stylegen.playground.picture_view.Frame": (
+                "playground/picture_view.html#frame",
+                "stylegen/playground/picture_view.py",
+            ),
+            "stylegen.playground.picture_view.Frame.__init__": (
+                "playground/picture_view.html#frame.__init__",
+                "stylegen/playground/picture_view.py",
+            ),
+            "stylegen.playground.picture_view.Frame.clear": (
+                "playground/picture_view.html#frame.clear",
+                "stylegen/playground/picture_view.py",
+            ),
+            "stylegen.playground.picture_view.Frame.put": (
+                "playground/picture_view.html#frame.put",
+                "stylegen/playground/picture_view.py",
+            ),
+            "stylegen.playground.picture_view.Frame.show": (
+                "playground/picture_view.html#frame.show",
+                "stylegen/playground/picture_view.py",
+            ),
+            "stylegen.playground.picture_view.PictureView": (
+                "playground/picture_view.html#pictureview",
+                "stylegen/playground/picture_view.py",
+            ),
+            "stylegen.playground.picture_view.PictureView.__init__": (
+                "playground/picture_view.html#pictureview.__init__",
+                "stylegen/playground/picture_view.py",
+            ),
+            "stylegen.playground.picture_view.PictureView.add": (
+                "playground/picture_view.html#pictureview.add",
+                "stylegen/playground/picture_view.py",
+            ),
+            "stylegen.playground.picture_view.PictureView.clear": (
+                "playground/picture_view.html#pictureview.clear",
+                "stylegen/playground/picture_view.py",
+            ),
+            "stylegen.playground.picture_view.PictureView.end_preview": (
+                "playground/picture_view.html#pictureview.end_preview",
+                "stylegen/playground/picture_view.py",
+            ),
+            "stylegen.playground.picture_view.PictureView.preview": (
+                "playground/picture_view.html#pictureview.preview",
+                "stylegen/playground/picture_view.py",
+            ),
+            "stylegen.playground.picture_view.PictureView.show": (
+                "playground/picture_view.html#pictureview.show",
+                "stylegen/playground/picture_view.py",
+            ),
+            "stylegen.playground.picture_view.Strip": (
+                "playground/picture_view.html#strip",
+                "stylegen/playground/picture_view.py",
+            ),
+            "stylegen.playground.picture_view.Strip.__init__": (
+                "playground/picture_view.html#strip.__init__",
+                "stylegen/playground/picture_view.py",
+            ),
+            "stylegen.playground.picture_view.Strip.add": (
+                "playground/picture_view.html#strip.add",
+                "stylegen/playground/picture_view.py",
+            ),
+            "stylegen.playground.picture_view.Strip.clear": (
+                "playground/picture_view.html#strip.clear",
+                "stylegen/playground/picture_view.py",
+            ),
+            "stylegen.playground.picture_view.Tile": (
+                "playground/picture_view.html#tile",
+                "stylegen/playground/picture_view.py",
+            ),
+            "stylegen.playground.picture_view.Tile.__init__": (
+                "playground/picture_view.html#tile.__init__",
+                "stylegen/playground/picture_view.py",
+            ),
+            "stylegen.playground.picture_view.finished": (
+                "playground/picture_view.html#finished",
+                "stylegen/playground/picture_view.py",
             ),
         },
         "stylegen.playground.press": {
@@ -1775,10 +2026,6 @@ d = {
             ),
             "stylegen.playground.press.Form.__init__": (
                 "playground/press.html#form.__init__",
-                "stylegen/playground/press.py",
-            ),
-            "stylegen.playground.press.Form._answer": (
-                "playground/press.html#form._answer",
                 "stylegen/playground/press.py",
             ),
             "stylegen.playground.press.Form.cover": (
@@ -1793,12 +2040,52 @@ d = {
                 "playground/press.html#form.settle",
                 "stylegen/playground/press.py",
             ),
+            "stylegen.playground.press.PageValues": (
+                "playground/press.html#pagevalues",
+                "stylegen/playground/press.py",
+            ),
+            "stylegen.playground.press.PageValues.__init__": (
+                "playground/press.html#pagevalues.__init__",
+                "stylegen/playground/press.py",
+            ),
+            "stylegen.playground.press.PageValues.add": (
+                "playground/press.html#pagevalues.add",
+                "stylegen/playground/press.py",
+            ),
+            "stylegen.playground.press.PageValues.apply": (
+                "playground/press.html#pagevalues.apply",
+                "stylegen/playground/press.py",
+            ),
+            "stylegen.playground.press.PageValues.note": (
+                "playground/press.html#pagevalues.note",
+                "stylegen/playground/press.py",
+            ),
             "stylegen.playground.press.Press": (
                 "playground/press.html#press",
                 "stylegen/playground/press.py",
             ),
             "stylegen.playground.press.Press._handle_button_msg": (
                 "playground/press.html#press._handle_button_msg",
+                "stylegen/playground/press.py",
+            ),
+            "stylegen.playground.press.PressQueue": (
+                "playground/press.html#pressqueue",
+                "stylegen/playground/press.py",
+            ),
+            "stylegen.playground.press.PressQueue.__init__": (
+                "playground/press.html#pressqueue.__init__",
+                "stylegen/playground/press.py",
+            ),
+            "stylegen.playground.press.PressQueue.__len__": (
+                "playground/press.html#pressqueue.__len__",
+                "stylegen/playground/press.py",
+            ),
+            "stylegen.playground.press.PressQueue.act": (
+                "playground/press.html#pressqueue.act",
+                "stylegen/playground/press.py",
+            ),
+            "stylegen.playground.press.PressQueue.add": (
+                "playground/press.html#pressqueue.add",
                 "stylegen/playground/press.py",
             ),
             "stylegen.playground.press.below": (
@@ -1810,23 +2097,127 @@ d = {
                 "stylegen/playground/press.py",
             ),
         },
+        "stylegen.playground.production": {
+            "stylegen.playground.production.BrokerPanel": (
+                "playground/production.html#brokerpanel",
+                "stylegen/playground/production.py",
+            ),
+            "stylegen.playground.production.BrokerPanel.__init__": (
+                "playground/production.html#brokerpanel.__init__",
+                "stylegen/playground/production.py",
+            ),
+            "stylegen.playground.production.BrokerPanel._make": (
+                "playground/production.html#brokerpanel._make",
+                "stylegen/playground/production.py",
+            ),
+            "stylegen.playground.production.BrokerPanel._open": (
+                "playground/production.html#brokerpanel._open",
+                "stylegen/playground/production.py",
+            ),
+            "stylegen.playground.production.BrokerPanel.close": (
+                "playground/production.html#brokerpanel.close",
+                "stylegen/playground/production.py",
+            ),
+            "stylegen.playground.production.BrokerPanel.outbox": (
+                "playground/production.html#brokerpanel.outbox",
+                "stylegen/playground/production.py",
+            ),
+            "stylegen.playground.production.DeadLetters": (
+                "playground/production.html#deadletters",
+                "stylegen/playground/production.py",
+            ),
+            "stylegen.playground.production.DeadLetters.__init__": (
+                "playground/production.html#deadletters.__init__",
+                "stylegen/playground/production.py",
+            ),
+            "stylegen.playground.production.DeadLetters._letter": (
+                "playground/production.html#deadletters._letter",
+                "stylegen/playground/production.py",
+            ),
+            "stylegen.playground.production.DeadLetters._list": (
+                "playground/production.html#deadletters._list",
+                "stylegen/playground/production.py",
+            ),
+            "stylegen.playground.production.DeadLetters._look": (
+                "playground/production.html#deadletters._look",
+                "stylegen/playground/production.py",
+            ),
+            "stylegen.playground.production.DeadLetters._open": (
+                "playground/production.html#deadletters._open",
+                "stylegen/playground/production.py",
+            ),
+            "stylegen.playground.production.DeadLetters._redrive": (
+                "playground/production.html#deadletters._redrive",
+                "stylegen/playground/production.py",
+            ),
+            "stylegen.playground.production.EventLog": (
+                "playground/production.html#eventlog",
+                "stylegen/playground/production.py",
+            ),
+            "stylegen.playground.production.EventLog.__init__": (
+                "playground/production.html#eventlog.__init__",
+                "stylegen/playground/production.py",
+            ),
+            "stylegen.playground.production.EventLog.on_event": (
+                "playground/production.html#eventlog.on_event",
+                "stylegen/playground/production.py",
+            ),
+            "stylegen.playground.production.EventLog.say": (
+                "playground/production.html#eventlog.say",
+                "stylegen/playground/production.py",
+            ),
+            "stylegen.playground.production.Production": (
+                "playground/production.html#production",
+                "stylegen/playground/production.py",
+            ),
+            "stylegen.playground.production.Production.__init__": (
+                "playground/production.html#production.__init__",
+                "stylegen/playground/production.py",
+            ),
+            "stylegen.playground.production.Production._send": (
+                "playground/production.html#production._send",
+                "stylegen/playground/production.py",
+            ),
+            "stylegen.playground.production.action_button": (
+                "playground/production.html#action_button",
+                "stylegen/playground/production.py",
+            ),
+            "stylegen.playground.production.ask": (
+                "playground/production.html#ask",
+                "stylegen/playground/production.py",
+            ),
+            "stylegen.playground.production.letter_title": (
+                "playground/production.html#letter_title",
+                "stylegen/playground/production.py",
+            ),
+        },
+        "stylegen.playground.recipe": {
+            "stylegen.playground.recipe.axis_fields": (
+                "playground/recipe.html#axis_fields",
+                "stylegen/playground/recipe.py",
+            ),
+            "stylegen.playground.recipe.make_job": (
+                "playground/recipe.html#make_job",
+                "stylegen/playground/recipe.py",
+            ),
+            "stylegen.playground.recipe.parse_values": (
+                "playground/recipe.html#parse_values",
+                "stylegen/playground/recipe.py",
+            ),
+            "stylegen.playground.recipe.recipe_id": (
+                "playground/recipe.html#recipe_id",
+                "stylegen/playground/recipe.py",
+            ),
+            "stylegen.playground.recipe.split_tags": (
+                "playground/recipe.html#split_tags",
+                "stylegen/playground/recipe.py",
+            ),
+            "stylegen.playground.recipe.with_changes": (
+                "playground/recipe.html#with_changes",
+                "stylegen/playground/recipe.py",
+            ),
+        },
         "stylegen.playground.runner": {
-            "stylegen.playground.runner.Drawer": (
-                "playground/runner.html#drawer",
-                "stylegen/playground/runner.py",
-            ),
-            "stylegen.playground.runner.LatentPreview": (
-                "playground/runner.html#latentpreview",
-                "stylegen/playground/runner.py",
-            ),
-            "stylegen.playground.runner.LatentPreview.__call__": (
-                "playground/runner.html#latentpreview.__call__",
-                "stylegen/playground/runner.py",
-            ),
-            "stylegen.playground.runner.LatentPreview.__init__": (
-                "playground/runner.html#latentpreview.__init__",
-                "stylegen/playground/runner.py",
-            ),
             "stylegen.playground.runner.Progress": (
                 "playground/runner.html#progress",
                 "stylegen/playground/runner.py",
@@ -1855,16 +2246,12 @@ d = {
                 "playground/runner.html#runner.__init__",
                 "stylegen/playground/runner.py",
             ),
-            "stylegen.playground.runner.Runner._next": (
-                "playground/runner.html#runner._next",
+            "stylegen.playground.runner.Runner._end": (
+                "playground/runner.html#runner._end",
                 "stylegen/playground/runner.py",
             ),
             "stylegen.playground.runner.Runner._run": (
                 "playground/runner.html#runner._run",
-                "stylegen/playground/runner.py",
-            ),
-            "stylegen.playground.runner.Runner.stop": (
-                "playground/runner.html#runner.stop",
                 "stylegen/playground/runner.py",
             ),
             "stylegen.playground.runner.Runner.submit": (
@@ -1895,69 +2282,105 @@ d = {
                 "playground/runner.html#status.say",
                 "stylegen/playground/runner.py",
             ),
-            "stylegen.playground.runner.Studio": (
-                "playground/runner.html#studio",
+            "stylegen.playground.runner.WorkQueue": (
+                "playground/runner.html#workqueue",
                 "stylegen/playground/runner.py",
             ),
-            "stylegen.playground.runner.Studio.__init__": (
-                "playground/runner.html#studio.__init__",
+            "stylegen.playground.runner.WorkQueue.__init__": (
+                "playground/runner.html#workqueue.__init__",
                 "stylegen/playground/runner.py",
             ),
-            "stylegen.playground.runner.Studio.cells": (
-                "playground/runner.html#studio.cells",
+            "stylegen.playground.runner.WorkQueue.add": (
+                "playground/runner.html#workqueue.add",
                 "stylegen/playground/runner.py",
             ),
-            "stylegen.playground.runner.Studio.drawer": (
-                "playground/runner.html#studio.drawer",
+            "stylegen.playground.runner.WorkQueue.clear": (
+                "playground/runner.html#workqueue.clear",
                 "stylegen/playground/runner.py",
             ),
-            "stylegen.playground.runner.Studio.generate": (
-                "playground/runner.html#studio.generate",
+            "stylegen.playground.runner.WorkQueue.take": (
+                "playground/runner.html#workqueue.take",
                 "stylegen/playground/runner.py",
             ),
-            "stylegen.playground.runner.Studio.is_ready": (
-                "playground/runner.html#studio.is_ready",
-                "stylegen/playground/runner.py",
-            ),
-            "stylegen.playground.runner.Studio.load": (
-                "playground/runner.html#studio.load",
-                "stylegen/playground/runner.py",
-            ),
-            "stylegen.playground.runner._encode": (
-                "playground/runner.html#_encode",
-                "stylegen/playground/runner.py",
-            ),
-            "stylegen.playground.runner._gb": (
-                "playground/runner.html#_gb",
-                "stylegen/playground/runner.py",
-            ),
-            "stylegen.playground.runner._nothing": (
-                "playground/runner.html#_nothing",
-                "stylegen/playground/runner.py",
-            ),
-            "stylegen.playground.runner._rows": (
-                "playground/runner.html#_rows",
-                "stylegen/playground/runner.py",
-            ),
-            "stylegen.playground.runner._tell": (
-                "playground/runner.html#_tell",
+            "stylegen.playground.runner._notify": (
+                "playground/runner.html#_notify",
                 "stylegen/playground/runner.py",
             ),
             "stylegen.playground.runner.advice": (
                 "playground/runner.html#advice",
                 "stylegen/playground/runner.py",
             ),
-            "stylegen.playground.runner.describe": (
-                "playground/runner.html#describe",
-                "stylegen/playground/runner.py",
+        },
+        "stylegen.playground.session": {
+            "stylegen.playground.session.Session": (
+                "playground/session.html#session",
+                "stylegen/playground/session.py",
             ),
-            "stylegen.playground.runner.engine_drawer": (
-                "playground/runner.html#engine_drawer",
-                "stylegen/playground/runner.py",
+            "stylegen.playground.session.Session.__init__": (
+                "playground/session.html#session.__init__",
+                "stylegen/playground/session.py",
             ),
-            "stylegen.playground.runner.open_model": (
-                "playground/runner.html#open_model",
-                "stylegen/playground/runner.py",
+            "stylegen.playground.session.Session.backend": (
+                "playground/session.html#session.backend",
+                "stylegen/playground/session.py",
+            ),
+            "stylegen.playground.session.Session.cells": (
+                "playground/session.html#session.cells",
+                "stylegen/playground/session.py",
+            ),
+            "stylegen.playground.session.Session.generate": (
+                "playground/session.html#session.generate",
+                "stylegen/playground/session.py",
+            ),
+            "stylegen.playground.session.Session.is_ready": (
+                "playground/session.html#session.is_ready",
+                "stylegen/playground/session.py",
+            ),
+            "stylegen.playground.session.Session.load": (
+                "playground/session.html#session.load",
+                "stylegen/playground/session.py",
+            ),
+            "stylegen.playground.session.cells_folder": (
+                "playground/session.html#cells_folder",
+                "stylegen/playground/session.py",
+            ),
+            "stylegen.playground.session.folder_of": (
+                "playground/session.html#folder_of",
+                "stylegen/playground/session.py",
+            ),
+        },
+        "stylegen.playground.sheet": {
+            "stylegen.playground.sheet._axis_text": (
+                "playground/sheet.html#_axis_text",
+                "stylegen/playground/sheet.py",
+            ),
+            "stylegen.playground.sheet._caption": (
+                "playground/sheet.html#_caption",
+                "stylegen/playground/sheet.py",
+            ),
+            "stylegen.playground.sheet._draw_block": (
+                "playground/sheet.html#_draw_block",
+                "stylegen/playground/sheet.py",
+            ),
+            "stylegen.playground.sheet._font": (
+                "playground/sheet.html#_font",
+                "stylegen/playground/sheet.py",
+            ),
+            "stylegen.playground.sheet._thumbnail": (
+                "playground/sheet.html#_thumbnail",
+                "stylegen/playground/sheet.py",
+            ),
+            "stylegen.playground.sheet.draw_sheet": (
+                "playground/sheet.html#draw_sheet",
+                "stylegen/playground/sheet.py",
+            ),
+            "stylegen.playground.sheet.image_html": (
+                "playground/sheet.html#image_html",
+                "stylegen/playground/sheet.py",
+            ),
+            "stylegen.playground.sheet.table_html": (
+                "playground/sheet.html#table_html",
+                "stylegen/playground/sheet.py",
             ),
         },
         "stylegen.pocket.judgement": {

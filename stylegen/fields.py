@@ -5,6 +5,8 @@
 # %% auto #0
 __all__ = [
     "RESOLUTIONS",
+    "SchedulerName",
+    "SCHEDULERS",
     "Word",
     "GenerationId",
     "StyleId",
@@ -12,12 +14,13 @@ __all__ = [
     "Text",
     "Url",
     "get_resolution",
+    "Scheduler",
 ]
 
 # %% ../nbs/02_fields.ipynb #11560c3f
 import logging
 import re
-from typing import Annotated
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field, StrictInt, StrictStr
 
@@ -44,6 +47,25 @@ def get_resolution(aspect_ratio: str) -> tuple[int, int]:
         _log.warning("unknown aspect ratio, falling back to 512x512")
     return RESOLUTIONS.get(aspect_ratio, RESOLUTIONS["1:1"])
 
+
+# %% ../nbs/02_fields.ipynb #5cbed002
+class Scheduler(NamedTuple):
+    """What a scheduler is called elsewhere.
+
+    Attributes:
+        class_name: Its class in diffusers.
+        sampler: Its name in AUTOMATIC1111's web UI.
+    """
+
+    class_name: str
+    sampler: str
+
+
+SchedulerName = Literal["dpmsolver++", "euler"]
+SCHEDULERS: dict[SchedulerName, Scheduler] = {
+    "dpmsolver++": Scheduler("DPMSolverMultistepScheduler", "DPM++ 2M"),
+    "euler": Scheduler("EulerDiscreteScheduler", "Euler"),
+}
 
 # %% ../nbs/02_fields.ipynb #4070799c
 _MAX_ID = 2**63 - 1

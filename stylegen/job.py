@@ -8,7 +8,6 @@ __all__ = [
     "Guidance",
     "Scale",
     "Position",
-    "SchedulerName",
     "JPEG_QUALITY",
     "JPEG_SUBSAMPLING",
     "MAX_MESSAGE_BYTES",
@@ -33,6 +32,7 @@ __all__ = [
     "PermanentError",
     "RESOLUTIONS",
     "RetriesExhausted",
+    "SchedulerName",
     "SignatureUnrenderable",
     "StorageError",
     "StyleId",
@@ -63,7 +63,15 @@ from pydantic import (
 )
 
 from .errors import InvalidMessage
-from .fields import RESOLUTIONS, GenerationId, OptionalText, StyleId, Text, Url
+from stylegen.fields import (
+    RESOLUTIONS,
+    GenerationId,
+    OptionalText,
+    SchedulerName,
+    StyleId,
+    Text,
+    Url,
+)
 
 # %% ../nbs/03_job.ipynb #2c047d7b
 from stylegen.errors import (
@@ -102,6 +110,7 @@ _all_ = [
     "PermanentError",
     "RESOLUTIONS",
     "RetriesExhausted",
+    "SchedulerName",
     "SignatureUnrenderable",
     "StorageError",
     "StyleId",
@@ -120,7 +129,6 @@ Number = StrictFloat | StrictInt
 Guidance = Annotated[Number, Field(ge=0, le=50, allow_inf_nan=False)]
 Scale = Annotated[Number, Field(ge=-4, le=4, allow_inf_nan=False)]
 Position = Literal["bottom-right", "bottom-left", "top-right", "top-left"]
-SchedulerName = Literal["dpmsolver++", "euler"]
 JPEG_QUALITY, JPEG_SUBSAMPLING = 95, 0
 """Of every result, as Pillow has them; 0 is full colour resolution."""
 

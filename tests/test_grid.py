@@ -14,10 +14,16 @@ from PIL import Image, ImageDraw, ImageFont
 import stylegen.pipeline
 import stylegen.pipeline.engine
 from stylegen.job import GenerationJob, parse_job
-from stylegen.playground.grid import Difference, Failure, Grid, LoraFile, Pace, Picture, Stopped
-from stylegen.playground.grid import Watch, draw_all, grid, keep, kept, named, vary
-from stylegen.playground.keeping import Presets, Shelf, as_json, as_python, labels, open_job
-from stylegen.playground.keeping import save_picture
+from stylegen.playground.cells import find_cell, save_cell
+from stylegen.playground.code import as_python
+from stylegen.playground.difference import Difference
+from stylegen.playground.drawing import Callbacks, Failure, Picture, Stopped, draw_all
+from stylegen.playground.estimate import SpeedEstimate
+from stylegen.playground.files import Presets, as_json, open_job, save_picture
+from stylegen.playground.grid import Grid, grid, job_table
+from stylegen.playground.history import History, labels
+from stylegen.playground.library import LoraFile
+from stylegen.playground.recipe import make_job, with_changes
 from stylegen.playground.runner import Progress
 from stylegen.signature import choose_font
 
@@ -35,7 +41,7 @@ def ordered(**fields: Any) -> GenerationJob:
         "webhook_url": "http://localhost",
         "num_inference_steps": 20,
     }
-    return named(common | fields)
+    return make_job(common | fields)
 
 
 def colour(job: GenerationJob) -> tuple[int, int, int]:
@@ -63,7 +69,7 @@ class Backwards:
         return paint(job, lora, on_step=on_step)
 
     def heard(self, _: int, result: Any) -> None:
-        """A picture has been taken; a `Watch`'s ``on_done``."""
+        """A picture has been taken; `Callbacks`' ``on_done``."""
         self.done[result.job.seed].set()
 
 
@@ -104,7 +110,7 @@ def test_pictures_and_captions_are_in_their_places(names: tuple[str, ...]) -> No
     sheet, (columns, rows, blocks) = drawn.sheet(96), axes.values()
     for z, y, x in itertools.product(*(range(len(v)) for v in (blocks, rows, columns))):
         changes = dict(zip(names, (columns[x], rows[y], blocks[z]), strict=True))
-        left, top, right, bottom = box_of(sheet, colour(vary(ordered(), changes, LORAS)))
+        left, top, right, bottom = box_of(sheet, colour(with_changes(ordered(), changes, LORAS)))
         block = 60 + 102 * len(rows)
         assert (left, top) == (110 + 102 * x, block * z + 60 + 102 * y)
         assert (right - left, bottom - top) == (96, 96)
@@ -133,11 +139,11 @@ def test_a_missing_cell_is_grey_in_its_place() -> None:
     """The others do not move up."""
     plan = Grid(ordered(), {"seed": [0, 1, 2]}, LORAS)
     for key in ((0,), (2,)):
-        plan.put(key, Picture(plan.jobs[key], paint(plan.jobs[key], Path(), on_step=print)))
+        plan.results.put(key, Picture(plan.jobs[key], paint(plan.jobs[key], Path(), on_step=print)))
     sheet = plan.sheet(64)
     lefts = [box_of(sheet, shade)[0] for shade in ((40, 20, 150), GREY, (40, 80, 150))]
     assert lefts == [6, 76, 146]
-    assert [row["state"] for row in plan.table()] == ["drawn", "missing", "drawn"]
+    assert [row["state"] for row in job_table(plan)] == ["drawn", "missing", "drawn"]
 
 
 def test_whoever_is_ready_first_keeps_its_place() -> None:
@@ -150,12 +156,12 @@ def test_whoever_is_ready_first_keeps_its_place() -> None:
         painter.heard(index, result)
 
     tasks = [(ordered(seed=seed), LORAS["neon"]) for seed in range(3)]
-    results = draw_all(tasks, painter, batch=3, watch=Watch(on_done=on_done))
+    results = draw_all(tasks, painter, batch=3, callbacks=Callbacks(on_done=on_done))
     assert [result.job.seed for result in results] == [0, 1, 2]
     assert reported == [(2, 2), (1, 1), (0, 0)]
     painter = Backwards([0, 1, 2])
-    watch = Watch(on_done=painter.heard)
-    drawn = grid(ordered(), {"seed": [0, 1, 2]}, generate=painter, loras=LORAS, watch=watch)
+    callbacks = Callbacks(on_done=painter.heard)
+    drawn = grid(ordered(), {"seed": [0, 1, 2]}, generate=painter, loras=LORAS, callbacks=callbacks)
     assert list(drawn.cells) == [(0,), (1,), (2,)]
     assert [cell.job.seed for cell in drawn.cells.values()] == [0, 1, 2]
     for (seed,), cell in drawn.cells.items():
@@ -165,10 +171,10 @@ def test_whoever_is_ready_first_keeps_its_place() -> None:
 def test_a_tables_rows_are_their_cells() -> None:
     """Each row's place is its job's, and its state its own."""
     plan = Grid(ordered(), {"seed": [4, 1], "lora": ["ink", "neon"]}, LORAS)
-    plan.put((4, "neon"), Picture(plan.jobs[4, "neon"], Image.new("RGB", (8, 8))))
-    plan.put((1, "ink"), Failure(plan.jobs[1, "ink"], ValueError("no ink")))
-    plan.put((1, "neon"), Failure(plan.jobs[1, "neon"], Stopped()))
-    rows = plan.table()
+    plan.results.put((4, "neon"), Picture(plan.jobs[4, "neon"], Image.new("RGB", (8, 8))))
+    plan.results.put((1, "ink"), Failure(plan.jobs[1, "ink"], ValueError("no ink")))
+    plan.results.put((1, "neon"), Failure(plan.jobs[1, "neon"], Stopped()))
+    rows = job_table(plan)
     assert [(row["seed"], row["lora"]) for row in rows] == [
         (row["job"]["seed"], row["job"]["style_id"]) for row in rows
     ]
@@ -242,17 +248,17 @@ def as_cell(job: GenerationJob, folder: Path) -> Any:
     """Kept as a cell of a grid."""
     lora = LoraFile("neon", job.lora_model_url, folder / "neon")
     lora.path.write_bytes(b"neon")
-    path = keep(Picture(job, Image.new("RGB", (8, 8))), [lora], folder)
-    assert (picture := kept(job, [lora], folder)) and picture.job == job
+    path = save_cell(Picture(job, Image.new("RGB", (8, 8))), [lora], folder)
+    assert (picture := find_cell(job, [lora], folder)) and picture.job == job
     return open_job(path)
 
 
 def as_history(job: GenerationJob, folder: Path) -> Any:
-    """On the shelf of the next kernel."""
+    """On the history of the next kernel."""
     lora = LoraFile("neon", job.lora_model_url, folder / "neon")
     lora.path.write_bytes(b"neon")
-    Shelf(folder / "history").add(Picture(job, Image.new("RGB", (8, 8))), [lora])
-    (picture,) = Shelf(folder / "history").pictures
+    History(folder / "history").add(Picture(job, Image.new("RGB", (8, 8))), [lora])
+    (picture,) = History(folder / "history").pictures
     return picture.job.model_dump(mode="json")
 
 
@@ -272,7 +278,7 @@ def test_a_job_comes_back_whole(
     assert {name: back[name] for name in fields} == {
         name: value for name, value in job.model_dump(mode="json").items() if name in fields
     }
-    assert named(back) == job
+    assert make_job(back) == job
 
 
 @pytest.mark.parametrize("fields", [*FALSY, EVERYTHING], ids=str)
@@ -308,18 +314,18 @@ def test_the_code_says_all_that_decides_the_picture(
     assert drawn.model_dump(include=decides) == job.model_dump(include=decides)
 
 
-def test_a_shelf_is_newest_first(tmp_path: Path) -> None:
+def test_a_history_is_newest_first(tmp_path: Path) -> None:
     """In this kernel and in the next; what a line says is the picture under its name."""
     lora = LoraFile("neon", "s3://b/neon", tmp_path / "neon")
     lora.path.write_bytes(b"neon")
-    shelf = Shelf(tmp_path / "history", limit=3)
+    history = History(tmp_path / "history", limit=3)
     for number, seed in enumerate((5, 0, 7, 2)):
         job = ordered(seed=seed)
-        shelf.add(Picture(job, Image.new("RGB", (8, 8), colour(job))), [lora])
-        path = tmp_path / "history" / next(iter(shelf.by_name))
+        history.add(Picture(job, Image.new("RGB", (8, 8), colour(job))), [lora])
+        path = tmp_path / "history" / next(iter(history.by_name))
         os.utime(path, (number, number))  # they are written faster than a file's time moves
-    again = Shelf(tmp_path / "history", limit=3)
-    for each in (shelf, again):
+    again = History(tmp_path / "history", limit=3)
+    for each in (history, again):
         assert [picture.job.seed for picture in each.pictures] == [2, 7, 0]
         for text, name in labels(each.by_name):
             picture = each.by_name[name]
@@ -349,34 +355,34 @@ def test_a_shelf_is_newest_first(tmp_path: Path) -> None:
 )
 def test_time_is_in_proportion(fields: dict[str, Any], seconds: float) -> None:
     """To pixels, steps and rows of the UNet, of one picture that took ten seconds."""
-    pace = Pace()
-    pace.add([ordered()], 10.0)
-    assert pace.seconds([ordered(**fields)]) == pytest.approx(seconds)
-    assert pace.seconds([ordered(**fields)] * 7) == pytest.approx(7 * seconds)
-    back = Pace()
+    speed = SpeedEstimate()
+    speed.add([ordered()], 10.0)
+    assert speed.seconds([ordered(**fields)]) == pytest.approx(seconds)
+    assert speed.seconds([ordered(**fields)] * 7) == pytest.approx(7 * seconds)
+    back = SpeedEstimate()
     back.add([ordered(**fields)] * 2, 2 * seconds)
     assert back.seconds([ordered()]) == pytest.approx(10.0)
 
 
 def test_what_was_drawn_last_counts_most() -> None:
     """Each request counts twice as much as the one before it."""
-    pace = Pace()
-    assert pace.seconds([ordered()]) is None
+    speed = SpeedEstimate()
+    assert speed.seconds([ordered()]) is None
     for number, seconds in enumerate((8.0, 2.0, 1.0)):
-        pace.add([ordered()] * 2, seconds)
+        speed.add([ordered()] * 2, seconds)
         # 4; (4 + 2·1) / 3; (4 + 2·1 + 4·0.5) / 7
-        assert pace.seconds([ordered()]) == pytest.approx([4.0, 2.0, 8 / 7][number])
+        assert speed.seconds([ordered()]) == pytest.approx([4.0, 2.0, 8 / 7][number])
 
 
 def test_an_estimate_in_words() -> None:
     """For all together, and for each."""
-    pace = Pace()
-    assert pace.tell([ordered()]) == "1 picture; time unknown until one is drawn"
-    pace.add([ordered()] * 3, 30.0)
-    assert pace.tell([ordered()]) == "1 picture, about 10 s (10.0 s each)"
-    assert pace.tell([ordered()] * 4) == "4 pictures, about 40 s (10.0 s each)"
+    speed = SpeedEstimate()
+    assert speed.describe([ordered()]) == "1 picture; time unknown until one is drawn"
+    speed.add([ordered()] * 3, 30.0)
+    assert speed.describe([ordered()]) == "1 picture, about 10 s (10.0 s each)"
+    assert speed.describe([ordered()] * 4) == "4 pictures, about 40 s (10.0 s each)"
     unlike = [ordered(), ordered(num_inference_steps=40)]
-    assert pace.tell(unlike) == "2 pictures, about 30 s (15.0 s each)"
+    assert speed.describe(unlike) == "2 pictures, about 30 s (15.0 s each)"
 
 
 def test_a_bar_says_how_long_it_will_take() -> None:

@@ -19,7 +19,10 @@ from stylegen.pipeline.engine import Engine
 from stylegen.pipeline.adapter import Adapter, read_adapter
 from stylegen.pipeline.adapter_cache import AdapterCache
 from stylegen.pipeline.lora_file import check_lora_file
-from stylegen.playground.grid import LoraFile, Picture, folder_loras, keep, kept, named
+from stylegen.playground.cells import find_cell, save_cell
+from stylegen.playground.drawing import Picture
+from stylegen.playground.library import LoraFile, folder_loras
+from stylegen.playground.recipe import make_job
 from stylegen.pocket import packaged
 from stylegen.storage import FolderStore
 from stylegen.storage.cache import LoraFiles
@@ -274,13 +277,13 @@ def test_a_kept_cell_is_its_loras(styles: list[Path], tmp_path: Path) -> None:
     path, other, third = styles
     first, second, _ = folder_loras(path.parent)
     fields = {"prompt_tags": ["star"], "artist_name": "A", "webhook_url": "http://localhost"}
-    job = named(fields | {"style_id": "a", "lora_model_url": first.url})
+    job = make_job(fields | {"style_id": "a", "lora_model_url": first.url})
     loras: list[LoraFile] = [first, second]
-    keep(Picture(job, Image.new("RGB", (8, 8))), loras, tmp_path / "cells")
-    assert kept(job, loras, tmp_path / "cells")
+    save_cell(Picture(job, Image.new("RGB", (8, 8))), loras, tmp_path / "cells")
+    assert find_cell(job, loras, tmp_path / "cells")
     for overwritten in (other, path):
         copy_over(third, overwritten)
-        assert kept(job, loras, tmp_path / "cells") is None
+        assert find_cell(job, loras, tmp_path / "cells") is None
 
 
 def test_the_same_content_is_read_once(engine: Engine, styles: list[Path], tmp_path: Path) -> None:

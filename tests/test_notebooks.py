@@ -94,10 +94,18 @@ def test_a_falsified_picture_is_noticed(tmp_path: Path) -> None:
     ]
 
 
+def test_what_a_cell_shows_must_be_stored(tmp_path: Path) -> None:
+    """A value, a printed line or a picture; what libraries warn of is theirs."""
+    warns = "import sys\n\n_ = sys.stderr.write('a library warns')"
+    cells = ("a = 1", "1 + 1", "print(2)", warns, "# NBVAL_IGNORE_OUTPUT\nprint(2)")
+    path = write(tmp_path / "bare.ipynb", *((cell, None) for cell in cells))
+    assert validated(tmp_path, path) == ["PASSED", "FAILED", "FAILED", "PASSED", "PASSED"]
+
+
 def test_no_cell_hangs_for_ever(tmp_path: Path) -> None:
     """Under nbval; the limit that `make` gives is minutes."""
     hangs = ("import threading\n\nthreading.Event().wait()", None)
-    path = write(tmp_path / "hangs.ipynb", ("1 + 1", None), hangs, ("1 + 1", None))
+    path = write(tmp_path / "hangs.ipynb", ("a = 1", None), hangs, ("a = 2", None))
     assert validated(tmp_path, path, "--nbval-cell-timeout", "1")[:2] == ["PASSED", "FAILED"]
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     (seconds,) = re.findall(r"--nbval-cell-timeout (\d+)", makefile)

@@ -26,11 +26,15 @@ from safetensors.torch import save_file
 from stylegen.job import GenerationJob, LoraInvalid, OutOfMemory, parse_job
 from stylegen.pipeline.engine import Engine
 from stylegen.playground import Playground
-from stylegen.playground.controls import Controls, Library
-from stylegen.playground.grid import Grid, LoraFile, Picture, bucket_loras, folder_loras, named
-from stylegen.playground.keeping import as_json
-from stylegen.playground.keeping import dead_letters as look_into
-from stylegen.playground.runner import Drawer, engine_drawer
+from stylegen.playground.backend import Backend, engine_backend
+from stylegen.playground.controls import Controls
+from stylegen.playground.drawing import Picture
+from stylegen.playground.files import as_json
+from stylegen.playground.grid import Grid, job_table
+from stylegen.playground.library import Library, LoraFile, bucket_loras, folder_loras
+from stylegen.playground.outbox import dead_letters as look_into
+from stylegen.playground.outbox import webhooks_of
+from stylegen.playground.recipe import make_job
 from stylegen.pocket import packaged
 from stylegen.queue import dead_letters, publish_job
 from stylegen.signature.provenance import read_provenance
@@ -85,8 +89,8 @@ class Painter:
         return Image.new("RGB", job.resolution, (job.seed % 256, self.shade, len(lora_path.stem)))
 
 
-def glimpse(step: int) -> Image.Image:
-    """A preview whose width tells the step."""
+def preview(step: int) -> Image.Image:
+    """A preview whose width is the step."""
     return Image.new("RGB", (step, 1))
 
 
@@ -107,31 +111,31 @@ def _loras(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A new panel's LoRAs are listed, however busy the machine is."""
-    monkeypatch.setattr("stylegen.playground.PATIENCE", 60)
+    monkeypatch.setattr("stylegen.playground.panel.PATIENCE", 60)
 
 
 @pytest.fixture(name="panel")
 def _panel(painter: Painter, loras: Path, tmp_path: Path) -> Playground:
-    drawer = Drawer(painter, "models/painter", 2, lambda: "easel", glimpse)
-    panel = Playground(drawer, partial(folder_loras, loras), folder=tmp_path / "kept")
+    backend = Backend(painter, "models/painter", 2, lambda: "a painter", preview)
+    panel = Playground(backend, partial(folder_loras, loras), folder=tmp_path / "kept")
     panel.controls.sampling.steps.value = STEPS
     return panel
 
 
 @pytest.fixture(name="pocket_panel")
 def _pocket_panel(engine: Engine, loras: Path, tmp_path: Path) -> Playground:
-    drawer = engine_drawer(engine, str(packaged() / "pocket"))
-    panel = Playground(drawer, partial(folder_loras, loras), folder=tmp_path / "kept")
+    backend = engine_backend(engine, str(packaged() / "pocket"))
+    panel = Playground(backend, partial(folder_loras, loras), folder=tmp_path / "kept")
     panel.controls.sampling.steps.value = STEPS
     return panel
 
 
 def generate(panel: Playground) -> Picture:
     """Press Generate, wait, and give what is shown."""
-    panel.head.generate.click()
+    panel.toolbar.generate.click()
     assert panel.wait(60)
-    assert panel.draw.easel.shown, panel.status.text
-    return panel.draw.easel.shown
+    assert panel.draw.picture_view.shown, panel.status.text
+    return panel.draw.picture_view.shown
 
 
 # Controls
@@ -149,8 +153,8 @@ def test_random_seed_is_shown_and_reused(panel: Playground, painter: Painter) ->
     seed.mode.value = "random"
     first, second = generate(panel).job.seed, generate(panel).job.seed
     assert first != second == int(seed.number.value)
-    panel.history.recall(panel.desk.shelf.pictures[1])
-    panel.history.chosen.easel.reuse.click()
+    panel.history.recall(panel.context.history.pictures[1])
+    panel.history.chosen.picture_view.reuse.click()
     assert (seed.mode.value, seed.number.value) == ("fixed", str(first))
     assert generate(panel).job == painter.jobs[0]
 
@@ -167,14 +171,16 @@ def test_next_seed_follows_the_pictures(panel: Playground, painter: Painter) -> 
     generate(panel)
     generate(panel)
     assert sorted(job.seed for job in painter.jobs) == [0, 1, 2, 3, 4, 5]
-    assert len(panel.draw.easel.strip.children) == 3
+    assert len(panel.draw.picture_view.strip.view.children) == 3
 
 
-@pytest.mark.parametrize("typed, told", [("-1", "seed"), ("one", "whole number"), ("", "seed")])
-def test_nonsense_is_told(panel: Playground, painter: Painter, typed: str, told: str) -> None:
+@pytest.mark.parametrize("typed, reported", [("-1", "seed"), ("one", "whole number"), ("", "seed")])
+def test_nonsense_is_reported(
+    panel: Playground, painter: Painter, typed: str, reported: str
+) -> None:
     panel.controls.seed.number.value = typed
-    panel.head.generate.click()
-    assert panel.wait() and told in panel.status.text and not painter.jobs
+    panel.toolbar.generate.click()
+    assert panel.wait() and reported in panel.status.text and not painter.jobs
     panel.controls.seed.number.value = "5"
     assert generate(panel).job.seed == 5
 
@@ -184,7 +190,7 @@ def test_tags_keep_their_order(panel: Playground) -> None:
     panel.controls.prompt.tags.value = ["blue", "star", "black background"]
     assert panel.job().prompt == "blue star black background"
     panel.controls.prompt.tags.value = []
-    panel.head.generate.click()
+    panel.toolbar.generate.click()
     assert "prompt_tags" in panel.status.text
 
 
@@ -214,27 +220,27 @@ def test_refresh_finds_and_refuses(panel: Playground, loras: Path) -> None:
     assert "broken" not in dict(style.lora.options) and "broken" in style.refused.value
 
 
-def test_listing_that_fails_is_told(painter: Painter, tmp_path: Path) -> None:
+def test_listing_that_fails_is_reported(painter: Painter, tmp_path: Path) -> None:
     def unreachable() -> list[LoraFile]:
         raise ConnectionError("the bucket can't be reached")
 
     panel = Playground(painter, unreachable, folder=tmp_path)
     assert "bucket can't be reached" in panel.status.text
-    panel.head.generate.click()
+    panel.toolbar.generate.click()
     assert "no LoRA" in panel.status.text
 
 
-@pytest.mark.parametrize("error, told", [(None, "Ready."), (OSError("gone away"), "gone away")])
+@pytest.mark.parametrize("error, reported", [(None, "Ready."), (OSError("gone away"), "gone away")])
 def test_a_slow_listing_comes_later(
     painter: Painter,
     loras: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     error: Exception | None,
-    told: str,
+    reported: str,
 ) -> None:
     """The panel is there before a bucket that takes its time, or fails in the end."""
-    monkeypatch.setattr("stylegen.playground.PATIENCE", 0.1)
+    monkeypatch.setattr("stylegen.playground.panel.PATIENCE", 0.1)
     answered = threading.Event()
 
     def listing() -> list[LoraFile]:
@@ -244,16 +250,16 @@ def test_a_slow_listing_comes_later(
         return folder_loras(loras)
 
     panel = Playground(painter, listing, folder=tmp_path)
-    assert not panel.network.wait(0) and panel.status.text == "Ready."
+    assert not panel.parts.network.wait(0) and panel.status.text == "Ready."
     answered.set()
-    assert panel.wait(30) and told in panel.status.text
+    assert panel.wait(30) and reported in panel.status.text
     assert ("neon" in dict(panel.controls.style.lora.options)) is (error is None)
 
 
 def test_what_the_model_refuses_is_refused(panel: Playground, painter: Painter) -> None:
     panel.controls.style.lora.value = "mosaic"
     painter.error = LoraInvalid("it was made for another base model")
-    panel.head.generate.click()
+    panel.toolbar.generate.click()
     assert panel.wait() and "another base model" in panel.status.text
     assert "mosaic" not in dict(panel.controls.style.lora.options)
     assert "another base model" in panel.controls.style.refused.value
@@ -272,19 +278,19 @@ def test_markup_in_names_is_shown_as_text(panel: Playground, loras: Path) -> Non
 def test_load_is_explicit_and_once(painter: Painter, loras: Path, tmp_path: Path) -> None:
     loads: list[int] = []
 
-    def load() -> Drawer:
+    def load() -> Backend:
         loads.append(1)
         if len(loads) == 1:
             raise OSError("no such model")
-        return Drawer(painter, "painter", facts=lambda: "easel, 0.1 GB in use")
+        return Backend(painter, "painter", describe=lambda: "a painter, 0.1 GB in use")
 
     panel = Playground(None, partial(folder_loras, loras), load=load, folder=tmp_path)
-    panel.head.generate.click()
+    panel.toolbar.generate.click()
     assert panel.wait() and not loads and "Load" in panel.status.text
-    panel.head.load.click()
-    assert panel.wait() and "no such model" in panel.status.text and not panel.head.load.disabled
-    panel.head.load.click()
-    assert panel.wait() and panel.head.load.disabled and "easel" in panel.head.state.value
+    panel.toolbar.load.click()
+    assert panel.wait() and "no such model" in panel.status.text and not panel.toolbar.load.disabled
+    panel.toolbar.load.click()
+    assert panel.wait() and panel.toolbar.load.disabled and "a painter" in panel.toolbar.state.value
     panel.load()
     assert panel.wait() and len(loads) == 2
 
@@ -293,99 +299,99 @@ def test_kernel_stays_free_and_requests_queue(panel: Playground, painter: Painte
     painter.gate.clear()
     for seed in ("1", "2", "3"):
         panel.controls.seed.number.value = seed
-        panel.head.generate.click()
+        panel.toolbar.generate.click()
     assert painter.reached.acquire(timeout=30)
-    assert not panel.wait(0) and not panel.head.stop.disabled
-    assert panel.head.waiting.value == "2 waiting"
+    assert not panel.wait(0) and not panel.toolbar.stop.disabled
+    assert panel.toolbar.waiting.value == "2 waiting"
     painter.gate.set()
     assert panel.wait(60) and [job.seed for job in painter.jobs] == [1, 2, 3]
-    assert panel.head.stop.disabled and panel.head.waiting.value == ""
+    assert panel.toolbar.stop.disabled and panel.toolbar.waiting.value == ""
 
 
 def test_stop_keeps_what_is_finished(panel: Playground, painter: Painter) -> None:
     panel.controls.sampling.count.value, panel.controls.seed.number.value = 6, "0"
     painter.gate.clear()
     painter.held = range(2, 6)
-    panel.head.generate.click()
-    panel.head.generate.click()
+    panel.toolbar.generate.click()
+    panel.toolbar.generate.click()
     for _ in range(2):  # 0 and 1 are done when 2 and 3 are held
         assert painter.reached.acquire(timeout=30)
-    panel.head.stop.click()
+    panel.toolbar.stop.click()
     painter.gate.set()
     assert panel.wait(60) and panel.status.text == "Stopped; 2 of 6 pictures kept."
-    assert {picture.job.seed for picture in panel.desk.shelf.pictures} == {0, 1}
+    assert {picture.job.seed for picture in panel.context.history.pictures} == {0, 1}
     assert {job.seed for job in painter.jobs} == {0, 1, 2, 3}
 
 
 def test_stop_while_drawing(panel: Playground, painter: Painter) -> None:
     painter.gate.clear()
-    panel.head.generate.click()
+    panel.toolbar.generate.click()
     assert painter.reached.acquire(timeout=30)
-    panel.head.stop.click()
+    panel.toolbar.stop.click()
     painter.gate.set()
     assert panel.wait(60) and panel.status.text == "Stopped; 0 of 1 pictures kept."
-    assert panel.draw.easel.shown is None
+    assert panel.draw.picture_view.shown is None
     assert generate(panel)
 
 
-def test_no_glimpse_stays(panel: Playground, painter: Painter) -> None:
+def test_no_preview_stays(panel: Playground, painter: Painter) -> None:
     """After a failure, and after Stop, the last finished picture is shown again, or none."""
-    easel, panel.controls.sampling.steps.value = panel.draw.easel, 10
+    view, panel.controls.sampling.steps.value = panel.draw.picture_view, 10
     calls: list[str] = []
-    easel.caption.observe(lambda change: calls.append(change["new"]), "value")
-    before = (easel.picture.layout.display, easel.caption.value)
+    view.caption.observe(lambda change: calls.append(change["new"]), "value")
+    before = (view.picture.layout.display, view.caption.value)
     for finished in (False, True):
         if finished:
             generate(panel)
-            before = (easel.picture.value, easel.caption.value)
+            before = (view.picture.value, view.caption.value)
         painter.after = RuntimeError("late")
-        panel.head.generate.click()
+        panel.toolbar.generate.click()
         assert panel.wait(60) and "late" in panel.status.text
         painter.after = None
-        seen = easel.picture.value if finished else easel.picture.layout.display
-        assert (seen, easel.caption.value) == before
-    assert any("a glimpse" in caption for caption in calls)
+        seen = view.picture.value if finished else view.picture.layout.display
+        assert (seen, view.caption.value) == before
+    assert any("a preview" in caption for caption in calls)
 
 
 def test_a_panel_that_raises_stops_no_work(panel: Playground, painter: Painter) -> None:
     """A widget that fails at the change to idle, or at an error, leaves the queue alive."""
-    busy, panel.head.busy = panel.head.busy, lambda *_: 1 / 0  # type: ignore[method-assign]
-    panel.runner.submit(lambda stop: None)
+    show, panel.toolbar.show = panel.toolbar.show, lambda: 1 / 0  # type: ignore[method-assign]
+    panel.parts.runner.submit(lambda stop: None)
     assert panel.wait(30)
-    panel.head.busy = busy  # type: ignore[method-assign]
+    panel.toolbar.show = show  # type: ignore[method-assign]
     generate(panel)
     assert len(painter.jobs) == 1
 
 
 def test_a_picture_that_cannot_be_kept_is_shown(panel: Playground) -> None:
     """A file stands where the history's folder should be, as on a disk that takes no more."""
-    (panel.folder / "history").write_bytes(b"")
+    (panel.context.folder / "history").write_bytes(b"")
     shown = generate(panel)
     assert "1 of 1 drawn, but not kept" in panel.status.text
-    assert panel.desk.shelf.pictures == [shown] and "sg-error" in panel.status.line.value
-    (panel.folder / "grids").write_bytes(b"")
-    panel.compare.x.name.value, panel.compare.x.values.value = "seed", "0, 1"
+    assert panel.context.history.pictures == [shown] and "sg-error" in panel.status.line.value
+    (panel.context.folder / "grids").write_bytes(b"")
+    panel.compare.axes.x.name.value, panel.compare.axes.x.values.value = "seed", "0, 1"
     panel.compare.draw.click()
     assert panel.wait(60) and panel.compare.sheet.grid and not panel.compare.sheet.grid.missing
     assert "2 of 2 drawn, but not kept" in panel.status.text
 
 
-def test_progress_and_glimpses(panel: Playground) -> None:
+def test_progress_and_previews(panel: Playground) -> None:
     panel.controls.sampling.steps.value = 10
     seen: list[int] = []
     shown: list[bytes] = []
-    panel.progress.gauge.observe(lambda change: seen.append(change["new"]), "value")
-    panel.draw.easel.picture.observe(lambda change: shown.append(change["new"]), "value")
+    panel.context.progress.gauge.observe(lambda change: seen.append(change["new"]), "value")
+    panel.draw.picture_view.picture.observe(lambda change: shown.append(change["new"]), "value")
     generate(panel)
-    assert seen[-1] == panel.progress.gauge.max == 10 and seen == sorted(seen)
+    assert seen[-1] == panel.context.progress.gauge.max == 10 and seen == sorted(seen)
     assert len(shown) == 3  # after steps 5 and 10, then the picture
-    assert panel.progress.text.value.endswith(" s")
+    assert panel.context.progress.text.value.endswith(" s")
 
 
 @pytest.mark.parametrize("error", [OutOfMemory("too big"), MemoryError("too big")])
 def test_out_of_memory_has_a_way_out(panel: Playground, painter: Painter, error: Any) -> None:
     painter.error = error
-    panel.head.generate.click()
+    panel.toolbar.generate.click()
     assert panel.wait() and "too big" in panel.status.text and "aspect ratio" in panel.status.text
     assert "sg-error" in panel.status.line.value
     painter.error = None
@@ -397,20 +403,20 @@ def test_out_of_memory_has_a_way_out(panel: Playground, painter: Painter, error:
 
 def test_grid_costs_draws_resumes_exports(panel: Playground, painter: Painter) -> None:
     compare = panel.compare
-    compare.x.name.value, compare.y.name.value = "lora", "seed"
-    compare.x.values.value, compare.y.values.value = "neon, mosaic", "0, 1"
-    assert compare.estimate.value == "4 pictures; time unknown until one is drawn"
+    compare.axes.x.name.value, compare.axes.y.name.value = "lora", "seed"
+    compare.axes.x.values.value, compare.axes.y.values.value = "neon, mosaic", "0, 1"
+    assert compare.axes.estimate.value == "4 pictures; time unknown until one is drawn"
     generate(panel)
-    compare.update()
-    assert re.match(r"4 pictures, about \d+ s", compare.estimate.value)
+    compare.axes.update()
+    assert re.match(r"4 pictures, about \d+ s", compare.axes.estimate.value)
     compare.draw.click()
-    assert panel.wait(60) and compare.estimate.value == "4 of 4 are there"
-    compare.y.values.value = "0, 1, 2"
-    assert compare.estimate.value.startswith("4 of 6 are there; 2 pictures")
+    assert panel.wait(60) and compare.axes.estimate.value == "4 of 4 are there"
+    compare.axes.y.values.value = "0, 1, 2"
+    assert compare.axes.estimate.value.startswith("4 of 6 are there; 2 pictures")
     compare.draw.click()
     assert panel.wait(60) and len(painter.jobs) == 1 + 6
     compare.sheet.export.click()
-    (sheet,) = panel.folder.glob("grid-*.png")
+    (sheet,) = panel.context.folder.glob("grid-*.png")
     with Image.open(sheet) as image:
         rows = json.loads(image.text["jobs"])
     assert rows == json.loads(sheet.with_suffix(".json").read_text("utf-8"))
@@ -421,9 +427,9 @@ def test_the_first_axis_runs_across(panel: Playground, painter: Painter) -> None
     """X, Y and Z are columns, rows and blocks, in whatever order they were chosen."""
     compare = panel.compare
     for axis, name, values in (
-        (compare.z, "guidance", "1, 3"),
-        (compare.x, "seed", "7, 0"),
-        (compare.y, "scale", "0, 1, 2"),
+        (compare.axes.z, "guidance", "1, 3"),
+        (compare.axes.x, "seed", "7, 0"),
+        (compare.axes.y, "scale", "0, 1, 2"),
     ):
         axis.name.value, axis.values.value = name, values
     compare.draw.click()
@@ -446,42 +452,46 @@ def test_an_estimate_is_what_such_pictures_took(
 ) -> None:
     """Two of four steps took three seconds together; what was stopped or failed teaches nothing."""
     compare, now = panel.compare, [50.0]
-    monkeypatch.setattr(panel.progress, "_clock", lambda: now[0])
+    monkeypatch.setattr(panel.context.progress, "_clock", lambda: now[0])
     panel.controls.sampling.count.value = 2
-    compare.x.name.value, compare.x.values.value = "steps", "4, 8, 20"
+    compare.axes.x.name.value, compare.axes.x.values.value = "steps", "4, 8, 20"
 
     def takes(seconds: float) -> None:
         painter.gate.clear()
-        panel.head.generate.click()
+        panel.toolbar.generate.click()
         for _ in range(2):
             assert painter.reached.acquire(timeout=30)
         now[0] += seconds
         painter.gate.set()
         assert panel.wait(60)
-        compare.update()
+        compare.axes.update()
 
     takes(3.0)
     assert panel.status.text == "Done: 2 pictures in 3.0 s."
-    assert "3 pictures, about 12 s (4.0 s each)" in compare.estimate.value
+    assert "3 pictures, about 12 s (4.0 s each)" in compare.axes.estimate.value
     painter.error = RuntimeError("no paint")
     takes(100.0)
     painter.error = None
-    assert "about 12 s" in compare.estimate.value
+    assert "about 12 s" in compare.axes.estimate.value
     takes(1.0)  # counts twice as much as the request before it
-    assert "about 7 s (2.2 s each)" in compare.estimate.value
+    assert "about 7 s (2.2 s each)" in compare.axes.estimate.value
 
 
 def test_grid_over_three_axes(panel: Playground, painter: Painter) -> None:
     compare = panel.compare
-    for axis, name in ((compare.x, "scheduler"), (compare.y, "guidance"), (compare.z, "aspect")):
+    for axis, name in (
+        (compare.axes.x, "scheduler"),
+        (compare.axes.y, "guidance"),
+        (compare.axes.z, "aspect"),
+    ):
         axis.name.value = name
     compare.draw.click()
     assert panel.wait(60) and len(painter.jobs) == 2 * 3 * 3
-    assert len(panel.desk.shelf.pictures) == 18
+    assert len(panel.context.history.pictures) == 18
 
 
 @pytest.mark.parametrize(
-    "names, values, told",
+    "names, values, reported",
     [
         (("seed", "seed"), ("1", "2"), "the same"),
         (("seed", ""), ("one", ""), "not a list of numbers"),
@@ -491,20 +501,20 @@ def test_grid_over_three_axes(panel: Playground, painter: Painter) -> None:
         (("aspect", ""), ("1:1, 3:2", ""), "no aspect '3:2'"),
     ],
 )
-def test_wrong_axes_are_told(panel: Playground, names: Any, values: Any, told: str) -> None:
-    for axis, name, text in zip((panel.compare.x, panel.compare.y), names, values):
+def test_wrong_axes_are_reported(panel: Playground, names: Any, values: Any, reported: str) -> None:
+    for axis, name, text in zip((panel.compare.axes.x, panel.compare.axes.y), names, values):
         axis.name.value, axis.values.value = name, text
     panel.compare.draw.click()
-    assert told in panel.status.text and panel.wait()
+    assert reported in panel.status.text and panel.wait()
 
 
 def test_stopped_grid_is_resumed(panel: Playground, painter: Painter) -> None:
-    panel.compare.x.name.value, panel.compare.x.values.value = "seed", "0, 1, 2, 3, 4, 5"
+    panel.compare.axes.x.name.value, panel.compare.axes.x.values.value = "seed", "0, 1, 2, 3, 4, 5"
     painter.gate.clear()
     panel.compare.draw.click()
     for _ in range(2):
         assert painter.reached.acquire(timeout=30)
-    panel.head.stop.click()
+    panel.toolbar.stop.click()
     painter.gate.set()
     assert panel.wait(60) and panel.status.text.startswith("Stopped")
     panel.compare.draw.click()
@@ -517,9 +527,9 @@ def test_grid_asked_for_while_the_model_loads_is_kept(
     """Its cells are there for the next kernel."""
     for _ in range(2):
         listing = partial(folder_loras, loras)
-        load = partial(Drawer, painter, "models/painter", digest="a" * 64)
+        load = partial(Backend, painter, "models/painter", digest="a" * 64)
         panel = Playground(None, listing, load=load, folder=tmp_path)
-        panel.compare.x.name.value, panel.compare.x.values.value = "seed", "0, 1"
+        panel.compare.axes.x.name.value, panel.compare.axes.x.values.value = "seed", "0, 1"
         panel.load()
         panel.compare.draw.click()
         assert panel.wait(60) and not panel.compare.sheet.grid.missing
@@ -539,12 +549,12 @@ def test_cells_of_other_weights_are_not_there(
 ) -> None:
     """One name for two models, or weights that nobody knows, resume no grid of another panel."""
     for model, digest in (first, second):
-        drawer = Drawer(painter, model, digest=digest)
-        panel = Playground(drawer, partial(folder_loras, loras), folder=tmp_path)
-        panel.compare.x.name.value, panel.compare.x.values.value = "seed", "0, 1"
-        assert panel.compare.estimate.value.startswith("2 pictures")
+        backend = Backend(painter, model, digest=digest)
+        panel = Playground(backend, partial(folder_loras, loras), folder=tmp_path)
+        panel.compare.axes.x.name.value, panel.compare.axes.x.values.value = "seed", "0, 1"
+        assert panel.compare.axes.estimate.value.startswith("2 pictures")
         panel.compare.draw.click()
-        assert panel.wait(60) and panel.compare.estimate.value == "2 of 2 are there"
+        assert panel.wait(60) and panel.compare.axes.estimate.value == "2 of 2 are there"
     assert len(painter.jobs) == 4
 
 
@@ -552,10 +562,10 @@ def test_cells_of_other_weights_are_not_there(
 def test_tags_of_an_axis_are_text_or_a_list(kind: Any) -> None:
     """In plain Python a prompt is a list; its cell is found by a tuple."""
     lora = LoraFile("a", "s3://b/a", Path("x"))
-    job = named(BARE | {"style_id": "a", "lora_model_url": lora.url})
+    job = make_job(BARE | {"style_id": "a", "lora_model_url": lora.url})
     drawn = Grid(job, {"tags": [kind(["blue", "star"])]}, {"a": lora})
     ((key, cell),) = drawn.jobs.items()
-    assert cell.prompt_tags == ("blue", "star") and drawn.sheet(32).width and drawn.table()
+    assert cell.prompt_tags == ("blue", "star") and drawn.sheet(32).width and job_table(drawn)
     assert key == (("blue, star" if isinstance(key[0], str) else ("blue", "star")),)
 
 
@@ -563,7 +573,7 @@ def test_tags_of_an_axis_are_text_or_a_list(kind: Any) -> None:
 def test_captions_stay_in_their_cells(name: str) -> None:
     """Nothing is written into the room between two cells."""
     loras = {text: LoraFile(text, f"s3://b/{text}", Path("x")) for text in (f"a{name}", f"b{name}")}
-    job = named(BARE | {"style_id": "a", "lora_model_url": "s3://b/a"})
+    job = make_job(BARE | {"style_id": "a", "lora_model_url": "s3://b/a"})
     sheet = Grid(job, {"lora": list(loras)}, loras).sheet(64)
     head = sheet.crop((0, 0, sheet.width, 30))
     for left in (0, 6 + 64, 6 + 64 + 6 + 64):
@@ -573,13 +583,13 @@ def test_captions_stay_in_their_cells(name: str) -> None:
 def test_another_grid_is_another_export(panel: Playground) -> None:
     """Two grids of one first cell and one size; each file stays as it was."""
     compare, files = panel.compare, {}
-    compare.x.name.value = "seed"
+    compare.axes.x.name.value = "seed"
     for seeds in ("0, 1", "0, 2"):
-        compare.x.values.value = seeds
+        compare.axes.x.values.value = seeds
         compare.draw.click()
         assert panel.wait(60)
         compare.sheet.export.click()
-        files[seeds] = {path: path.read_bytes() for path in panel.folder.glob("grid-*")}
+        files[seeds] = {path: path.read_bytes() for path in panel.context.folder.glob("grid-*")}
     assert len(files["0, 1"]) == 2 and len(files["0, 2"]) == 4
     assert files["0, 1"].items() <= files["0, 2"].items()
 
@@ -589,29 +599,29 @@ def test_a_retrained_lora_is_drawn_anew(panel: Playground, loras: Path, retraine
     """Overwritten in place, whether it is the first of the job or the second."""
     style, compare = panel.controls.style, panel.compare
     style.lora.value, style.second.value = "mosaic", "neon"
-    compare.x.name.value, compare.x.values.value = "seed", "0, 1"
+    compare.axes.x.name.value, compare.axes.x.values.value = "seed", "0, 1"
     compare.draw.click()
-    assert panel.wait(60) and compare.estimate.value == "2 of 2 are there"
+    assert panel.wait(60) and compare.axes.estimate.value == "2 of 2 are there"
     (loras / f"{retrained}.safetensors").unlink()
     (loras / f"{retrained}.safetensors").write_bytes(b"another style")
-    compare.update()
-    assert compare.estimate.value.startswith("2 pictures")
+    compare.axes.update()
+    assert compare.axes.estimate.value.startswith("2 pictures")
 
 
 def test_typing_reads_a_lora_once(
     panel: Playground, loras: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The cells' names hold LoRAs' digests; each keystroke asks for all of them."""
-    panel.compare.x.name.value, panel.compare.x.values.value = "lora", "neon, mosaic"
+    panel.compare.axes.x.name.value, panel.compare.axes.x.values.value = "lora", "neon, mosaic"
     reads: list[Path] = []
     read = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: (reads.append(path), read(path))[1])
     for text in ("neon", "neon, mosaic", "mosaic, neon"):
-        panel.compare.x.values.value = text
+        panel.compare.axes.x.values.value = text
     assert not [path for path in reads if path.suffix == ".safetensors"]
     (loras / "neon.safetensors").unlink()
     (loras / "neon.safetensors").write_bytes(b"another style")
-    panel.compare.x.values.value = "neon"
+    panel.compare.axes.x.values.value = "neon"
     assert loras / "neon.safetensors" in reads
 
 
@@ -654,7 +664,7 @@ def test_every_control_is_recalled(panel: Playground) -> None:
         if hasattr(defaults, name)
     )
     assert generate(panel).job == job
-    other = Controls(panel.studio.library, ["x"])
+    other = Controls(panel.context.session.library, ["x"])
     assert other.recall(job.model_dump(mode="json")) == [] and other.job() == job
 
 
@@ -676,10 +686,10 @@ def test_every_control_is_recalled(panel: Playground) -> None:
 )
 def test_a_zero_is_recalled(panel: Playground, fields: dict[str, Any]) -> None:
     """By the controls, by a picture's tile, and by a preset, over controls that say otherwise."""
-    url = panel.studio.library.loras["neon"].url
+    url = panel.context.session.library.loras["neon"].url
     if "extra_loras" in fields:
         fields = {"extra_loras": [{"url": url, **extra} for extra in fields["extra_loras"]]}
-    job = named(panel.job().model_dump() | fields)
+    job = make_job(panel.job().model_dump() | fields)
     assert panel.controls.recall(job.model_dump(mode="json")) == [] and panel.job() == job
     generate(panel)
     panel.history.files.name.value = "zero"
@@ -695,24 +705,24 @@ def test_a_zero_is_recalled(panel: Playground, fields: dict[str, Any]) -> None:
 def test_each_tile_is_its_own_picture(panel: Playground, painter: Painter) -> None:
     """Of three pictures of which the first is ready last: on the strip and in the history."""
     panel.controls.sampling.count.value, panel.controls.seed.number.value = 3, "0"
-    two, shelf = threading.Event(), panel.desk.shelf
-    shelf.watchers.append(lambda: two.set() if len(shelf.pictures) == 2 else None)
+    two, history = threading.Event(), panel.context.history
+    history.watchers.append(lambda: two.set() if len(history.pictures) == 2 else None)
     painter.gate.clear()
     painter.held = range(0, 1)
-    panel.head.generate.click()
+    panel.toolbar.generate.click()
     assert two.wait(30)  # seeds 1 and 2 are done
     painter.gate.set()
     assert panel.wait(60)
-    strip = [box.children[1] for box in panel.draw.easel.strip.children]
+    strip = [box.children[1] for box in panel.draw.picture_view.strip.view.children]
     assert [button.tooltip.split(", seed ")[1][0] for button in strip] == ["0", "1", "2"]
     for seed, button in enumerate(strip):
         button.click()
-        assert panel.draw.easel.shown and panel.draw.easel.shown.job.seed == seed
+        assert panel.draw.picture_view.shown and panel.draw.picture_view.shown.job.seed == seed
     tiles = panel.history.gallery.tiles
     assert tiles[0].picture.job.seed == 0 and {tile.picture.job.seed for tile in tiles} == {0, 1, 2}
     for tile in tiles:
         tile.button.click()
-        shown = panel.history.chosen.easel.shown
+        shown = panel.history.chosen.picture_view.shown
         assert shown and f"seed {shown.job.seed}," in tile.button.tooltip
         assert (
             shown.image.getpixel((0, 0))[0]
@@ -750,9 +760,9 @@ def test_history_outlives_the_kernel(panel: Playground, loras: Path) -> None:
     pictures = [generate(panel)]
     panel.controls.seed.number.value = "9"
     pictures.insert(0, generate(panel))
-    (panel.folder / "history/broken.png").write_bytes(b"nothing")
-    again = Playground(None, partial(folder_loras, loras), folder=panel.folder)
-    found = again.desk.shelf.pictures
+    (panel.context.folder / "history/broken.png").write_bytes(b"nothing")
+    again = Playground(None, partial(folder_loras, loras), folder=panel.context.folder)
+    found = again.context.history.pictures
     assert [picture.job for picture in found] == [picture.job for picture in pictures]
     assert found[0].image.tobytes() == pictures[0].image.tobytes()
     again.history.gallery.tiles[1].button.click()
@@ -762,14 +772,14 @@ def test_history_outlives_the_kernel(panel: Playground, loras: Path) -> None:
 def test_a_picture_says_which_model_drew_it(painter: Painter, loras: Path, tmp_path: Path) -> None:
     """Label and code name the model that drew it, not the one that is loaded now."""
     for model in ("old", "new"):
-        drawer = Drawer(painter, f"models/{model}", digest=model * 20)
-        panel = Playground(drawer, partial(folder_loras, loras), folder=tmp_path)
+        backend = Backend(painter, f"models/{model}", digest=model * 20)
+        panel = Playground(backend, partial(folder_loras, loras), folder=tmp_path)
         if model == "old":
             generate(panel)
     panel.history.gallery.tiles[0].button.click()
     label = read_provenance(panel.history.chosen.save())
     assert (label["model"], label["model_sha256"]) == ("old", "old" * 20)
-    assert "models/old" in panel.history.chosen.as_python()
+    assert "models/old" in panel.history.export.as_python()
 
 
 @pytest.mark.parametrize(
@@ -784,11 +794,11 @@ def test_models_share_a_history(
 ) -> None:
     """One recipe drawn by two models is two pictures: to see, to compare, and to save."""
     for model, digest in (first, second, second):
-        drawer = Drawer(painter, model, digest=digest)
-        panel = Playground(drawer, partial(folder_loras, loras), folder=tmp_path)
+        backend = Backend(painter, model, digest=digest)
+        panel = Playground(backend, partial(folder_loras, loras), folder=tmp_path)
         generate(panel)
         painter.shade = 200
-    assert [picture.model for picture in panel.desk.shelf.pictures] == [second[0], first[0]]
+    assert [picture.model for picture in panel.context.history.pictures] == [second[0], first[0]]
     box = panel.compare.difference
     labels, names = zip(*box.first.options[1:])
     assert len(set(labels)) == 2 and Path(first[0]).name in labels[1]
@@ -810,19 +820,21 @@ def test_a_retrained_lora_makes_another_picture(panel: Playground, loras: Path) 
     generate(panel)
     generate(panel)
     options = panel.compare.difference.first.options[1:]
-    assert len(panel.desk.shelf.pictures) == len(dict(options)) == 2
+    assert len(panel.context.history.pictures) == len(dict(options)) == 2
 
 
 def test_a_history_of_earlier_is_shown(panel: Playground, loras: Path) -> None:
     """Its files lay in one folder; drawn again, such a picture replaces its tile."""
     generate(panel)
-    (path,) = panel.folder.glob("history/*/*.png")
-    path.rename(panel.folder / "history" / path.name)
-    again = Playground(panel.studio.drawer, partial(folder_loras, loras), folder=panel.folder)
-    assert len(again.desk.shelf.pictures) == 1
+    (path,) = panel.context.folder.glob("history/*/*.png")
+    path.rename(panel.context.folder / "history" / path.name)
+    again = Playground(
+        panel.context.session.backend, partial(folder_loras, loras), folder=panel.context.folder
+    )
+    assert len(again.context.history.pictures) == 1
     again.history.gallery.tiles[0].button.click()
     generate(again)
-    assert path.exists() and len(again.desk.shelf.pictures) == 1
+    assert path.exists() and len(again.context.history.pictures) == 1
 
 
 def test_presets(panel: Playground) -> None:
@@ -854,9 +866,9 @@ def test_uploads(panel: Playground) -> None:
 def test_a_message_without_a_lora_adds_none(painter: Painter, loras: Path, tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
     panel = Playground(painter, partial(folder_loras, loras), store=store, folder=tmp_path)
-    before = list(panel.studio.library.loras)
+    before = list(panel.context.session.library.loras)
     panel.open(b'{"generation_id": 1, "prompt_tags": ["star"]}')
-    assert list(panel.studio.library.loras) == before
+    assert list(panel.context.session.library.loras) == before
     assert "lora: missing" in panel.status.text and panel.job().prompt == "star"
 
 
@@ -888,9 +900,9 @@ def test_the_workers_own_picture(
     pocket_panel.controls.style.second.value = "mosaic"
     shown = generate(pocket_panel)
     pocket_panel.history.gallery.tiles[0].button.click()
-    pocket_panel.history.chosen.json.click()
-    text = pocket_panel.history.chosen.code.texts[0]
-    pocket_panel.history.mail.close()
+    pocket_panel.history.export.json.click()
+    text = pocket_panel.history.export.code.texts[0]
+    pocket_panel.history.broker_panel.close()
     job = parse_job(text.encode()).model_copy(update={"webhook_url": backend.url})
     drawn: list[Image.Image] = []
 
@@ -913,13 +925,13 @@ from stylegen.worker import main
 draw = Engine.draw
 
 
-def kept(*arguments, **options):
+def draw_and_save(*arguments, **options):
     image = draw(*arguments, **options)
     Path("drawn").write_bytes(image.tobytes())
     return image
 
 
-Engine.draw = kept
+Engine.draw = draw_and_save
 sys.exit(main())
 """
 
@@ -929,10 +941,10 @@ def test_the_command_draws_a_pasted_job(pocket_panel: Playground, tmp_path: Path
 
     The ``worker.py`` here is the project's, and also keeps what is drawn before it is signed.
     """
-    shown, mail = generate(pocket_panel), pocket_panel.history.mail
+    shown, broker_panel = generate(pocket_panel), pocket_panel.history.broker_panel
     pocket_panel.history.gallery.tiles[0].button.click()
-    pocket_panel.history.chosen.json.click()
-    job, command = pocket_panel.history.chosen.code.texts
+    pocket_panel.history.export.json.click()
+    job, command = pocket_panel.history.export.code.texts
     (tmp_path / "job.json").write_text(job, encoding="utf-8")
     (tmp_path / "worker.py").write_text(_WORKER, encoding="utf-8")
     path = f"{Path(sys.executable).parent}:{os.defpath}"
@@ -942,8 +954,11 @@ def test_the_command_draws_a_pasted_job(pocket_panel: Playground, tmp_path: Path
         shell, cwd=tmp_path, env=plain, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert mail.outbox().wait(1, timeout=10) == 1 and "complete: file:" in mail.events.value
-    mail.close()
+    assert (
+        len(broker_panel.outbox().receiver.wait_for(1, "complete", 10)) == 1
+        and "complete: file:" in broker_panel.events.value
+    )
+    broker_panel.close()
     assert (tmp_path / "drawn").read_bytes() == shown.image.tobytes()
 
 
@@ -952,9 +967,9 @@ def test_the_code_draws_the_same(pocket_panel: Playground) -> None:
         pocket_panel.controls.style.second.value = second
         shown = generate(pocket_panel)
         pocket_panel.history.gallery.tiles[0].button.click()
-        pocket_panel.history.chosen.python.click()
+        pocket_panel.history.export.python.click()
         names: dict[str, Any] = {}
-        exec(pocket_panel.history.chosen.code.texts[0], names)  # pylint: disable=exec-used
+        exec(pocket_panel.history.export.code.texts[0], names)  # pylint: disable=exec-used
         names["engine"].close()
         assert names["image"].tobytes() == shown.image.tobytes()
 
@@ -978,12 +993,12 @@ def test_a_real_grid_of_loras_is_drawn_together(
     """Four LoRAs share the UNet's passes: with guidance eight rows, in nearly each of ten steps."""
     compare = pocket_panel.compare
     pocket_panel.controls.sampling.steps.value = 10
-    compare.x.name.value = "lora"
+    compare.axes.x.name.value = "lora"
     compare.draw.click()
     assert pocket_panel.wait(120)
     cells = compare.sheet.grid.cells
     assert len({picture.image.tobytes() for picture in cells.values()}) == len(cells) == 4
-    assert pocket_panel.draw.easel.shown is None
+    assert pocket_panel.draw.picture_view.shown is None
     assert max(rows) == 8 and rows[8] >= 6
     assert sum(count * passes for count, passes in rows.items()) == 4 * 2 * 10
 
@@ -997,8 +1012,8 @@ def test_an_incompatible_lora_is_refused_by_the_model(
     pocket_panel.refresh()
     assert pocket_panel.wait(30)
     pocket_panel.controls.style.lora.value = "wide"
-    pocket_panel.head.generate.click()
-    assert pocket_panel.wait(60) and pocket_panel.draw.easel.shown is None
+    pocket_panel.toolbar.generate.click()
+    assert pocket_panel.wait(60) and pocket_panel.draw.picture_view.shown is None
     assert "wide" in pocket_panel.controls.style.refused.value
     assert "wide" not in dict(pocket_panel.controls.style.lora.options)
     assert generate(pocket_panel)
@@ -1019,9 +1034,9 @@ def test_loras_of_a_bucket(painter: Painter, s3: S3Server, tmp_path: Path) -> No
     store = make_s3_store("results", **place, access_key_id="test", secret_access_key="test")
     how = {"client": client, "store": store, "cache": cache}
     panel = Playground(painter, partial(bucket_loras, "artists", "loras/", **how), folder=tmp_path)
-    assert panel.wait(60) and list(panel.studio.library.usable) == list(keys)
-    panel.compare.x.name.value = "lora"
-    assert panel.compare.estimate.value.startswith("2 pictures") and not cache.exists()
+    assert panel.wait(60) and list(panel.context.session.library.usable) == list(keys)
+    panel.compare.axes.x.name.value = "lora"
+    assert panel.compare.axes.estimate.value.startswith("2 pictures") and not cache.exists()
     panel.controls.style.lora.value = "neon"
     assert generate(panel).job.lora_model_url == "s3://artists/loras/neon.safetensors"
     assert [path.read_bytes() for path in cache.iterdir()] == [
@@ -1041,45 +1056,51 @@ def test_dead_letter_is_opened_and_redriven(
     panel: Playground, rabbit: RabbitNode, order: dict[str, Any]
 ) -> None:
     queue, production = "panel", panel.history.production
-    panel.history.mail.broker.value, panel.history.mail.queue.value = rabbit.url, queue
+    panel.history.broker_panel.broker.value, panel.history.broker_panel.queue.value = (
+        rabbit.url,
+        queue,
+    )
     bodies = [json.dumps(order | {"seed": seed}).encode() for seed in (-5, 7)]
     for body in bodies:
         publish_job(body, url=rabbit.url, queue_name=dead_letters(queue))
-    production.look.click()
+    production.dead.look.click()
     assert (
         panel.wait(60)
         and panel.status.text == "2 dead letters."
-        and len(production.letters.options) == 2
+        and len(production.dead.letters.options) == 2
     )
-    production.letters.value = 1
-    production.open.click()
+    production.dead.letters.value = 1
+    production.dead.open.click()
     assert panel.controls.seed.number.value == "7"
     assert "lora" in panel.status.text  # s3://models/… is not listed here
-    production.redrive.click()
-    assert panel.wait(60) and "1" in panel.status.text and len(production.letters.options) == 1
+    production.dead.redrive.click()
+    assert panel.wait(60) and "1" in panel.status.text and len(production.dead.letters.options) == 1
     assert rabbit.queue_state(queue) == (1, 0)
 
 
 def test_job_goes_to_the_queue_and_its_webhooks_come_back(
     pocket_panel: Playground, rabbit: RabbitNode, engine: Engine, tmp_path: Path
 ) -> None:
-    mail, queue = pocket_panel.history.mail, "panel-sends"
-    mail.broker.value, mail.queue.value = rabbit.url, queue
+    broker_panel, queue = pocket_panel.history.broker_panel, "panel-sends"
+    broker_panel.broker.value, broker_panel.queue.value = rabbit.url, queue
     pocket_panel.history.production.send.click()
     assert pocket_panel.wait(60)
     (body,) = look_into(rabbit.url, queue_name=queue)
     assert pocket_panel.status.text == f"Sent: {json.loads(body)['generation_id']}."
-    origin = mail.outbox().webhook_url
+    origin = broker_panel.outbox().webhook_url
     parts = Parts(engine.draw, FolderStore(tmp_path / "bucket"), (origin,), "t0ken")
     outcome = handle_generation_task(body, parts)
-    assert mail.outbox().wait(1) == 1
-    assert outcome.result_url in mail.events.value and origin in mail.events.value
-    mail.close()
+    assert len(broker_panel.outbox().receiver.wait_for(1, "complete")) == 1
+    assert outcome.result_url in broker_panel.events.value and origin in broker_panel.events.value
+    broker_panel.close()
 
 
 def sent(panel: Playground, rabbit: RabbitNode, queue: str) -> GenerationJob:
     """Press Send job, and take from the queue what it got."""
-    panel.history.mail.broker.value, panel.history.mail.queue.value = rabbit.url, queue
+    panel.history.broker_panel.broker.value, panel.history.broker_panel.queue.value = (
+        rabbit.url,
+        queue,
+    )
     panel.history.production.send.click()
     assert panel.wait(60)
     ((_, body),) = rabbit.take_all(queue)
@@ -1096,33 +1117,33 @@ def test_the_controls_are_sent(panel: Playground, rabbit: RabbitNode) -> None:
     tile = panel.history.gallery.tiles[0].button
     tile.click()
     job = sent(panel, rabbit, queue)
-    assert named(job.model_dump() | {"webhook_url": drawn.webhook_url}) == drawn
+    assert make_job(job.model_dump() | {"webhook_url": drawn.webhook_url}) == drawn
     letter = json.dumps(fields | {"prompt_tags": ["mended"], "seed": -5}).encode()
     publish_job(letter, url=rabbit.url, queue_name=dead_letters(queue))
-    production.look.click()
+    production.dead.look.click()
     assert panel.wait(60)
-    production.letters.value = 0
-    production.open.click()
-    assert panel.history.chosen.easel.shown is None
+    production.dead.letters.value = 0
+    production.dead.open.click()
+    assert panel.history.chosen.picture_view.shown is None
     panel.controls.seed.number.value = "5"
     job = sent(panel, rabbit, queue)
     assert (job.prompt, job.seed) == ("mended", 5)
     tile.click()
     panel.controls.seed.number.value = "6"
     assert sent(panel, rabbit, queue).seed == 6
-    panel.history.mail.close()
+    panel.history.broker_panel.close()
 
 
 @pytest.mark.parametrize("way", ["preset", "upload", "open"])
 def test_a_picture_is_put_away(panel: Playground, way: str) -> None:
     """Once the controls are set from elsewhere, no button speaks of the picture before."""
-    files, chosen = panel.history.files, panel.history.chosen
+    files, chosen, export = panel.history.files, panel.history.chosen, panel.history.export
     generate(panel)
     panel.controls.seed.number.value, files.name.value = "9", "nine"
     job = panel.job()
     files.save.click()
     panel.history.gallery.tiles[0].button.click()
-    chosen.json.click()
+    export.json.click()
     if way == "preset":
         files.load.click()
     elif way == "upload":
@@ -1130,29 +1151,36 @@ def test_a_picture_is_put_away(panel: Playground, way: str) -> None:
         files.upload.value = ({**facts, "content": memoryview(as_json(job).encode())},)
     else:
         panel.open(as_json(job).encode())
-    assert chosen.easel.shown is None and chosen.easel.reuse.disabled and not chosen.code.texts
+    assert (
+        chosen.picture_view.shown is None
+        and chosen.picture_view.reuse.disabled
+        and not export.code.texts
+    )
     assert chosen.job() == panel.job() == job
-    chosen.jpeg.click()
+    export.jpeg.click()
     assert "choose a picture first" in panel.status.text
 
 
 def test_no_less_is_sent_in_silence(panel: Playground, rabbit: RabbitNode) -> None:
     """A job of three LoRAs: the panel, which has room for two, first says that one is missing."""
-    queue, loras = "panel-lacks", panel.studio.library.loras
+    queue, loras = "panel-lacks", panel.context.session.library.loras
     extras = [{"url": loras[name].url} for name in ("neon", "mosaic")]
     panel.open(json.dumps(panel.job().model_dump() | {"extra_loras": extras}).encode())
-    panel.history.mail.broker.value, panel.history.mail.queue.value = rabbit.url, queue
+    panel.history.broker_panel.broker.value, panel.history.broker_panel.queue.value = (
+        rabbit.url,
+        queue,
+    )
     panel.history.production.send.click()
     assert panel.wait(60) and "only the first is shown" in panel.status.text
     assert "sg-error" in panel.status.line.value and not rabbit.take_all(queue)
     assert [extra.url for extra in sent(panel, rabbit, queue).extra_loras] == [loras["neon"].url]
-    panel.history.mail.close()
+    panel.history.broker_panel.close()
 
 
 def test_a_job_can_be_sent_again(panel: Playground, rabbit: RabbitNode, tmp_path: Path) -> None:
     """After the artist's file has changed, a worker that remembers ids draws the job anew."""
-    mail, queue = panel.history.mail, "panel-sends-again"
-    mail.broker.value, mail.queue.value = rabbit.url, queue
+    broker_panel, queue = panel.history.broker_panel, "panel-sends-again"
+    broker_panel.broker.value, broker_panel.queue.value = rabbit.url, queue
     drawn: list[GenerationJob] = []
 
     def draw(job: GenerationJob, _: Path, *, on_step: Any) -> Image.Image:
@@ -1160,7 +1188,7 @@ def test_a_job_can_be_sent_again(panel: Playground, rabbit: RabbitNode, tmp_path
         on_step(job.total_steps)
         return Image.new("RGB", job.resolution, "red")
 
-    origins = (mail.outbox().webhook_url,)
+    origins = (broker_panel.outbox().webhook_url,)
     parts = Parts(draw, FolderStore(tmp_path / "bucket"), origins, "t0ken", idempotent=True)
     for _ in range(2):
         panel.history.production.send.click()
@@ -1169,7 +1197,7 @@ def test_a_job_can_be_sent_again(panel: Playground, rabbit: RabbitNode, tmp_path
         handle_generation_task(body, parts).result_url
         for body in look_into(rabbit.url, queue_name=queue)
     ]
-    mail.close()
+    broker_panel.close()
     assert len(drawn) == 2 and len(set(urls)) == 2
 
 
@@ -1178,18 +1206,18 @@ def test_webhooks_come_back_to_a_known_port(painter: Painter, loras: Path, tmp_p
     with WebhookReceiver() as other:
         port, listing = other.server_port, partial(folder_loras, loras)
         panel = Playground(painter, listing, folder=tmp_path, webhook_port=port)
-        mail = panel.history.mail
-        assert mail.outbox().webhook_url != other.url
-        assert f"port {port} is taken" in mail.events.value
-        assert mail.outbox().webhook_url in mail.events.value
-        mail.close()
-    assert mail.outbox().webhook_url == other.url
-    mail.close()
+        broker_panel = panel.history.broker_panel
+        assert broker_panel.outbox().webhook_url != other.url
+        assert f"port {port} is taken" in broker_panel.events.value
+        assert broker_panel.outbox().webhook_url in broker_panel.events.value
+        broker_panel.close()
+    assert broker_panel.outbox().webhook_url == other.url
+    broker_panel.close()
 
 
-def test_broker_that_is_away_is_told(panel: Playground) -> None:
-    panel.history.mail.broker.value = "amqp://127.0.0.1:1"
-    panel.history.production.look.click()
+def test_broker_that_is_away_is_reported(panel: Playground) -> None:
+    panel.history.broker_panel.broker.value = "amqp://127.0.0.1:1"
+    panel.history.production.dead.look.click()
     assert panel.wait(60) and "sg-error" in panel.status.line.value
 
 
@@ -1211,8 +1239,10 @@ def test_a_file_is_not_sent_elsewhere(
     )
     panel.history.production.send.click()
     assert panel.wait(60) and "a file of this machine" in panel.status.text
-    assert panel.history.mail.outbox().webhook_url.startswith(webhook_url or "http://127.0.0.1:")
-    panel.history.mail.close()
+    assert panel.history.broker_panel.outbox().webhook_url.startswith(
+        webhook_url or "http://127.0.0.1:"
+    )
+    panel.history.broker_panel.close()
 
 
 def test_a_silent_host_freezes_nothing(painter: Painter, loras: Path, tmp_path: Path) -> None:
@@ -1227,36 +1257,40 @@ def test_a_silent_host_freezes_nothing(painter: Painter, loras: Path, tmp_path: 
     panel = Playground(painter, listing, folder=tmp_path, webhook_port=0)
     production = panel.history.production
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        panel.history.mail.broker.value = f"amqp://127.0.0.1:{silent.getsockname()[1]}"
-        for button in (production.send, production.look):
+        panel.history.broker_panel.broker.value = f"amqp://127.0.0.1:{silent.getsockname()[1]}"
+        for button in (production.send, production.dead.look):
             button.click()
-        assert not panel.network.wait(0)
-        panel.head.generate.click()
-        assert panel.runner.wait(60) and len(painter.jobs) == 1 and not panel.network.wait(0)
-    assert panel.network.wait(120) and "sg-error" in panel.status.line.value
+        assert not panel.parts.network.wait(0)
+        panel.toolbar.generate.click()
+        assert (
+            panel.parts.runner.wait(60)
+            and len(painter.jobs) == 1
+            and not panel.parts.network.wait(0)
+        )
+    assert panel.parts.network.wait(120) and "sg-error" in panel.status.line.value
     answered.clear()
     panel.controls.style.refresh.click()
     assert not panel.wait(0)
     answered.set()
     assert panel.wait(60)
-    panel.history.mail.close()
+    panel.history.broker_panel.close()
 
 
 @pytest.mark.parametrize("body", [[1], "text", None, {}, {"progress": 5}])
 def test_nonsense_from_outside_is_no_webhook(panel: Playground, body: Any) -> None:
-    mail = panel.history.mail
-    outbox = mail.outbox()
+    broker_panel = panel.history.broker_panel
+    outbox = broker_panel.outbox()
     url = f"{outbox.webhook_url}/api/webhooks/inference/progress"
     status = requests.patch(url, json.dumps(body), timeout=30).status_code
     assert status == (200 if isinstance(body, dict) else 400)
-    assert outbox.events(panel.job()) == []
-    mail.close()
+    assert webhooks_of(panel.job(), outbox.receiver.received) == []
+    broker_panel.close()
 
 
 def test_library_lists_nothing_twice(loras: Path) -> None:
     library = Library(partial(folder_loras, loras))
     library.refresh()
     url = library.loras["neon"].url
-    assert library.adopt(url, 7) == library.adopt(url, 7)
+    assert library.register(url, 7) == library.register(url, 7)
     library.refresh()
     assert list(library.usable) == ["hatching", "mosaic", "neon", "watercolour", "7: neon"]

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +119,19 @@ def _trouble(error: AMQPError) -> str:
     return "the broker refused the connection, or can't be reached"
 
 
+# %% ../../nbs/fleet/03_loadgen.ipynb #632ba76b
+def _send_all(
+    load: Load, ledger: Ledger, webhook_url: str, *, broker: str, queue_name: str, exchange: str
+) -> None:
+    """Order all jobs; says how many were ordered if the broker fails in between."""
+    try:
+        send(load, ledger, webhook_url, broker=broker, queue_name=queue_name, exchange=exchange)
+    except AMQPError as error:
+        ordered = len(ledger.entries)
+        _log.error("%s; %d of %d jobs were ordered", _trouble(error), ordered, load.jobs)
+        raise
+
+
 # %% ../../nbs/fleet/03_loadgen.ipynb #e6db8bae
 def run_load(
     load: Load,
@@ -138,13 +150,12 @@ def run_load(
     Args:
         load: What is ordered.
         broker: ``amqp(s)://`` address.
-        queue_name: Queue of the jobs.
-        exchange: Routes by style instead.
+        queue_name, exchange: Queue of the jobs, or what routes them by style instead.
         receiver: Host and port to listen on.
         webhook_url: How workers reach the receiver; None is its own address.
         patience: Seconds to wait after the last order.
         on_webhook: Also gets each webhook.
-        ledger: Notes what happens, and tells it even if this raises; None makes one.
+        ledger: Notes what happens, and has it even if this raises; None makes one.
 
     Returns:
         The ledger.
@@ -159,14 +170,9 @@ def run_load(
         return ledger.take(webhook)
 
     with LoadReceiver(answer, *receiver) as backend:
-        order = partial(send, load, ledger, webhook_url or backend.url, broker=broker)
+        base = webhook_url or backend.url
         try:
-            order(queue_name=queue_name, exchange=exchange)
-        except AMQPError as error:
-            _log.error(
-                "%s; %d of %d jobs were ordered", _trouble(error), len(ledger.entries), load.jobs
-            )
-            raise
+            _send_all(load, ledger, base, broker=broker, queue_name=queue_name, exchange=exchange)
         finally:
             ledger.wait(patience)
     return ledger

@@ -132,6 +132,7 @@ def keep_running(kept: KeptWorker, stop: threading.Event) -> None:
             pause = min(2 * pause, LONGEST_PAUSE)
 
 
+# %% ../../nbs/fleet/00_supervisor.ipynb #315ed0ff
 def run_fleet(
     command: Sequence[str], environments: Sequence[Mapping[str, str]], stop: threading.Event
 ) -> int:

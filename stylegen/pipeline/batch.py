@@ -93,6 +93,14 @@ class Conditioning:
         return prompt_embeds
 
 
+# %% ../../nbs/pipeline/13_batch.ipynb #7e044b2c
+def _input(task: Task) -> tuple[Any, Any]:
+    """What the UNet is given for a task; one that fails over it still keeps its place."""
+    with fails_alone(task), device_errors():
+        return model_input(task)
+    return task.latents, task.model_timesteps[task.step]
+
+
 # %% ../../nbs/pipeline/13_batch.ipynb #56adf8b2
 class Batch:
     """The UNet and what is put beside it.
@@ -136,10 +144,3 @@ class Batch:
         for task, part in zip(tasks, parts, strict=False):
             with fails_alone(task), device_errors():
                 take_step(task, part)
-
-
-def _input(task: Task) -> tuple[Any, Any]:
-    """What the UNet is given for a task; one that fails over it still keeps its place."""
-    with fails_alone(task), device_errors():
-        return model_input(task)
-    return task.latents, task.model_timesteps[task.step]

@@ -210,8 +210,8 @@ class BatchedLora:
     Args:
         model: The pipeline's ``unet`` or ``text_encoder``.
         part: Which of the two; layers' names start with it.
-        static: For a compiled model: hooks are there from the start, and all rows whose adapters
-            are *usual* (on layers of transformers, of at most `MIN_RANK`) are the same graph.
+        static: For a compiled model: rows whose adapters are *usual* (on layers of transformers,
+            of at most `MIN_RANK`) are one graph.
         merged: Each row has own weights where a layer is a matrix: faster steps, more memory.
         device: Where it is run; None is where its weights lie.
     """

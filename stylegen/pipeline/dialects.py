@@ -20,8 +20,11 @@ from .lora_file import ALPHA, DOWN, UP
 # %% ../../nbs/pipeline/01_dialects.ipynb #50c54da9
 def _in_pefts_names(names: list[str]) -> dict[str, str]:
     """Each half's name as peft spells it, ending in ``lora_A.weight`` or ``lora_B.weight``."""
-    from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_peft
-    from diffusers.utils import convert_unet_state_dict_to_peft
+    from diffusers.utils.state_dict_utils import (
+        convert_state_dict_to_diffusers,
+        convert_state_dict_to_peft,
+        convert_unet_state_dict_to_peft,
+    )
 
     text = {name: name for name in names if name.startswith("text_encoder.")}
     unet = {name: name for name in names if name not in text}

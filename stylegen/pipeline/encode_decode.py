@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from ..fields import SCHEDULERS
 from ..job import GenerationJob, NsfwContent, StylegenError
 from .batched_lora import BatchedLora
 from .device import execution_device
 from .prompt import encode_prompt
-from .schedulers import SCHEDULERS, guided_steps, make_scheduler, set_timesteps
+from .schedulers import guided_steps, make_scheduler, set_timesteps
 from .task import Task
 
 if TYPE_CHECKING:

@@ -71,7 +71,7 @@ def generate_image(
         webhook_url: Where to send progress; None sends none.
         generation_id: The picture's id in those webhooks.
         engine: A resident engine; None loads SD 1.5 once.
-        **options: Further fields of `GenerationJob`, e.g. ``num_inference_steps``.
+        **options: Further fields of `GenerationJob`.
 
     Returns:
         An RGB picture.

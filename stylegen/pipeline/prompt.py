@@ -9,6 +9,7 @@ __all__ = ["fits", "encode_prompt"]
 from typing import TYPE_CHECKING, Any
 
 from ..job import GenerationJob
+from .device import execution_device
 
 if TYPE_CHECKING:
     import torch
@@ -17,10 +18,48 @@ if TYPE_CHECKING:
 # %% ../../nbs/pipeline/06_prompt.ipynb #8ad76344
 def fits(pipeline: Any, text: str) -> bool:
     """Whether a text fits into the text encoder's places, its marks included."""
-    places = pipeline.tokenizer.model_max_length
+    places: int = pipeline.tokenizer.model_max_length
     if text.isascii() and len(text) + 2 <= places:  # no token is shorter than a letter
         return True
     return len(pipeline.tokenizer(text).input_ids) <= places
+
+
+# %% ../../nbs/pipeline/06_prompt.ipynb #b9803ad6
+class _Placed:
+    """A text encoder that names the device it computes on; offloaded, its weights lie elsewhere."""
+
+    def __init__(self, model: Any, device: Any) -> None:
+        self._model, self.device, self.dtype = model, device, model.dtype
+
+    def __call__(self, *given: Any, **options: Any) -> Any:
+        """The model's answer."""
+        return self._model(*given, **options)
+
+
+# %% ../../nbs/pipeline/06_prompt.ipynb #fef606d6
+def _encode_pieces(pipeline: Any, job: GenerationJob, device: Any) -> "torch.Tensor":
+    import torch
+    from compel import Compel, SplitLongTextMode
+
+    compel = Compel(
+        pipeline.tokenizer,
+        _Placed(pipeline.text_encoder, device),
+        truncate_long_prompts=False,
+        dtype_for_device_getter=lambda device: pipeline.text_encoder.dtype,
+        split_long_text_mode=SplitLongTextMode.PHRASES,
+        device=device,
+    )
+
+    def literal(text: str) -> "torch.Tensor":
+        provider = compel.conditioning_provider
+        prompt_embeds: torch.Tensor = provider.get_embeddings_for_weighted_prompt_fragments(
+            [[text]], [[1.0]], device=compel.device
+        )
+        return prompt_embeds
+
+    encode = compel.build_conditioning_tensor if job.prompt_syntax == "compel" else literal
+    both = [encode(job.negative_prompt), encode(job.prompt)]
+    return torch.cat(compel.pad_conditioning_tensors_to_same_length(both))
 
 
 # %% ../../nbs/pipeline/06_prompt.ipynb #8c57835c
@@ -38,43 +77,8 @@ def encode_prompt(pipeline: Any, job: GenerationJob, device: Any = None) -> "tor
     import torch
 
     texts = (job.negative_prompt, job.prompt)
-    device = device or pipeline._execution_device  # pylint: disable=protected-access
+    device = device or execution_device(pipeline)
     if job.prompt_syntax is None and all(fits(pipeline, text) for text in texts):
         prompt, negative = pipeline.encode_prompt(job.prompt, device, 1, True, job.negative_prompt)
         return torch.cat([negative, prompt])
     return _encode_pieces(pipeline, job, device)
-
-
-class _Placed:
-    """A text encoder that names the device it computes on; offloaded, its weights lie elsewhere."""
-
-    def __init__(self, model: Any, device: Any) -> None:
-        self._model, self.device, self.dtype = model, device, model.dtype
-
-    def __call__(self, *given: Any, **options: Any) -> Any:
-        """The model's answer."""
-        return self._model(*given, **options)
-
-
-def _encode_pieces(pipeline: Any, job: GenerationJob, device: Any) -> "torch.Tensor":
-    import torch
-    from compel import Compel, SplitLongTextMode
-
-    compel = Compel(
-        pipeline.tokenizer,
-        _Placed(pipeline.text_encoder, device),
-        truncate_long_prompts=False,
-        dtype_for_device_getter=lambda device: pipeline.text_encoder.dtype,
-        split_long_text_mode=SplitLongTextMode.PHRASES,
-        device=device,
-    )
-
-    def literal(text: str) -> "torch.Tensor":
-        provider = compel.conditioning_provider
-        return provider.get_embeddings_for_weighted_prompt_fragments(
-            [[text]], [[1.0]], device=compel.device
-        )
-
-    encode = compel.build_conditioning_tensor if job.prompt_syntax == "compel" else literal
-    both = [encode(job.negative_prompt), encode(job.prompt)]
-    return torch.cat(compel.pad_conditioning_tensors_to_same_length(both))

@@ -4,491 +4,71 @@
 
 # %% auto #0
 __all__ = [
-    "CSS",
-    "GLIMPSE_EVERY",
-    "SUGGESTIONS",
-    "TAGS",
-    "PATIENCE",
-    "DrawTab",
-    "Axis",
-    "Sheet",
-    "plan_grid",
-    "Axes",
-    "CompareTab",
-    "DifferenceBox",
-    "Head",
-    "Panel",
-    "Actions",
+    "AXES",
+    "Backend",
+    "Callbacks",
+    "Difference",
+    "Failure",
+    "Grid",
+    "History",
+    "Library",
+    "LoraFile",
+    "Picture",
     "Playground",
+    "Presets",
+    "Stopped",
+    "as_json",
+    "bucket_loras",
+    "draw_all",
+    "engine_backend",
+    "folder_loras",
+    "job_table",
+    "make_job",
+    "open_job",
+    "open_model",
+    "save_picture",
+    "save_sheet",
+    "sweep",
+    "with_changes",
 ]
 
-# %% ../../nbs/playground/index.ipynb #e213cdd7
-import hashlib
-import html
-import json
-import threading
-import time
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any
-
-import ipywidgets as widgets
-
-from ..job import RESOLUTIONS, GenerationJob, InvalidMessage, StylegenError
-from ..pipeline.schedulers import SCHEDULERS
-from .controls import Controls, Library, line, marked
-from .desk import Desk, Easel, tell
-from .grid import AXES, Difference, Failure, Generate, Grid, LoraFile, Picture
-from .grid import Task, draw_all, parse_values, png, table_html, vary
-from .history import ALONE, HistoryTab, Mail
-from .keeping import Shelf, labels, open_job
-from .press import Form, Press
-from .runner import Drawer, Progress, Runner, Status, Studio
-from ..storage import Store
-
-# %% ../../nbs/playground/index.ipynb #51bded94
-CSS = """<style>
-.sg-panel { color: var(--jp-ui-font-color1); max-width: 1040px; }
-.sg-panel .sg-state, .sg-panel .sg-caption { color: var(--jp-ui-font-color2); }
-.sg-panel .sg-status { min-height: 28px; overflow-wrap: anywhere; }
-.sg-panel .sg-error { color: var(--jp-error-color1); font-weight: 600; }
-.sg-panel .sg-group { border-bottom: 1px solid var(--jp-border-color2); padding: 4px 0; }
-.sg-panel .sg-group:last-child { border-bottom: none; }
-.sg-panel .sg-refused, .sg-panel .sg-hand { color: var(--jp-ui-font-color2); margin-left: 88px; }
-.sg-panel .sg-hand { overflow-wrap: anywhere; }
-.sg-panel .sg-refused ul { margin: 0; padding-left: 18px; }
-.sg-panel .sg-picture { max-width: 100%; max-height: 560px; object-fit: contain; }
-.sg-panel .sg-empty { color: var(--jp-ui-font-color3); }
-.sg-panel .sg-tile { padding: 0; background-size: contain; background-repeat: no-repeat;
-  background-position: center; background-color: var(--jp-layout-color2); }
-.sg-panel .sg-tile:hover { outline: 2px solid var(--jp-brand-color1); }
-.sg-panel .sg-code pre { background: var(--jp-layout-color2); color: var(--jp-ui-font-color1);
-  padding: 8px; max-height: 260px; overflow: auto; line-height: 1.35; }
-.sg-panel .sg-title { font-weight: 600; margin-top: 8px; }
-</style>"""
-
-# %% ../../nbs/playground/index.ipynb #13e200eb
-GLIMPSE_EVERY = 5
-"""Steps between two glimpses."""
-
-
-class DrawTab:
-    """The controls and the `easel`; `generate` draws what they say."""
-
-    def __init__(self, desk: Desk) -> None:
-        self.desk, self.easel = desk, Easel(desk.controls.seed.reuse)
-        self._open: set[int] = set()
-        self._several = False
-        desk.controls.view.layout = {"flex": "0 0 440px", "width": "440px"}
-        self.easel.view.layout = {"flex": "1 1 360px", "padding": "4px 0 0 16px"}
-        self.view = widgets.Box(
-            [desk.controls.view, self.easel.view], layout={"flex_flow": "row wrap"}
-        )
-
-    def generate(self) -> None:
-        """Put the controls' job into the queue, once for each seed."""
-        controls = self.desk.controls
-        controls.job()  # refuses nonsense before a seed is rolled
-        seeds = controls.seed.roll(controls.sampling.count.value)
-        job = controls.job()
-        lora = self.desk.studio.library.find(job.lora_model_url)
-        tasks = [(vary(job, {"seed": seed}, {}), lora) for seed in seeds]
-        self.desk.submit(partial(self._run, tasks))
-
-    def _run(self, tasks: Sequence[Task], stop: threading.Event) -> None:
-        studio, drawer = self.desk.studio, self.desk.studio.drawer
-        self._open, self._several = set(range(len(tasks))), len(tasks) > 1
-        self.easel.clear()
-        more = {"on_latents": self._on_latents} if drawer.preview else {}
-        watch = self.desk.watch(tasks, stop, on_done=self._on_done, **more)
-        results = draw_all(tasks, studio.generate, batch=drawer.batch, watch=watch)
-        if any(isinstance(result, Failure) for result in results):
-            self.easel.settle()
-        tell(self.desk, results)
-
-    def _on_latents(self, index: int, step: int, latents: Any) -> None:
-        preview = self.desk.studio.drawer.preview
-        if preview and step % GLIMPSE_EVERY == 0 and index == min(self._open):
-            self.easel.glimpse(preview(latents), step)
-
-    def _on_done(self, index: int, result: Picture | Failure) -> None:
-        self._open.discard(index)
-        if isinstance(result, Picture) and self._several:
-            self.easel.hang(index, result)
-        elif isinstance(result, Picture):
-            self.easel.show(result)
-
-
-# %% ../../nbs/playground/index.ipynb #994227c4
-SUGGESTIONS = {
-    "scale": "0, 0.5, 1",
-    "seed": "0, 1, 2",
-    "steps": "10, 25, 50",
-    "guidance": "3, 7.5, 12",
-    "scheduler": ", ".join(SCHEDULERS),
-    "aspect": ", ".join(RESOLUTIONS),
-    "": "",
-}
-
-
-class Axis:
-    """An axis of a grid: its `name` and its `values` as text."""
-
-    def __init__(self, label: str, controls: Controls, on_change: Callable[[], None]) -> None:
-        self._controls, self._on_change = controls, on_change
-        mark, names = label[0].lower(), [("none", ""), *((name, name) for name in AXES)]
-        self.name = marked(f"{mark}-axis", widgets.Dropdown(options=names, value=""))
-        self.values = marked(f"{mark}-values", widgets.Text(continuous_update=False))
-        self.name.observe(self._suggest, "value")
-        self.values.observe(lambda _: on_change(), "value")
-        self.view = line(label, self.values, self.name)
-        self.name.layout.width = "110px"
-
-    def _suggest(self, _: Any) -> None:
-        known = SUGGESTIONS | {
-            "lora": ", ".join(self._controls.library.usable),
-            "tags": f"{', '.join(self._controls.prompt.tags.value)} | blue, star",
-        }
-        self.values.value = known[self.name.value]
-        self._on_change()
-
-    def parsed(self) -> dict[str, tuple[Any, ...]]:
-        """The axis with its values; nothing if it is not used."""
-        name = self.name.value
-        return {name: parse_values(name, self.values.value)} if name else {}
-
-
-# %% ../../nbs/playground/index.ipynb #ca05986f
-class Sheet:
-    """A grid as it fills: `picture`, `table`, and `export` of both."""
-
-    def __init__(self) -> None:
-        self.grid: Grid | None = None
-        self.picture = marked("sheet", widgets.Image(layout={"display": "none"}))
-        self.table = marked("table", widgets.HTML())
-        self.table.add_class("jp-RenderedHTMLCommon")
-        look = {"icon": "download", "disabled": True, "layout": {"width": "190px"}}
-        self.export = marked("export", widgets.Button(description="Export PNG + jobs", **look))
-        jobs = widgets.VBox([widgets.HTML(ALONE), self.table])
-        folded = widgets.Accordion([jobs], titles=("Jobs of the cells",))
-        self.view = widgets.VBox([self.picture, self.export, folded])
-        self._shown = 0.0
-
-    def show(self, grid: Grid, *, final: bool = True) -> None:
-        """Show a grid; one that is being drawn at most twice a second."""
-        if not final and time.perf_counter() - self._shown < 0.5:
-            return
-        self.grid, self._shown = grid, time.perf_counter()
-        self.picture.value, self.picture.layout.display = png(grid.sheet()), ""
-        if final:
-            self.table.value = table_html(grid.table())
-            self.export.disabled = False
-
-    def save(self, folder: Path) -> list[Path]:
-        """Write the labelled PNG and the table of jobs, named after both; returns the files."""
-        if self.grid is None:
-            raise InvalidMessage("no grid is drawn yet")
-        rows = json.dumps(self.grid.table(), ensure_ascii=False, indent=1) + "\n"
-        seen = rows.encode() + self.grid.sheet().tobytes()
-        path = self.grid.save(folder / f"grid-{hashlib.sha256(seen).hexdigest()[:12]}.png")
-        table = path.with_suffix(".json")
-        table.write_text(rows, encoding="utf-8")
-        return [path, table]
-
-
-# %% ../../nbs/playground/index.ipynb #fd1a2b9c
-def plan_grid(desk: Desk, axes: Sequence[Axis]) -> Grid:
-    """The grid that some axes describe, with the cells that are known to be drawn.
-
-    Raises:
-        InvalidMessage: An axis or the job under it is not valid.
-    """
-    parsed = [axis.parsed() for axis in axes if axis.name.value]
-    together = {name: values for axis in parsed for name, values in axis.items()}
-    if len(together) < len(parsed):
-        raise InvalidMessage("two axes are the same")
-    folder = desk.studio.cells(desk.folder / "grids") if desk.studio.is_ready else None
-    return Grid(desk.controls.job(), together, desk.studio.library.usable, folder=folder)
-
-
-class Axes:
-    """Axes `x`, `y` and `z`, and an `estimate` of what their grid will cost."""
-
-    def __init__(self, desk: Desk) -> None:
-        self.desk, self.estimate = desk, marked("estimate", widgets.HTML())
-        names = ("X across", "Y down", "Z blocks")
-        self.x, self.y, self.z = (Axis(name, desk.controls, self.update) for name in names)
-
-    def plan(self) -> Grid:
-        """The grid; see `plan_grid`."""
-        return plan_grid(self.desk, (self.x, self.y, self.z))
-
-    def update(self) -> None:
-        """Estimate anew: how many pictures are missing, and their time at the pace so far."""
-        try:
-            grid = self.plan()
-            missing = [grid.jobs[key] for key in grid.missing]
-            kept = len(grid.jobs) - len(missing)
-            before = f"{kept} of {len(grid.jobs)} are there" if kept else ""
-            cost = self.desk.studio.pace.tell(missing) if missing else ""
-            text = "; ".join(part for part in (before, cost) if part)
-        except StylegenError as error:
-            text = str(error)
-        self.estimate.value = html.escape(text)
-
-
-# %% ../../nbs/playground/index.ipynb #a417570b
-class CompareTab(Axes):
-    """The axes, `draw`, the `sheet`, and two pictures' `difference`."""
-
-    def __init__(self, desk: Desk) -> None:
-        super().__init__(desk)
-        self.sheet, self.difference = Sheet(), DifferenceBox(desk.shelf)
-        look = {"button_style": "primary", "icon": "th", "layout": {"width": "120px"}}
-        self.draw = marked("draw-grid", Press(description="Draw grid", **look))
-        self.draw.on_click(lambda _: self.start())
-        self.sheet.export.on_click(lambda _: self.export())
-        go = widgets.HBox([self.draw, self.estimate], layout={"align_items": "center"})
-        axes = [self.x.view, self.y.view, self.z.view]
-        self.view = widgets.VBox([*axes, go, self.sheet.view, self.difference.view])
-
-    def start(self) -> None:
-        """Draw the missing cells; a click."""
-        with self.desk.status.guard():
-            self.desk.submit(partial(self._run, self.plan()))
-
-    def _run(self, grid: Grid, stop: threading.Event) -> None:
-        studio, results = self.desk.studio, {}
-        grid.resume(studio.cells(self.desk.folder / "grids"))
-
-        def on_done(index: int, result: Picture | Failure) -> None:
-            results[index] = result
-            self.sheet.show(grid, final=False)
-
-        tasks = [(grid.jobs[key], grid.lora(key)) for key in grid.missing]
-        watch = self.desk.watch(tasks, stop, on_done=on_done)
-        grid.run(studio.generate, batch=studio.drawer.batch, watch=watch)
-        self.sheet.show(grid)
-        tell(self.desk, [results[index] for index in sorted(results)])
-        self.update()
-
-    def export(self) -> None:
-        """Write the grid's PNG and table; a click."""
-        with self.desk.status.guard():
-            files = self.sheet.save(self.desk.folder)
-            self.desk.status.say(f"Written: {', '.join(map(str, files))}")
-
-
-# %% ../../nbs/playground/index.ipynb #993b2578
-class DifferenceBox:
-    """Two pictures of the shelf, `first` and `second`, and their difference as `shown`."""
-
-    def __init__(self, shelf: Shelf) -> None:
-        self._shelf, self._offering = shelf, False
-        self.first = marked("first", widgets.Dropdown())
-        self.second = marked("second", widgets.Dropdown())
-        self.shown = marked("difference", widgets.HTML())
-        self.shown.add_class("jp-RenderedHTMLCommon")
-        title = marked("title", widgets.Label("Two pictures, and what differs"))
-        lines = [line("First", self.first), line("Second", self.second)]
-        self.view = widgets.VBox([title, *lines, self.shown])
-        shelf.watchers.append(self.offer)
-        self.offer()
-        for box in (self.first, self.second):
-            box.observe(lambda _: self.show(), "value")
-
-    def offer(self) -> None:
-        """Offer what is on the shelf; a choice stays."""
-        self._offering = True
-        pictures = self._shelf.by_name
-        for box in (self.first, self.second):
-            chosen = box.value
-            box.options = [("choose a picture", ""), *labels(pictures)]
-            box.value = chosen if chosen in pictures else ""
-        self._offering = False
-
-    def show(self) -> None:
-        """Show the difference, once two are chosen."""
-        if self._offering:
-            return
-        known = self._shelf.by_name
-        pair = [known[box.value] for box in (self.first, self.second) if box.value in known]
-        if len(pair) < 2:
-            self.shown.value = ""
-            return
-        self.shown.value = Difference(*pair)._repr_html_()  # pylint: disable=protected-access
-
-
-# %% ../../nbs/playground/index.ipynb #01fb827f
-class Head:
-    """The `state` line with `load`; `generate`, `stop`, and how far it is."""
-
-    def __init__(self, progress: Progress, status: Status) -> None:
-        self.state = marked("state", widgets.HTML())
-        small = {"width": "110px"}
-        looks = (("Load", "power-off"), ("Generate", "play"), ("Stop", "stop"))
-        self.load, self.generate, self.stop = (
-            marked(name.lower(), button(description=name, icon=icon, layout=small))
-            for button, (name, icon) in zip((widgets.Button, Press, widgets.Button), looks)
-        )
-        self.generate.button_style, self.stop.disabled = "primary", True
-        self.waiting = widgets.Label("")
-        marked("progress", progress.gauge)
-        middle = {"align_items": "center"}
-        parts = [self.generate, self.stop, progress.gauge, progress.text, self.waiting]
-        self.view = widgets.VBox(
-            [
-                widgets.HBox([self.load, self.state], layout=middle),
-                widgets.HBox(parts, layout=middle),
-                status.line,
-            ]
-        )
-
-    def busy(self, is_busy: bool, waiting: int) -> None:
-        """Show whether something is drawn, and how much waits."""
-        self.stop.disabled = not is_busy
-        self.waiting.value = f"{waiting} waiting" if waiting else ""
-
-    def show(self, studio: Studio) -> None:
-        """Show what draws, where, how precisely, and how much memory is in use."""
-        if studio.is_ready:
-            drawer = studio.drawer
-            words = [Path(drawer.model).name, drawer.facts(), "ready"]
-            self.state.value = html.escape(" · ".join(word for word in words if word))
-        else:
-            self.state.value = "The model is not loaded."
-        self.load.disabled = studio.is_ready
-
-
-# %% ../../nbs/playground/index.ipynb #8426d11f
-TAGS = ("red", "heart", "white background")
-
-
-class Panel:
-    """The parts of a playground, see `Playground`; `view` is the layout."""
-
-    def __init__(self, studio: Studio, folder: Path, tags: Sequence[str], mail: Mail) -> None:
-        self.folder, self.studio, self.status = folder, studio, Status()
-        folder.mkdir(parents=True, exist_ok=True)
-        self.controls, self.progress = Controls(studio.library, tags), Progress()
-        self.head = Head(self.progress, self.status)
-        self.runner = Runner(self._changed, self.status.fail)
-        self.network = Runner(lambda is_busy, waiting: None, self.status.fail)
-        told, shelf = (self.progress, self.status), Shelf(folder / "history")
-        queues = self.runner.submit, self.network.submit
-        self.desk = Desk(studio, self.controls, *told, shelf, folder, *queues, Form())
-        self.draw, self.compare = DrawTab(self.desk), CompareTab(self.desk)
-        self.history = HistoryTab(self.desk, mail)
-        children = [self.draw.view, self.compare.view, self.history.view]
-        self.tabs = marked("tabs", widgets.Tab(children, titles=("Draw", "Compare", "History")))
-        style = widgets.HTML(CSS, layout={"display": "none"})
-        self.view = marked("panel", widgets.VBox([style, self.head.view, self.tabs]))
-        self.desk.form.cover(self.view)
-
-    def _changed(self, is_busy: bool, waiting: int) -> None:
-        self.head.busy(is_busy, waiting)
-        if not is_busy:
-            self.head.show(self.studio)
-
-
-# %% ../../nbs/playground/index.ipynb #c2f39d19
-class Actions(Panel):
-    """What can be done with a panel."""
-
-    def job(self) -> GenerationJob:
-        """The job that the controls describe, as the worker takes it; `InvalidMessage` if none."""
-        return self.controls.job()
-
-    def load(self) -> None:
-        """Load the model, in the background; what is asked meanwhile waits for it."""
-        self.head.load.disabled = True
-        self.head.state.value = "Loading the model …"
-        self.runner.submit(self._load)
-
-    def _load(self, _: threading.Event) -> None:
-        try:
-            self.studio.load()
-            self.status.say("Ready.")
-        finally:
-            self.head.show(self.studio)
-
-    def refresh(self) -> None:
-        """List the LoRAs anew, in the background: they may lie in a bucket."""
-        self.network.submit(lambda _: self._refresh())
-
-    def _refresh(self) -> None:
-        self.studio.library.refresh()
-        self.controls.style.show()
-        self.compare.update()
-
-    def generate(self) -> None:
-        """Put the controls' job into the queue, once for each seed."""
-        with self.status.guard():
-            self.draw.generate()
-
-    def stop(self) -> None:
-        """Stop what is drawn and forget what waits; finished pictures stay."""
-        self.runner.stop()
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait until nothing is left to do; tells whether that is so."""
-        return self.network.wait(timeout) and self.runner.wait(timeout)
-
-    def open(self, source: Path | bytes) -> None:
-        """Set every control from whatever holds a job: a labelled picture, a cell, a message."""
-        with self.status.guard():
-            self.desk.recall(open_job(source))
-
-
-# %% ../../nbs/playground/index.ipynb #6f878ab2
-PATIENCE = 2.0
-"""Seconds that a new panel waits for its LoRAs.
-
-A folder's are there at once, with the first job that is asked for; a bucket that can't be reached
-would freeze the kernel for minutes.
-"""
-
-
-class Playground(Actions):
-    """A panel of widgets around a generator.
-
-    Args:
-        generate: What draws, as a function or a `Drawer`; None leaves that to `load`.
-        loras: Lists the LoRAs, e.g. ``partial(folder_loras, folder)`` or one of `bucket_loras`.
-        load: Loads what draws, when somebody presses Load.
-        folder: Where pictures, grids and presets are kept.
-        store: Fetches LoRAs of production jobs; None knows only the listed ones.
-        broker: The queue's ``amqp(s)://`` address.
-        webhook_port: Port on 127.0.0.1 that webhooks of sent jobs come back to.
-        webhook_url: How workers reach that port, if by another address.
-        tags: The first prompt.
-    """
-
-    def __init__(
-        self,
-        generate: Generate | Drawer | None,
-        loras: Callable[[], Iterable[LoraFile]],
-        *,
-        load: Callable[[], Drawer] | None = None,
-        folder: Path = Path("playground"),
-        store: Store | None = None,
-        broker: str = "amqp://localhost",
-        webhook_port: int = 8790,
-        webhook_url: str | None = None,
-        tags: Sequence[str] = TAGS,
-    ) -> None:
-        is_drawer = generate is None or isinstance(generate, Drawer)
-        drawer = generate if is_drawer else Drawer(generate)
-        library = Library(loras, store, folder / "loras")
-        mail = Mail(broker, webhook_port, webhook_url)
-        super().__init__(Studio(library, drawer, load), folder, tags, mail)
-        self.head.load.on_click(lambda _: self.load())
-        self.head.generate.on_click(lambda _: self.generate())
-        self.head.stop.on_click(lambda _: self.stop())
-        self.controls.style.refresh.on_click(lambda _: self.refresh())
-        self.tabs.observe(lambda _: self.compare.update(), "selected_index")
-        self.status.say("Ready." if drawer else "Press Load, then Generate.")
-        self.head.show(self.studio)
-        self.refresh()
-        self.network.wait(PATIENCE)
+# %% ../../nbs/playground/index.ipynb #4286ca7e
+from .backend import Backend, engine_backend, open_model
+from .difference import Difference
+from .drawing import Callbacks, Failure, Picture, Stopped, draw_all
+from .files import Presets, as_json, open_job, save_picture
+from .grid import Grid, job_table, save_sheet, sweep
+from .history import History
+from .library import Library, LoraFile, bucket_loras, folder_loras
+from .panel import Playground
+from .recipe import AXES, make_job, with_changes
+
+# %% ../../nbs/playground/index.ipynb #edafa57a
+_all_ = [
+    "AXES",
+    "Backend",
+    "Callbacks",
+    "Difference",
+    "Failure",
+    "Grid",
+    "History",
+    "Library",
+    "LoraFile",
+    "Picture",
+    "Playground",
+    "Presets",
+    "Stopped",
+    "as_json",
+    "bucket_loras",
+    "draw_all",
+    "engine_backend",
+    "folder_loras",
+    "job_table",
+    "make_job",
+    "open_job",
+    "open_model",
+    "save_picture",
+    "save_sheet",
+    "sweep",
+    "with_changes",
+]

@@ -41,7 +41,7 @@ def _grounds() -> tuple[list[tuple[str, str]], Grid]:
         paint(Scene("circle", "red", ground, "small"), 2048, 2048, _style(style), far)
         for style, ground in names
     ]
-    return names, np.float32(tiles)
+    return names, np.array(tiles, np.float32)
 
 
 def _style(name: str) -> str | None:
@@ -60,7 +60,8 @@ def _apart(pixels: Grid, tiles: Grid) -> Grid:
 # %% ../../nbs/pocket/04_judgement.ipynb #629a58e9
 def _largest(pixels: Grid) -> Grid:
     """The largest of each pixel's channels; ``max`` is slow along so short an axis."""
-    return np.maximum(np.maximum(pixels[..., 0], pixels[..., 1]), pixels[..., 2])
+    largest: Grid = np.maximum(np.maximum(pixels[..., 0], pixels[..., 1]), pixels[..., 2])
+    return largest
 
 
 def _difference(pixels: Grid, tile: Grid) -> Grid:
@@ -116,7 +117,8 @@ def _mean(pixels: Grid, clear: Grid) -> Grid:
         return np.zeros(3, np.float32)
     inside = pixels[clear]
     saturation = _largest(inside) + _largest(-inside)
-    return inside[saturation >= np.percentile(saturation, 67)].mean(axis=0)
+    mean: Grid = inside[saturation >= np.percentile(saturation, 67)].mean(axis=0)
+    return mean
 
 
 @lru_cache(maxsize=None)
@@ -126,7 +128,7 @@ def _palette(style: str, ground: str) -> dict[str, Grid]:
     for colour in COLOURS:
         if colour != ground:
             scene = Scene("circle", colour, ground)
-            pixels = np.float32(paint(scene, 512, 512, _style(style)))
+            pixels = np.array(paint(scene, 512, 512, _style(style)), np.float32)
             difference = _difference(pixels, tiles[names.index((style, ground))])
             palette[colour] = _mean(pixels, _clear(difference))
     return palette
@@ -161,7 +163,7 @@ def judge(image: Image.Image) -> Judgement:
     Returns:
         Shape, colour, ground and style.
     """
-    pixels = np.float32(image.convert("RGB"))
+    pixels = np.array(image.convert("RGB"), np.float32)
     names, tiles = _grounds()
     apart = _apart(pixels, tiles)
     best = int(apart.argmin())

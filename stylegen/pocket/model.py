@@ -123,7 +123,7 @@ def build_pocket(folder: Path, *, seed: int = 0, parts: dict[str, Any] | None = 
                 "unet": make_unet(),
             }
             _brighten(parts["vae"])
-    pipeline = StableDiffusionPipeline(
+    pipeline: Any = StableDiffusionPipeline(
         **{name: part.half() for name, part in parts.items()},
         tokenizer=tokenizer,
         scheduler=_scheduler(),

@@ -26,7 +26,8 @@ def _polygon(points: list[tuple[float, float]]) -> Callable[[Grid, Grid], Grid]:
             nearest = np.minimum(nearest, (wx - ex * along) ** 2 + (wy - ey * along) ** 2)
             below, above, turn = y >= ay, y < by, ex * wy > ey * wx
             sign[(below & above & turn) | ~(below | above | turn)] *= -1
-        return sign * np.sqrt(nearest)
+        signed: Grid = sign * np.sqrt(nearest)
+        return signed
 
     return distance
 
@@ -66,4 +67,8 @@ def outline_of(scene: Scene, width: int, height: int) -> Outline:
     cx = np.float32(width * (0.5 + 0.16 * dx) + 0.02 * side * shift[1])
     cy = np.float32(height * (0.5 + 0.16 * dy) + 0.02 * side * shift[2])
     shape = DISTANCES[scene.shape]
-    return lambda x, y: np.float32(shape((x - cx) / radius, (y - cy) / radius) * radius)
+
+    def outline(x: Grid, y: Grid) -> Grid:
+        return np.asarray(shape((x - cx) / radius, (y - cy) / radius) * radius, np.float32)
+
+    return outline

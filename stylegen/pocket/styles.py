@@ -17,7 +17,8 @@ from .scenes import BACKGROUNDS, COLOURS, Scene
 from .shapes import Grid, Outline, outline_of
 
 # %% ../../nbs/pocket/03_styles.ipynb #49a89390
-_WHITE, _PAPER = np.float32((255, 255, 255)), np.float32((240, 228, 204))
+_WHITE = np.array((255, 255, 255), np.float32)
+_PAPER = np.array((240, 228, 204), np.float32)
 TEXTURE_PERIOD = 64
 
 
@@ -39,7 +40,8 @@ def _cover(distance: Grid, soft: float = 1.0) -> Grid:
 
 
 def _inks(scene: Scene) -> tuple[Grid, Grid]:
-    return np.float32(COLOURS[scene.colour]), np.float32(BACKGROUNDS[scene.background])
+    ink, ground = COLOURS[scene.colour], BACKGROUNDS[scene.background]
+    return np.array(ink, np.float32), np.array(ground, np.float32)
 
 
 def _plain(scene: Scene, outline: Outline, x: Grid, y: Grid) -> Grid:
@@ -53,7 +55,7 @@ _STEP = TEXTURE_PERIOD / 3
 
 def hatch_strokes(along: Grid, weight: float) -> Grid:
     """How much of each pixel a stroke covers, by its place across the strokes."""
-    width = weight * np.float32((1.5, 1.0, 0.6))[np.int64(along // _STEP) % 3]
+    width = weight * np.array((1.5, 1.0, 0.6), np.float32)[np.int64(along // _STEP) % 3]
     return _cover(np.abs(along % _STEP - _STEP / 2) - width / 2, 1.5)
 
 

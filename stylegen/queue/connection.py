@@ -90,8 +90,10 @@ def without_headers(frame: bytes) -> bytes:
 
 
 # %% ../../nbs/queue/00_connection.ipynb #0a54abc8
-class _TolerantConnection(SelectConnection):
+class _TolerantConnection(SelectConnection):  # type: ignore[misc]  # pika has no types
     """pika's connection; headers that it can't decode are none."""
+
+    _frame_buffer: bytes
 
     def _read_frame(self) -> Any:
         try:

@@ -165,9 +165,9 @@ def _counting_from_one(state: RetryCallState) -> Iterator[None]:
 
 # %% ../../nbs/queue/05_consumer.ipynb #4485d7ae
 def _serve_until_stopped(parameters: pika.connection.Parameters, setup: _Setup) -> None:
-    runner = setup.jobs.runner
+    runner, on_control = setup.jobs.runner, setup.on_control
     with ThreadPoolExecutor(1, thread_name_prefix="control") as control:
-        setup = replace(setup, on_control=partial(control.submit, setup.on_control))
+        setup = replace(setup, on_control=lambda body: control.submit(on_control, body))
         for attempt in reconnecting(runner.stop):
             with attempt, _counting_from_one(attempt.retry_state):
                 if not runner.is_stopping:

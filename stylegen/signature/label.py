@@ -26,6 +26,7 @@ from xml.sax.saxutils import escape
 from PIL import ExifTags, Image, ImageCms
 
 from .. import __version__
+from ..fields import SCHEDULERS
 from ..job import JPEG_QUALITY, JPEG_SUBSAMPLING, GenerationJob, InvalidMessage
 
 # %% ../../nbs/signature/04_label.ipynb #f86b9fe6
@@ -59,9 +60,6 @@ class Label:
 
 
 # %% ../../nbs/signature/04_label.ipynb #577d6b18
-_SAMPLERS = {"dpmsolver++": "DPM++ 2M", "euler": "Euler"}
-
-
 def infotext(label: Label) -> str:
     """The recipe in the form of AUTOMATIC1111's web UI, which many tools read.
 
@@ -77,7 +75,7 @@ def infotext(label: Label) -> str:
     lora, (width, height) = Path(job.lora_model_url).stem, job.resolution
     parameters = {
         "Steps": job.total_steps,
-        "Sampler": _SAMPLERS[job.scheduler],
+        "Sampler": SCHEDULERS[job.scheduler].sampler,
         "CFG scale": job.guidance_scale,
         "Seed": job.seed,
         "Size": f"{width}x{height}",

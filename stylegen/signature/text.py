@@ -156,9 +156,16 @@ def _draw(layout: _Layout) -> Image.Image:
     left, top, *_ = _box(layout)
     overlay = Image.new("RGBA", _extent(layout), (0, 0, 0, 0))
     pen = ImageDraw.Draw(overlay)
-    style = {"fill": "white", "stroke_fill": "black", "stroke_width": layout.stroke}
     for (x, y), text, font in _placed(layout):
-        pen.text((x - left, y - top), text, font=font, anchor="ls", **style)
+        pen.text(
+            (x - left, y - top),
+            text,
+            font=font,
+            anchor="ls",
+            fill="white",
+            stroke_fill="black",
+            stroke_width=layout.stroke,
+        )
     return overlay
 
 
