@@ -3,8 +3,8 @@
 Real parts on loopback: a private RabbitMQ node, an S3 server over HTTP, a receiver. The model is
 replaced by a sleep that nobody else may use at the same time, as a GPU. Overhead is the time in
 which that device does nothing, a job: with one job in flight all that surrounds drawing (fetching,
-signing, encoding, uploading, reporting, acknowledging); with two in flight what the next job's drawing
-does not hide.
+signing, encoding, uploading, reporting, acknowledging); with two in flight what the next job's
+drawing does not hide.
 
 Usage: ``python bench/overhead.py [--jobs N] [--seconds S] [--repeats R]``. Prints a table; writes
 ``bench/results/overhead.json``.

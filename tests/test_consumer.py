@@ -271,7 +271,7 @@ def test_a_second_signal_ends_at_once(
     tmp_path: Path,
     second: signal.Signals,
 ) -> None:
-    """The first waits for the job in flight; the second does not, and the job is another worker's."""
+    """The first waits for the job in flight; the second does not, and the job goes to another."""
     queue, log = f"second-{second.name}", tmp_path / "worker.log"
     own = {"STYLEGEN_QUEUE": queue, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     publish_job(job(backend, 9), url=rabbit.url, queue_name=queue)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from conftest import TOKEN
 from painter import Painter, consuming
 from PIL import Image
@@ -226,6 +227,45 @@ def test_half_as_long_again_as_the_limit(
         drawn.moved()
         assert (probes(), running_jobs.overdue()) == ([200, 200], [])
     assert probes() == [200, 200]
+
+
+def test_the_watchdog_ends_with_the_process(running_jobs: RunningJobs, clock: Clock) -> None:
+    """Its thread is named in a dump, keeps no process alive, and ends one that hangs."""
+    codes: list[int] = []
+    before = set(threading.enumerate())
+    start_watchdog(running_jobs, codes.append, every=0.01)
+    (watchdog,) = set(threading.enumerate()) - before
+    assert watchdog.name == "watchdog" and watchdog.daemon
+    with running_jobs.job(7) as running:
+        running.step(0)
+        clock.seconds += 901
+        watchdog.join(30)
+    assert codes == [3]
+
+
+def test_pages_as_a_scraper_reads_them(health: Health) -> None:
+    """Prometheus 3 refuses a page whose type it does not know; lengths are right."""
+    metrics = Metrics()
+    metrics.count_lookup(True)
+    with HealthServer(health, metrics, 0) as server:
+        for page in ("livez", "metrics", "nowhere"):
+            answer = requests.get(f"http://127.0.0.1:{server.server_port}/{page}", timeout=10)
+            kind, length = (answer.headers[name] for name in ("Content-Type", "Content-Length"))
+            assert kind == "text/plain; version=0.0.4; charset=utf-8"
+            assert int(length) == len(answer.content)
+            assert page != "metrics" or answer.content == metrics.page()
+
+
+def test_look_ups_are_counted_by_result() -> None:
+    """The dashboard's share of hits lives on these two."""
+    metrics = Metrics()
+    for hit in (True, False, False):
+        metrics.count_lookup(hit)
+    results = [
+        metrics.registry.get_sample_value("stylegen_lora_cache_total", {"result": result})
+        for result in ("hit", "miss")
+    ]
+    assert results == [1, 2]
 
 
 @pytest.mark.parametrize(
