@@ -34,7 +34,7 @@ def read_signature_image(data: bytes) -> Image.Image:
         with Image.open(BytesIO(data), formats=("PNG",)) as image:
             if max(image.size) > MAX_SIGNATURE_PIXELS:
                 raise SignatureUnrenderable(f"the signature is over {MAX_SIGNATURE_PIXELS} pixels")
-            signature = image.convert("RGBA")
+            signature: Image.Image = image.convert("RGBA")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         raise SignatureUnrenderable("the signature is not a PNG picture") from None
     ink = signature.getchannel("A").getbbox()
