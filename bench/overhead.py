@@ -83,10 +83,10 @@ def message(number: int, receiver: str) -> bytes:
 
 
 @contextmanager
-def consumer(parts: Parts, retries: Retries, hands: int) -> Iterator[None]:
+def consumer(parts: Parts, retries: Retries, in_flight: int) -> Iterator[None]:
     """The worker's consumer, on a thread."""
     stop = threading.Event()
-    options = {"url": retries.url, "stop": stop, "prefetch_count": hands, "threads": hands}
+    options = {"url": retries.url, "stop": stop, "prefetch_count": in_flight, "threads": in_flight}
     options["on_delivery"] = partial(do_delivery, parts=parts, retries=retries)
     thread = threading.Thread(
         target=start_rabbitmq_consumer, args=(retries.queue_name,), kwargs=options
@@ -99,15 +99,15 @@ def consumer(parts: Parts, retries: Retries, hands: int) -> Iterator[None]:
         thread.join()
 
 
-def measure(parts: Parts, url: str, hands: int, numbers: range, seconds: float) -> float:
+def measure(parts: Parts, url: str, in_flight: int, numbers: range, seconds: float) -> float:
     """Idle milliseconds a job, with so many jobs in flight."""
-    device, retries = Device(seconds), Retries(url, f"overhead_{hands}")
+    device, retries = Device(seconds), Retries(url, f"overhead_{in_flight}")
     with WebhookReceiver() as backend:
         own = replace(parts, draw=device.draw, allowed_origins=(backend.url,))
         for number in numbers:
             body = message(number, backend.url)
             publish_job(body, url=url, queue_name=retries.queue_name)
-        with consumer(own, retries, hands):
+        with consumer(own, retries, in_flight):
             assert len(backend.wait_for(len(numbers), "complete", 300)) == len(numbers)
     return device.idle_ms()
 
@@ -130,12 +130,15 @@ def main() -> int:
         loras = LoraFiles(store, Path(folder))
         parts = Parts(lambda *_: None, store, (), "bench", loras=loras, idempotent=True)
         for repeat in range(chosen.repeats):
-            for hands in found:
-                first = 1 + (2 * repeat + hands) * chosen.jobs
+            for in_flight in found:
+                first = 1 + (2 * repeat + in_flight) * chosen.jobs
                 numbers = range(first, first + chosen.jobs)
-                found[hands].append(measure(parts, rabbit.url, hands, numbers, chosen.seconds))
+                found[in_flight].append(
+                    measure(parts, rabbit.url, in_flight, numbers, chosen.seconds)
+                )
     sums = {
-        str(hands): {"median_ms": statistics.median(v), "all_ms": v} for hands, v in found.items()
+        str(in_flight): {"median_ms": statistics.median(v), "all_ms": v}
+        for in_flight, v in found.items()
     }
     result = {"jobs": chosen.jobs, "seconds": chosen.seconds, "idle_per_job": sums}
     store_result("overhead", result, "pika", "boto3", "requests")
