@@ -107,7 +107,7 @@ TESTS = {
     "worker/cli": ["flow", "retries", "settings_effect", "consumer"],
 }
 """For each module, by its path, the tests that are about it, as in ``tests/test_NAME.py``."""
-LEAST = 4
+LEAST = 3
 """Mutants of the smallest module."""
 QUICK = ("-p", "no:cacheprovider", "-p", "no:nbval")
 """nbval takes two seconds to import, and none of these tests is a notebook."""
