@@ -41,6 +41,13 @@ def test_round_trip(tmp_path):
     }
 
 
+def test_a_packet_padded_with_zeros_is_read():
+    """Some writers end the packet by a zero, which is no XML."""
+    data = BytesIO()
+    PICTURE.save(data, "JPEG", xmp=label_xmp(LABEL) + b"\0")
+    assert read_provenance(data.getvalue())["creator"] == "김하늘"
+
+
 def test_optional_facts_are_left_out():
     """No digest, no notice: no such keys, and a number is an id too."""
     found = read_provenance(encode_labelled(PICTURE, Label(500, "Zoë", "pocket")))

@@ -32,9 +32,10 @@ from stylegen.queue import (
     start_rabbitmq_consumer,
 )
 from stylegen.settings import Settings
-from stylegen.storage import FolderStore, make_s3_store
+from stylegen.storage import FolderStore, find_manifest, make_s3_store
 from stylegen.webhook import ReceivedWebhook, WebhookReceiver, deliver_event
 from stylegen.worker import Parts, do_control, do_delivery, handle_generation_task, main
+from stylegen.worker.cancel import cancel_job
 
 Order = dict[str, Any]
 
@@ -625,6 +626,15 @@ def test_a_retry_queue_that_would_keep_messages(rabbit: RabbitNode, retries: Ret
     ((headers, body),) = dead_letter(retries)
     assert (headers["x-stylegen-error-code"], headers[ATTEMPT], body) == ("WRONG_QUEUE", 0, b"{}")
     assert name in headers["x-stylegen-error"]
+
+
+def test_a_cancellation_is_a_failure_on_record(tmp_path: Path) -> None:
+    """Whichever worker meets the job later reports what stands there."""
+    store = FolderStore(tmp_path)
+    assert cancel_job(7, store)
+    manifest = find_manifest(store, 7, "any job's digest")
+    assert manifest and (manifest.event, manifest.event_id) == ("failed", "failed_7")
+    assert manifest.payload["error_code"] == "CANCELED"
 
 
 def test_an_id_to_cancel_is_exact(monkeypatch: Any, tmp_path: Path, capsys: Any) -> None:

@@ -1,5 +1,6 @@
 """The signature's promises: inside the margins, legible, never boxes, the input untouched."""
 
+from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
 
@@ -347,3 +348,14 @@ def test_a_drawn_signature_touches_its_margins(position, size):
     vertical, horizontal = position.split("-")
     assert (left if horizontal == "left" else 512 - right) == margin
     assert (top if vertical == "top" else 384 - bottom) == margin
+
+
+@pytest.mark.parametrize(("side", "taken"), [(4096, True), (4097, False)])
+def test_a_signature_image_may_be_as_long_as_its_limit(side, taken):
+    """Neither side is longer, before anything is decoded."""
+    for size in ((side, 2), (2, side)):
+        image, buffer = Image.new("RGBA", size), BytesIO()
+        image.putpixel((1, 1), (0, 0, 0, 255))
+        image.save(buffer, "PNG")
+        with nullcontext() if taken else pytest.raises(SignatureUnrenderable):
+            assert read_signature_image(buffer.getvalue()).size == (1, 1)
