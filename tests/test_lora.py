@@ -342,6 +342,17 @@ def test_the_disk_drops_the_least_recently_used(
     assert sum(blob.stat().st_size for blob in (tmp_path / "cache/blobs").iterdir()) == room
 
 
+def test_the_newest_stays_however_large(engine: Engine, styles: list[Path]) -> None:
+    """An adapter that no budget holds is read once for its job's two rows, and for the next."""
+    read = Reads(engine.pipeline)
+    cache = AdapterCache(read, max_bytes=0)
+    assert cache.get(styles[0]) is cache.get(styles[0])
+    cache.get(styles[1])
+    assert len(read.digests) == 2
+    cache.get(styles[0])
+    assert len(read.digests) == 3
+
+
 def test_a_third_style_of_the_packaged_ones_fits(engine: Engine) -> None:
     """A budget of exactly what is held drops nothing."""
     paths = sorted((packaged() / "pocket-loras").glob("*.safetensors"))

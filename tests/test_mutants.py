@@ -42,6 +42,11 @@ def allowed(count: int) -> bool:
 def unheard(count: int) -> int:
     """No test knows it."""
     return count + 1
+
+
+def untested(count: int) -> int:
+    """Nor this, but its types are checked."""
+    return unheard(count)
 '''
 TEST = """
 from stylegen.small import allowed
@@ -81,6 +86,7 @@ def test_run(
     """A whole run: what a test passes through is caught, what none knows survives and is listed."""
     project = tmp_path / "project"
     files = {"stylegen/__init__.py": "", "stylegen/small.py": SMALL, "tests/test_small.py": TEST}
+    files["pyproject.toml"] = '[tool.mypy]\npackages = ["stylegen"]\n'
     for name, text in files.items():
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).write_text(text, encoding="utf-8")
@@ -102,6 +108,7 @@ def test_run(
     verdicts = said.partition("survived  small")[0]
     assert "caught   small:6\n    - return count < LIMIT\n    + return count <= LIMIT" in verdicts
     assert "caught   small:1\n    - LIMIT = 3" in verdicts
+    assert "caught   small:16\n    - return unheard(count)\n    + return unheard(None)" in verdicts
     assert f"+ return count - 1\n    {reason}" in said
     assert "+ return count + 2\n    no reason is known" in said
     assert end.value.code == 1

@@ -370,6 +370,21 @@ def test_the_folder_of_downloads_can_be_chosen(tmp_path: Path, lora_folder: Path
         download_lora_model("s3://models/w", store=store, folder=tmp_path / "none")
 
 
+def test_a_download_that_took_its_file_away_fails_by_its_own_error(lora_folder: Path) -> None:
+    """Such as a sweeper of temporary files that came first."""
+
+    class Gone(FolderStore):
+        """A store whose download fails after its file is gone."""
+
+        def fetch(self, url: str, target: Path, *, max_bytes: int) -> None:
+            """Fail."""
+            target.unlink()
+            raise StorageError("the line broke")
+
+    with pytest.raises(StorageError, match="the line broke"):
+        download_object("s3://models/x", Gone(lora_folder), max_bytes=7)
+
+
 def test_a_folder_has_the_size_limit_too(tmp_path: Path, lora_folder: Path) -> None:
     store = FolderStore(tmp_path)
     store.put("models/large", b"12345678", "")

@@ -3,9 +3,9 @@
 mutmut's operators make the mutants of functions; constants and regular expressions of a module get
 a few of our own. A sample of each module is drawn by the seed, larger for a larger module. One run
 of the tests under coverage tells which of them pass through a line; those of a mutated line are run
-on a copy of the tree that holds the mutant, the quickest first, until one fails. Survivors are
-printed with their lines; those that no test can tell apart are in ``tools/mutants.toml``, each with
-the reason.
+on a copy of the tree that holds the mutant, the quickest first, until one fails; then mypy is
+asked, as in ``make check``. Survivors are printed with their lines; those that nothing can tell
+apart are in ``tools/mutants.toml``, each with the reason.
 
 Texts for people, in errors and in the log, are left alone: their wording is no behaviour.
 """
@@ -54,7 +54,7 @@ TESTS = {
     "queue/executor": ["queue", "retries"],
     "queue/control": ["queue", "retries", "consumer"],
     "queue/consumer": ["queue", "retries", "consumer"],
-    "queue/retries": ["retries", "consumer"],
+    "queue/retries": ["retries", "consumer", "flow"],
     "storage/store": ["storage", "flow"],
     "storage/keys": ["storage", "flow"],
     "storage/folder": ["storage", "flow", "retries"],
@@ -300,15 +300,23 @@ class Tree:
                     os.killpg(process.pid, signal.SIGKILL)
 
     def survives(self, mutant: Mutant, tests: list[str], slowest: float, whole: float) -> bool:
-        """Whether all tests pass with the mutant; they take so many seconds without it."""
+        """Whether tests and types pass with the mutant; tests take so many seconds without it."""
         each, limit = (SLACK[0] + SLACK[1] * seconds for seconds in (slowest, whole))
         path = self.folder / "stylegen" / f"{mutant.module}.py"
         before = path.read_bytes()
         path.write_text(mutant.code, encoding="utf-8")
         try:
-            return not self.run(tests, f"--timeout={each:.0f}", limit=limit)
+            return not self.run(tests, f"--timeout={each:.0f}", limit=limit) and self.is_typed()
         finally:
             path.write_bytes(before)
+
+    def is_typed(self) -> bool:
+        """Whether mypy finds nothing here."""
+        command = [sys.executable, "-m", "mypy", "--no-error-summary"]
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
+        if done.returncode > 1:
+            raise SystemExit(f"mypy can't be asked: {done.stdout}{done.stderr}")
+        return done.returncode == 0
 
 
 class Trees:
@@ -391,7 +399,7 @@ class Map:
 
 
 def reasons() -> dict[tuple[str, str, str], str]:
-    """Why some mutants survive: by module, line as it is, and line as it is changed."""
+    """Why some mutants survive: by module, line as it is, and line as it is changed, or ``*``."""
     rows = tomllib.loads(REASONS.read_text(encoding="utf-8")).get("mutant", [])
     return {(row["module"], row["before"], row["after"]): row["reason"] for row in rows}
 
@@ -402,14 +410,16 @@ def report(verdicts: list[tuple[Mutant, bool]]) -> int:
     for mutant, survived in verdicts:
         caught += not survived
         if survived:
-            why = known.get((mutant.module, mutant.before, mutant.after))
+            module, before = mutant.module, mutant.before
+            why = known.get((module, before, mutant.after)) or known.get((module, before, "*"))
             unexplained += why is None
             print(f"survived  {mutant}\n    {why or 'no reason is known'}")
     for module in dict.fromkeys(mutant.module for mutant, _ in verdicts):
         row = [not survived for mutant, survived in verdicts if mutant.module == module]
         print(f"{module:20} {sum(row):4} of {len(row):4} caught")
-    share = caught / max(1, len(verdicts))
-    print(f"{caught} of {len(verdicts)} caught: {100 * share:.1f} %")
+    for of, told_apart in (("", len(verdicts)), (" that can be told apart", caught + unexplained)):
+        share = caught / max(1, told_apart)
+        print(f"{caught} of {told_apart}{of} caught: {100 * share:.1f} %")
     return unexplained
 
 
