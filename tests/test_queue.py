@@ -440,6 +440,21 @@ def test_a_stale_delivery_is_neither_run_nor_reported() -> None:
     assert ran == [b"fresh"] and [each.body for each in done] == [b"fresh"]
 
 
+def test_jobs_of_a_lost_connection_are_waited_for_with_a_beat() -> None:
+    """Else the probe would end a worker whose job takes longer than a heartbeat may."""
+    gate, beats = threading.Event(), list[int]()
+    jobs = JobExecutor(CallbackRunner(lambda _: gate.wait(10), threading.Event()))
+    future = jobs.submit(Delivery(0, 1, b""), lambda _: None)
+
+    def beat() -> None:
+        beats.append(len(beats))
+        if len(beats) == 3:
+            gate.set()
+
+    jobs.next_epoch(beat)
+    assert future.done() and len(beats) >= 3
+
+
 def test_poison_candidates_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was in flight twice when a worker died has nobody beside it; others run together."""
     monkeypatch.setattr("stylegen.queue.executor.random.random", lambda: 0.0)

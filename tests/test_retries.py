@@ -33,6 +33,7 @@ from stylegen.queue import (
 )
 from stylegen.settings import Settings
 from stylegen.storage import FolderStore, find_manifest, make_s3_store
+from stylegen.storage.keys import manifest_key
 from stylegen.webhook import ReceivedWebhook, WebhookReceiver, deliver_event
 from stylegen.worker import Parts, do_control, do_delivery, handle_generation_task, main
 from stylegen.worker.cancel import cancel_job
@@ -635,6 +636,8 @@ def test_a_cancellation_is_a_failure_on_record(tmp_path: Path) -> None:
     manifest = find_manifest(store, 7, "any job's digest")
     assert manifest and (manifest.event, manifest.event_id) == ("failed", "failed_7")
     assert manifest.payload["error_code"] == "CANCELED"
+    stored = json.loads(store.read(manifest_key(7)) or b"")
+    assert stored["job"] == "*", "as workers of other versions read and write it"
 
 
 def test_an_id_to_cancel_is_exact(monkeypatch: Any, tmp_path: Path, capsys: Any) -> None:
