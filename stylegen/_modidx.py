@@ -115,6 +115,10 @@ d = {
                 "fleet/loadgen.html#loadreceiver.server_bind",
                 "stylegen/fleet/loadgen.py",
             ),
+            "stylegen.fleet.loadgen._answer": (
+                "fleet/loadgen.html#_answer",
+                "stylegen/fleet/loadgen.py",
+            ),
             "stylegen.fleet.loadgen._parser": (
                 "fleet/loadgen.html#_parser",
                 "stylegen/fleet/loadgen.py",

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,14 @@ def _trouble(error: AMQPError) -> str:
 
 
 # %% ../../nbs/fleet/03_loadgen.ipynb #632ba76b
+def _answer(
+    ledger: Ledger, on_webhook: Callable[[ReceivedWebhook], None], webhook: ReceivedWebhook
+) -> int:
+    """The status that a webhook is answered with."""
+    on_webhook(webhook)
+    return ledger.take(webhook)
+
+
 def _send_all(
     load: Load, ledger: Ledger, webhook_url: str, *, broker: str, queue_name: str, exchange: str
 ) -> None:
@@ -164,12 +173,7 @@ def run_load(
         AMQPError: Not all could be ordered; what could has been waited for.
     """
     ledger = ledger or Ledger()
-
-    def answer(webhook: ReceivedWebhook) -> int:
-        on_webhook(webhook)
-        return ledger.take(webhook)
-
-    with LoadReceiver(answer, *receiver) as backend:
+    with LoadReceiver(partial(_answer, ledger, on_webhook), *receiver) as backend:
         base = webhook_url or backend.url
         try:
             _send_all(load, ledger, base, broker=broker, queue_name=queue_name, exchange=exchange)
