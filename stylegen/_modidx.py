@@ -734,10 +734,6 @@ d = {
                 "pipeline/loop.html#loop.__init__",
                 "stylegen/pipeline/loop.py",
             ),
-            "stylegen.pipeline.loop.Loop._advance": (
-                "pipeline/loop.html#loop._advance",
-                "stylegen/pipeline/loop.py",
-            ),
             "stylegen.pipeline.loop.Loop._run": (
                 "pipeline/loop.html#loop._run",
                 "stylegen/pipeline/loop.py",

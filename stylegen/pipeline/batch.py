@@ -112,15 +112,10 @@ class Batch:
     """
 
     def __init__(self, pipeline: Any, backend: str | None, merged: bool) -> None:
-        self._unet, self._is_compiled = pipeline.unet, backend is not None
-        self.lora = BatchedLora(
-            pipeline.unet,
-            "unet",
-            static=self._is_compiled,
-            merged=merged,
-            device=execution_device(pipeline),
-        )
-        self._conditioning = Conditioning(pipeline.unet, self.lora, self._is_compiled)
+        unet, static, device = pipeline.unet, backend is not None, execution_device(pipeline)
+        self._unet, self._is_compiled = unet, static
+        self.lora = BatchedLora(unet, "unet", static=static, merged=merged, device=device)
+        self._conditioning = Conditioning(unet, self.lora, static)
         if backend:
             compile_unet(pipeline.unet, backend)
 

@@ -208,10 +208,8 @@ class BatchedLora:
     """Gives each row of a model's batch its own LoRA, without changing the model.
 
     Args:
-        model: The pipeline's ``unet`` or ``text_encoder``.
-        part: Which of the two; layers' names start with it.
-        static: For a compiled model: rows whose adapters are *usual* (on layers of transformers,
-            of at most `MIN_RANK`) are one graph.
+        model, part: The pipeline's ``unet`` or ``text_encoder``; layers' names start with it.
+        static: For a compiled model: usual adapters (transformers, `MIN_RANK`) are one graph.
         merged: Each row has own weights where a layer is a matrix: faster steps, more memory.
         device: Where it is run; None is where its weights lie.
     """

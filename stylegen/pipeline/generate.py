@@ -77,8 +77,7 @@ def generate_image(
         An RGB picture.
 
     Raises:
-        StylegenError: As `Engine.draw`.
-        pydantic.ValidationError: A wrong option.
+        StylegenError, pydantic.ValidationError: As `Engine.draw`; a wrong option.
     """
     fields = {"style_id": style_id, "prompt_tags": tuple(prompt_tags), "seed": seed}
     fields |= {"aspect_ratio": aspect_ratio} | options

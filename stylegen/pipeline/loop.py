@@ -66,6 +66,7 @@ class WaitingLine:
 # %% ../../nbs/pipeline/15_loop.ipynb #861f221f
 def halved(tasks: list[Task], error: OutOfMemory) -> tuple[list[Task], list[Task]]:
     """The tasks that go on when memory is short, and those that step aside; one alone fails."""
+    free_memory()
     tasks = unsettled(tasks)
     half = len(tasks) // 2
     if half == 0:
@@ -113,7 +114,6 @@ class ActiveBatch:
         return not any(task.is_finished or task.result.done() for task in self.tasks)
 
     def _step_aside(self, error: OutOfMemory) -> list[Task]:
-        free_memory()
         self.tasks, aside = halved(self.tasks, error)
         if self.tasks:
             self._limits.reduce(self.tasks[0], len(self.tasks))
@@ -209,12 +209,9 @@ class Loop:
                 while self.active.tasks or self.line.wait():
                     admit(self.line, self.active, self.encode_decode)
                     if self.active.tasks:
-                        self._advance()
+                        aside = self.active.advance(lambda: bool(self.line.tasks))
+                        with self.line.changed:
+                            self.line.tasks[:0] = aside
                         deliver(self.active, self.encode_decode)
         except BaseException as error:  # pylint: disable=broad-exception-caught
             abandon(self.line, self.active, error)
-
-    def _advance(self) -> None:
-        if aside := self.active.advance(lambda: bool(self.line.tasks)):
-            with self.line.changed:
-                self.line.tasks = aside + self.line.tasks
