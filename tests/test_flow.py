@@ -87,6 +87,18 @@ def test_seed_zero_is_a_seed(parts: Parts, order: Order) -> None:
     assert default == explicit
 
 
+def test_the_time_of_each_stage_is_kept(parts: Parts, order: Order) -> None:
+    """By the names of docs/operating.md, which dashboards and alerts ask for."""
+    handle_generation_task(order, parts)
+    stages = {
+        sample.labels["stage"]: sample.value
+        for metric in parts.metrics.registry.collect()
+        for sample in metric.samples
+        if sample.name == "stylegen_stage_seconds_count"
+    }
+    assert stages == dict.fromkeys(("lora", "draw", "encode", "upload", "notify"), 1)
+
+
 def test_no_artist_leaks_into_the_next_job(parts: Parts, order: Order) -> None:
     """Job B after job A equals job B alone, bit for bit; and A differs from B."""
     other = {"style_id": 11, "lora_model_url": "s3://models/style_11.safetensors"}

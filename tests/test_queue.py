@@ -185,6 +185,13 @@ def test_a_control_message_reaches_every_worker(rabbit: RabbitNode, queue: str) 
     assert rabbit.queue_state(queue) == (0, 0)
 
 
+def test_a_control_message_may_come_before_any_worker(rabbit: RabbitNode, queue: str) -> None:
+    """Its exchange is there then; a message that nobody hears is gone."""
+    publish_control(b"{}", url=rabbit.url, queue_name=queue)
+    with _channel(rabbit) as channel:
+        channel.exchange_declare(f"{queue}.control", "fanout", durable=True, passive=True)
+
+
 def test_a_published_job_is_persistent(rabbit: RabbitNode, queue: str) -> None:
     publish_job(b"{}", url=rabbit.url, queue_name=queue)
     with _channel(rabbit) as channel:

@@ -390,6 +390,13 @@ def test_allowed_urls(url: str, rebuilt: str) -> None:
     assert allowed_url(url, ALLOWED) == rebuilt
 
 
+@pytest.mark.parametrize(("scheme", "port"), [("http", 80), ("https", 443)])
+def test_a_schemes_own_port_may_be_said(scheme: str, port: int) -> None:
+    """By the operator, by the job, or by neither: it is one origin."""
+    plain, said = f"{scheme}://backend", f"{scheme}://backend:{port}"
+    assert {allowed_url(url, (own,)) for url in (plain, said) for own in (plain, said)} == {plain}
+
+
 HOSTILE = [
     "",
     "api.example.com",
