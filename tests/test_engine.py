@@ -971,6 +971,22 @@ def test_a_small_alpha_survives_half_precision(pocket: Path, tmp_path: Path) -> 
         mix_adapters([adapter], [1e9])
 
 
+def test_an_offloaded_unet_has_its_loras(
+    pocket: Path, jobs: list[GenerationJob], loras: list[Path]
+) -> None:
+    """Their numbers lie where it computes; its own weights are on no device meanwhile."""
+    drawn = []
+    for is_offloaded in (False, True):
+        pipeline = load_pipeline(str(pocket / "pocket"), device="cpu")
+        if is_offloaded:
+            cpu_offload(pipeline.unet, torch.device("cpu"))
+            assert pipeline.unet.device.type == "meta"
+        engine = Engine(pipeline)
+        drawn.append(np.int16(engine.draw(jobs[0], loras[0])))
+        engine.close()
+    assert np.abs(drawn[0] - drawn[1]).max() <= 1
+
+
 @torch.no_grad()
 def test_long_words_while_offloaded(pocket: Path, jobs: list[GenerationJob]) -> None:
     """Weights that accelerate keeps elsewhere are on no device; where they compute counts."""

@@ -29,6 +29,7 @@ from stylegen.queue import (
     publish_control,
     publish_job,
     connection,
+    reconnecting,
     start_rabbitmq_consumer,
     publish_with_retries,
 )
@@ -175,7 +176,10 @@ def test_a_control_message_reaches_every_worker(rabbit: RabbitNode, queue: str) 
         publish_control(b"{}", url=rabbit.url, queue_name=other)
         wait_until(lambda: all(heard.values()))
         assert threads[0] is not first.thread  # where nothing it does delays a heartbeat
-        own = next(name for name in rabbit.queue_states() if f"{queue}.control." in name)
+        states = rabbit.queue_states().items()
+        heard_by = {name: state for name, state in states if name.startswith(f"{queue}.control.")}
+        assert list(heard_by.values()) == [(0, 0)] * 2, "nothing is left to acknowledge"
+        own = next(iter(heard_by))
         closed = pytest.raises(pika.exceptions.ChannelClosedByBroker)
         with _channel(rabbit) as channel, closed as refused:
             channel.queue_declare(own, passive=True)
@@ -384,6 +388,16 @@ def test_a_killed_broker_comes_back_with_the_job(
         consumer.wait_done(2)
     assert consumer.done == [b"persistent", b"persistent"]
     assert rabbit.queue_state(queue) == (0, 0)
+
+
+def test_a_failure_after_stop_is_quiet() -> None:
+    """Nobody waits for the broker any more."""
+    stop = threading.Event()
+    for attempt in reconnecting(stop):
+        with attempt:
+            stop.set()
+            raise OSError("the broker is gone")
+    assert attempt.retry_state.attempt_number == 1
 
 
 def test_stop_ends_the_attempts_to_reach_a_dead_broker(caplog: pytest.LogCaptureFixture) -> None:

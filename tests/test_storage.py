@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
@@ -647,6 +648,20 @@ def test_a_bucket_that_hangs_up_is_a_storage_error() -> None:
         store = S3Store("bucket", client, conditional=True)
         with pytest.raises(StorageError):
             store.put_if_absent("manifests/gone.json", b"{}", "", metadata={}, public=False)
+
+
+def test_a_silent_bucket_is_waited_for_as_long_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for the minute that boto3 would."""
+    monkeypatch.setattr("stylegen.storage.s3_client.READ_TIMEOUT", 0.2)
+    monkeypatch.setattr("stylegen.storage.s3_client.MAX_ATTEMPTS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        credentials = {"access_key_id": "a", "secret_access_key": "b", "region": "us-east-1"}
+        store = make_s3_store("bucket", endpoint_url=address, **credentials)
+        began = time.monotonic()
+        with pytest.raises(StorageError, match="ReadTimeout"):
+            store.read("manifests/silent.json")
+    assert time.monotonic() - began < 30
 
 
 def test_codes_of_errors() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..job import GenerationJob
 from ..pipeline.task import Draw
@@ -44,7 +44,7 @@ class Labelling:
 
     model: str = "unnamed"
     model_sha256: str | None = None
-    level: str = "label"
+    level: Literal["label", "full"] = "label"
     copyright: str = "Style licensed from {artist}"
     credentials: ContentCredentials | None = field(default=None, repr=False)
 
