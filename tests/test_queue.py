@@ -22,6 +22,7 @@ from stylegen.queue import (
     REDELIVERIES,
     CallbackRunner,
     Delivery,
+    DeliveryCounts,
     JobExecutor,
     connect,
     connection_parameters,
@@ -448,6 +449,11 @@ def test_a_refused_queue_is_not_made_plain(rabbit: RabbitNode) -> None:
         with pytest.raises(pika.exceptions.ChannelClosedByBroker) as caught:
             ensure_queue(other.connection, name)
     assert caught.value.reply_code == 405
+
+
+def test_a_message_without_headers_has_been_through_nothing() -> None:
+    """Nor has one whose counts are not given."""
+    assert DeliveryCounts() == DeliveryCounts.from_headers({}) == DeliveryCounts(0, 0, 0)
 
 
 def test_a_stale_delivery_is_neither_run_nor_reported() -> None:

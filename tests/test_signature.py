@@ -348,6 +348,10 @@ def test_a_drawn_signature_touches_its_margins(position, size):
     vertical, horizontal = position.split("-")
     assert (left if horizontal == "left" else 512 - right) == margin
     assert (top if vertical == "top" else 384 - bottom) == margin
+    halo = 6  # at most, on both sides together
+    width, height = round(512 * 0.34), round(384 * 0.14)
+    assert right - left <= width + halo and bottom - top <= height + halo
+    assert right - left >= width or bottom - top >= height, "as large as it may be"
 
 
 @pytest.mark.parametrize(("side", "taken"), [(4096, True), (4097, False)])
