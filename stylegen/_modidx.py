@@ -119,10 +119,6 @@ d = {
                 "fleet/loadgen.html#_answer",
                 "stylegen/fleet/loadgen.py",
             ),
-            "stylegen.fleet.loadgen._parser": (
-                "fleet/loadgen.html#_parser",
-                "stylegen/fleet/loadgen.py",
-            ),
             "stylegen.fleet.loadgen._publish": (
                 "fleet/loadgen.html#_publish",
                 "stylegen/fleet/loadgen.py",
@@ -148,6 +144,10 @@ d = {
                 "stylegen/fleet/loadgen.py",
             ),
             "stylegen.fleet.loadgen.main": ("fleet/loadgen.html#main", "stylegen/fleet/loadgen.py"),
+            "stylegen.fleet.loadgen.make_parser": (
+                "fleet/loadgen.html#make_parser",
+                "stylegen/fleet/loadgen.py",
+            ),
             "stylegen.fleet.loadgen.run_load": (
                 "fleet/loadgen.html#run_load",
                 "stylegen/fleet/loadgen.py",
@@ -818,8 +818,8 @@ d = {
                 "pipeline/prompt.html#_placed.__init__",
                 "stylegen/pipeline/prompt.py",
             ),
-            "stylegen.pipeline.prompt._encode_pieces": (
-                "pipeline/prompt.html#_encode_pieces",
+            "stylegen.pipeline.prompt.encode_pieces": (
+                "pipeline/prompt.html#encode_pieces",
                 "stylegen/pipeline/prompt.py",
             ),
             "stylegen.pipeline.prompt.encode_prompt": (

@@ -13,7 +13,7 @@ from stylegen.job import GenerationJob, check_job
 from stylegen.pipeline import load_pipeline
 from stylegen.pipeline.engine import Engine
 from stylegen.pipeline.schedulers import make_scheduler
-from stylegen.pipeline.prompt import _encode_pieces, encode_prompt
+from stylegen.pipeline.prompt import encode_pieces, encode_prompt
 from stylegen.pocket import packaged
 
 LORA = packaged() / "pocket-loras/neon.safetensors"
@@ -179,7 +179,7 @@ def test_the_prompt_comes_last(bare: Any) -> None:
     assert (prompt - negative).abs().max() > 0.1
     assert torch.equal(encode_prompt(bare, job), expected)
     weighted = encode_prompt(bare, job.model_copy(update={"prompt_syntax": "compel"}))
-    for pieces in (weighted, _encode_pieces(bare, job, "cpu")):
+    for pieces in (weighted, encode_pieces(bare, job, "cpu")):
         assert (pieces - expected).abs().max() < 1e-4
     first, second = (
         encode_prompt(bare, job.model_copy(update=fields))

@@ -25,7 +25,7 @@ from s3_server import S3Server
 
 from stylegen.fleet.affinity import declare_affinity
 from stylegen.fleet.ledger import Ledger
-from stylegen.fleet.loadgen import _parser, ensure_bucket, send
+from stylegen.fleet.loadgen import make_parser, ensure_bucket, send
 from stylegen.fleet.orders import Load
 from stylegen.fleet.supervisor import KeptWorker, keep_running, worker_environments
 from stylegen.job import WebhookError
@@ -122,7 +122,7 @@ def test_loadgen_reads_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RABBITMQ_URL", "amqp://broker.example.com")
     monkeypatch.setenv("RABBITMQ_HOST", "broker.example.com")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "https://bucket.example.com")
-    chosen = _parser().parse_args([])
+    chosen = make_parser().parse_args([])
     assert {urlsplit(url).hostname for url in (chosen.broker, chosen.s3)} == {"127.0.0.1"}
 
 
