@@ -1300,10 +1300,6 @@ d = {
                 "playground/drawing.html#_draw_one",
                 "stylegen/playground/drawing.py",
             ),
-            "stylegen.playground.drawing._ignore": (
-                "playground/drawing.html#_ignore",
-                "stylegen/playground/drawing.py",
-            ),
             "stylegen.playground.drawing.draw_all": (
                 "playground/drawing.html#draw_all",
                 "stylegen/playground/drawing.py",

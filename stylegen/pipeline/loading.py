@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .adapter import file_digest
 from ..settings import SD15
 
 _log = logging.getLogger(__name__)
@@ -130,8 +131,6 @@ def model_digest(model: str, *, half: bool) -> str | None:
     Returns:
         Hexadecimal digest; None for a model in several files.
     """
-    import hashlib
-
     from huggingface_hub import try_to_load_from_cache
 
     for variant in (".fp16", "") if half else ("",):
@@ -139,5 +138,5 @@ def model_digest(model: str, *, half: bool) -> str | None:
         local = Path(model, name)
         path = local if Path(model).is_dir() else try_to_load_from_cache(model, name)
         if isinstance(path, (str, Path)) and Path(path).is_file():
-            return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+            return file_digest(path)
     return None

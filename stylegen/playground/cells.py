@@ -6,7 +6,6 @@
 __all__ = ["loras_of", "save_cell", "load_cell", "find_cell"]
 
 # %% ../../nbs/playground/04_cells.ipynb #cb50c56e
-import hashlib
 import os
 import threading
 from collections.abc import Iterable, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..job import GenerationJob
+from ..pipeline.adapter import file_digest
 from .drawing import Picture, png
 from .library import LoraFile
 from .recipe import recipe_id
@@ -32,7 +32,7 @@ def loras_of(job: GenerationJob, lora: LoraFile, loras: Iterable[LoraFile]) -> l
 @lru_cache(maxsize=1024)
 def _content(path: Path, _mtime: int, _ctime: int, _size: int) -> str:
     """A file's digest; read again only when its times or size change."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    return file_digest(path)[:12]
 
 
 def _digest(path: Path) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 from PIL import Image, PngImagePlugin
 
 from ..job import GenerationJob
+from ..pipeline.task import ignore
 from .library import LoraFile
 
 
@@ -72,10 +73,6 @@ Task = tuple[GenerationJob, LoraFile]
 
 
 # %% ../../nbs/playground/02_drawing.ipynb #a0a020f3
-def _ignore(*_: object) -> None:
-    """Nobody is watching."""
-
-
 @dataclass(frozen=True)
 class Callbacks:
     """What is called, from the drawing threads; the first argument is the task's index.
@@ -87,8 +84,8 @@ class Callbacks:
         stop: Set it to stop.
     """
 
-    on_step: Callable[[int, int], None] = _ignore
-    on_done: Callable[[int, Picture | Failure], None] = _ignore
+    on_step: Callable[[int, int], None] = ignore
+    on_done: Callable[[int, Picture | Failure], None] = ignore
     on_latents: Callable[[int, int, Any], None] | None = None
     stop: threading.Event = field(default_factory=threading.Event)
 

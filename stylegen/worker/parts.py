@@ -6,7 +6,6 @@
 __all__ = ["Labelling", "Parts"]
 
 # %% ../../nbs/worker/02_parts.ipynb #982d0fa2
-import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..job import GenerationJob
+from ..pipeline.adapter import file_digest
 from ..pipeline.task import Draw
 from ..signature.c2pa import ContentCredentials
 from ..signature.label import Label, encode_labelled
@@ -54,7 +54,7 @@ class Labelling:
             job.generation_id,
             job.artist_name,
             self.model,
-            lora_sha256=hashlib.sha256(lora.read_bytes()).hexdigest(),
+            lora_sha256=file_digest(lora),
             model_sha256=self.model_sha256,
             job=job if self.level == "full" else None,
             copyright_notice=self.copyright.replace("{artist}", job.artist_name),
