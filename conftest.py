@@ -1,19 +1,21 @@
 """Make nbval honour nbdev's directives and its cleaned execution counts, and look at pictures."""
 
 import re
-import tempfile
+import sys
 from base64 import b64decode
 from collections.abc import Sequence
 from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import nbval.kernel
 import numpy as np
-from jupyter_client.manager import KernelManager
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent / "tools"))
+
+from forked_kernels import ForkedKernel  # noqa: E402
 
 _NOT_RUN = re.compile(r"^#\s?\|\s*(eval:\s*false|slow|gpu)\b", re.MULTILINE)
 _THREAD = "Exception in thread"
@@ -25,23 +27,7 @@ FAR, MAX_FAR = 32, 0.002
 """Levels that are more than rounding, and the share of pixels that may differ by more."""
 
 
-class LocalKernel(KernelManager):
-    """A notebook's kernel on sockets of its own in a folder.
-
-    TCP ports are chosen before the kernel starts, and another process may take one until it does;
-    then the kernel ends at once. What a kernel says as it ends is shown, which nbval throws away.
-    """
-
-    def __init__(self, **options: Any) -> None:
-        own = Path(tempfile.gettempdir(), f"kernel-{uuid4().hex}.json")
-        super().__init__(transport="ipc", connection_file=str(own), **options)
-
-    def start_kernel(self, **options: Any) -> None:
-        """Start it; its errors go where those of the tests go."""
-        super().start_kernel(**options | {"stderr": None})
-
-
-nbval.kernel.KernelManager = LocalKernel
+nbval.kernel.KernelManager = ForkedKernel
 
 
 def pytest_itemcollected(item: Any) -> None:
