@@ -7,7 +7,7 @@ Nothing of this project is imported before the fork: what a notebook imports of 
 import os
 import tempfile
 from collections.abc import Sequence
-from multiprocessing import current_process, get_context
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -54,7 +54,6 @@ class ForkedProcess:
 
 def _become_kernel(options: Sequence[str], folder: str, environment: dict[str, str]) -> None:
     """Be what ``python -m ipykernel_launcher OPTIONS`` is, in a forked process."""
-    current_process()._config["daemon"] = False  # else a notebook could start no process
     os.setsid()
     os.chdir(folder)
     os.environ.clear()
