@@ -1,6 +1,7 @@
 """What notebooks owe each other, and what runs them as tests notices."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -49,9 +50,14 @@ def write(path: Path, *cells: tuple[str, Any]) -> Path:
 def validated(folder: Path, path: Path, *options: str) -> list[str]:
     """Each cell's outcome under nbval, with the root's `conftest.py`."""
     shutil.copy(ROOT / "conftest.py", folder)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tools")}
     command = [sys.executable, "-m", "pytest", "-v", "--nbval", "--nbval-current-env", *options]
     done = subprocess.run(
-        [*command, "-p", "no:cacheprovider", path], cwd=folder, capture_output=True, check=False
+        [*command, "-p", "no:cacheprovider", path],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        check=False,
     )
     report = done.stdout.decode()
     return re.findall(r"::Cell \d+ (PASSED|FAILED|XFAIL|SKIPPED|ERROR)", report)
