@@ -194,12 +194,20 @@ d = {
                 "fleet/supervisor.html#keep_running",
                 "stylegen/fleet/supervisor.py",
             ),
+            "stylegen.fleet.supervisor.kept_command": (
+                "fleet/supervisor.html#kept_command",
+                "stylegen/fleet/supervisor.py",
+            ),
             "stylegen.fleet.supervisor.main": (
                 "fleet/supervisor.html#main",
                 "stylegen/fleet/supervisor.py",
             ),
             "stylegen.fleet.supervisor.run_fleet": (
                 "fleet/supervisor.html#run_fleet",
+                "stylegen/fleet/supervisor.py",
+            ),
+            "stylegen.fleet.supervisor.run_kept": (
+                "fleet/supervisor.html#run_kept",
                 "stylegen/fleet/supervisor.py",
             ),
             "stylegen.fleet.supervisor.visible_gpus": (
@@ -251,8 +259,10 @@ d = {
                 "logs.html#redactingfilter.filter",
                 "stylegen/logs.py",
             ),
+            "stylegen.logs._traceback": ("logs.html#_traceback", "stylegen/logs.py"),
             "stylegen.logs.log_context": ("logs.html#log_context", "stylegen/logs.py"),
             "stylegen.logs.set_up_logging": ("logs.html#set_up_logging", "stylegen/logs.py"),
+            "stylegen.logs.threads_logged": ("logs.html#threads_logged", "stylegen/logs.py"),
         },
         "stylegen.pipeline.adapter": {
             "stylegen.pipeline.adapter.Adapter": (
@@ -2926,6 +2936,11 @@ d = {
                 "stylegen/settings.py",
             ),
             "stylegen.settings._Variables": ("settings.html#_variables", "stylegen/settings.py"),
+            "stylegen.settings._Variables._strip": (
+                "settings.html#_variables._strip",
+                "stylegen/settings.py",
+            ),
+            "stylegen.settings._passwords": ("settings.html#_passwords", "stylegen/settings.py"),
             "stylegen.settings._shown": ("settings.html#_shown", "stylegen/settings.py"),
             "stylegen.settings._split": ("settings.html#_split", "stylegen/settings.py"),
             "stylegen.settings.load_settings": (
@@ -3943,12 +3958,17 @@ d = {
             "stylegen.worker.cli._cancel": ("worker/cli.html#_cancel", "stylegen/worker/cli.py"),
             "stylegen.worker.cli._check": ("worker/cli.html#_check", "stylegen/worker/cli.py"),
             "stylegen.worker.cli._consume": ("worker/cli.html#_consume", "stylegen/worker/cli.py"),
+            "stylegen.worker.cli._in_one_line": (
+                "worker/cli.html#_in_one_line",
+                "stylegen/worker/cli.py",
+            ),
             "stylegen.worker.cli._parser": ("worker/cli.html#_parser", "stylegen/worker/cli.py"),
             "stylegen.worker.cli._print_outcome": (
                 "worker/cli.html#_print_outcome",
                 "stylegen/worker/cli.py",
             ),
             "stylegen.worker.cli._redrive": ("worker/cli.html#_redrive", "stylegen/worker/cli.py"),
+            "stylegen.worker.cli._run": ("worker/cli.html#_run", "stylegen/worker/cli.py"),
             "stylegen.worker.cli._run_job": ("worker/cli.html#_run_job", "stylegen/worker/cli.py"),
             "stylegen.worker.cli.main": ("worker/cli.html#main", "stylegen/worker/cli.py"),
             "stylegen.worker.cli.report_errors": (
@@ -4171,20 +4191,32 @@ d = {
                 "worker/probes.html#healthserver.__init__",
                 "stylegen/worker/probes.py",
             ),
-            "stylegen.worker.probes._Page": (
-                "worker/probes.html#_page",
+            "stylegen.worker.probes.HealthServer._serve": (
+                "worker/probes.html#healthserver._serve",
                 "stylegen/worker/probes.py",
             ),
-            "stylegen.worker.probes._Page.do_GET": (
-                "worker/probes.html#_page.do_get",
+            "stylegen.worker.probes._Server": (
+                "worker/probes.html#_server",
                 "stylegen/worker/probes.py",
             ),
-            "stylegen.worker.probes._Page.log_message": (
-                "worker/probes.html#_page.log_message",
+            "stylegen.worker.probes._Server._make_room": (
+                "worker/probes.html#_server._make_room",
                 "stylegen/worker/probes.py",
             ),
-            "stylegen.worker.probes._verdict": (
-                "worker/probes.html#_verdict",
+            "stylegen.worker.probes._Server.accept": (
+                "worker/probes.html#_server.accept",
+                "stylegen/worker/probes.py",
+            ),
+            "stylegen.worker.probes._Server.maintenance": (
+                "worker/probes.html#_server.maintenance",
+                "stylegen/worker/probes.py",
+            ),
+            "stylegen.worker.probes._listen": (
+                "worker/probes.html#_listen",
+                "stylegen/worker/probes.py",
+            ),
+            "stylegen.worker.probes._make_pages": (
+                "worker/probes.html#_make_pages",
                 "stylegen/worker/probes.py",
             ),
         },

@@ -25,6 +25,7 @@ __all__ = [
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote
 
 from pydantic import (
     BeforeValidator,
@@ -41,6 +42,13 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 # %% ../nbs/00_settings.ipynb #ea950e1f
 class _Variables(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, populate_by_name=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _strip(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """A value that is read from a file often ends in a newline; a blank one is none."""
+        stripped = {k: v.strip() if isinstance(v, str) else v for k, v in values.items()}
+        return {name: value for name, value in stripped.items() if value != ""}
 
 
 def _split(value: object) -> object:
@@ -222,9 +230,16 @@ class Settings(  # pylint: disable=too-many-ancestors
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """Whatever must never be shown or logged."""
+        """Whatever must never be shown or logged, the broker's password by itself, too."""
         values = (value for _, value in self)
-        return tuple(v.get_secret_value() for v in values if isinstance(v, SecretStr))
+        secrets = [v.get_secret_value() for v in values if isinstance(v, SecretStr)]
+        return tuple({text: None for secret in secrets for text in (secret, *_passwords(secret))})
+
+
+def _passwords(url: str) -> list[str]:
+    """A URL's password, as it is written and as it is meant."""
+    written = re.findall(r"://[^/@]*?:([^/]*)@", url)
+    return [text for password in written for text in (password, unquote(password))]
 
 
 # %% ../nbs/00_settings.ipynb #eae2dc7f

@@ -323,7 +323,7 @@ def test_a_model_that_never_loads_is_restarted() -> None:
     (container,) = manifest("Deployment")["spec"]["template"]["spec"]["containers"]
     startup, liveness = container["startupProbe"], container["livenessProbe"]
     with HealthServer(Health(RunningJobs()), Metrics(), 0) as loading:
-        origin = f"http://127.0.0.1:{loading.server_port}"
+        origin = f"http://127.0.0.1:{loading.port}"
         pages = [origin + probe["httpGet"]["path"] for probe in (startup, liveness)]
         said = [requests.get(page, timeout=20).status_code for page in pages]
     assert said == [503, 200]

@@ -12,11 +12,14 @@ __all__ = [
     "keep_running",
     "run_fleet",
     "check",
+    "run_kept",
+    "kept_command",
     "main",
 ]
 
 # %% ../../nbs/fleet/00_supervisor.ipynb #8672efbf
 import argparse
+import ctypes
 import logging
 import os
 import signal
@@ -172,10 +175,23 @@ def check(arguments: list[str] | None = None) -> int:
     return worker(["--check"])
 
 
+# %% ../../nbs/fleet/00_supervisor.ipynb #26900b97
+_PR_SET_PDEATHSIG = 1
+
+
+def run_kept(supervisor: int) -> int:
+    """Be a worker that is asked to end when the process of its supervisor ends, however it does."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    return worker([]) if os.getppid() == supervisor else ExitCode.DONE
+
+
+def kept_command() -> tuple[str, ...]:
+    """What starts a worker that this process keeps."""
+    start = "from stylegen.fleet.supervisor import run_kept; raise SystemExit(run_kept({}))"
+    return sys.executable, "-c", start.format(os.getpid())
+
+
 # %% ../../nbs/fleet/00_supervisor.ipynb #dade0968
-_COMMAND = (sys.executable, "-c", "import sys; from stylegen.worker import main; sys.exit(main())")
-
-
 def main(arguments: list[str] | None = None) -> int:
     """The command ``stylegen-supervisor``.
 
@@ -193,7 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    return run_fleet(_COMMAND, worker_environments(os.environ, gpus, chosen.workers), stop)
+    return run_fleet(kept_command(), worker_environments(os.environ, gpus, chosen.workers), stop)
 
 
 # %% ../../nbs/fleet/00_supervisor.ipynb #b31a3898

@@ -20,7 +20,7 @@ from pathlib import Path
 from pika.exceptions import AMQPError
 
 from ..job import DeviceLost, InvalidMessage, StylegenError, check_job, read_message
-from ..logs import set_up_logging
+from ..logs import set_up_logging, threads_logged
 from ..queue import publish_control, redrive
 from ..settings import Settings, SettingsError, load_settings, settings_help
 from .cancel import cancel_job
@@ -81,9 +81,13 @@ def _run_job(file: Path, settings: Settings) -> ExitCode:
     started = time.monotonic()
     try:
         outcome = run_job(file, settings)
-    except (StylegenError, OSError) as error:
-        text = error if isinstance(error, StylegenError) else f"{error.strerror}: {file}"
-        print(f"failed: {text}", file=sys.stderr)
+    except StylegenError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return ExitCode.FAILED
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"failed: {error.strerror}: {error.filename}", file=sys.stderr)
         return ExitCode.FAILED
     except KeyboardInterrupt:
         print("interrupted; nothing was delivered", file=sys.stderr)
@@ -172,6 +176,30 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+# %% ../../nbs/worker/16_cli.ipynb #bb0b861b
+def _run(chosen: argparse.Namespace, settings: Settings) -> int:
+    """Do what the command line chose."""
+    if chosen.check:
+        return _check(settings)
+    if chosen.redrive:
+        return report_errors(partial(_redrive, chosen.redrive, settings))
+    if chosen.cancel:
+        return report_errors(partial(_cancel, chosen.cancel, settings))
+    return _run_job(chosen.job, settings) if chosen.job else _consume(settings)
+
+
+def _in_one_line(command: Callable[[], int]) -> int:
+    """Run a command; whatever ends it is one line of the log."""
+    try:
+        return command()
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    except Exception as error:  # pylint: disable=broad-exception-caught
+        text = " ".join(str(error).split())
+        _log.critical("the process ends: %s: %s", type(error).__name__, text)
+        return ExitCode.FAILED
+
+
 # %% ../../nbs/worker/16_cli.ipynb #bb0b861a
 def main(arguments: list[str] | None = None) -> int:
     """The command ``python worker.py``.
@@ -189,10 +217,5 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"settings are missing or wrong:\n{error}", file=sys.stderr)
         return ExitCode.WRONG_SETTINGS
     set_up_logging(settings.log_level, settings.secrets)
-    if chosen.check:
-        return _check(settings)
-    if chosen.redrive:
-        return report_errors(partial(_redrive, chosen.redrive, settings))
-    if chosen.cancel:
-        return report_errors(partial(_cancel, chosen.cancel, settings))
-    return _run_job(chosen.job, settings) if chosen.job else _consume(settings)
+    with threads_logged():
+        return _in_one_line(partial(_run, chosen, settings))
