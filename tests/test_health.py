@@ -250,7 +250,11 @@ def test_pages_as_a_scraper_reads_them(health: Health) -> None:
     metrics.count_lookup(True)
     with HealthServer(health, metrics, 0) as server:
         for page in ("livez", "metrics", "nowhere"):
-            answer = requests.get(f"http://127.0.0.1:{server.port}/{page}", timeout=10)
+            answer = requests.get(
+                f"http://127.0.0.1:{server.port}/{page}",
+                headers={"Accept-Encoding": "identity"},
+                timeout=10,
+            )
             kind, length = (answer.headers[name] for name in ("Content-Type", "Content-Length"))
             assert re.fullmatch(r"text/plain; (version=[\d.]+; )?charset=utf-8", kind)
             assert ("version" in kind) == (page == "metrics")
