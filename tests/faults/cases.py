@@ -755,7 +755,6 @@ def _flat(ground: Ground) -> None:
     ground.backend.trick = lambda hook: next(tricks, None)
     ground.wait_told(ground.order(250), timeout=300)
     ground.inject(ground.backend.faults)
-    ground.backend.ended.set()  # until then each drip holds a thread, MAX_CALLS of them at most
 
     def is_flat() -> bool:
         after = _footprint(worker.process.pid) if worker.process else before
