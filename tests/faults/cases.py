@@ -531,6 +531,10 @@ case("receiver: 500 for a failure", short=True)(
 )
 case("receiver: drips")(_receiver("drip", 1, Expected()))
 case("receiver: answers 300 MB")(_receiver("flood", 2, Expected()))
+case("receiver: 302 with 300 MB")(_receiver("divert", 2, _REFUSED))
+case("receiver: 100 Continue for ever")(_receiver("promise", 1, Expected()))
+case("receiver: 103 before its answer")(_receiver("hint", 2, Expected()))
+case("receiver: 404 for some of its orders")(_receiver("404", 5, Expected()))
 
 
 # The model
