@@ -4,6 +4,7 @@
 
 # %% auto #0
 __all__ = [
+    "MAX_HEAD",
     "SECONDS_PER_ADDRESS",
     "Deadline",
     "FinalResponse",
@@ -24,7 +25,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from functools import partial
 from http import HTTPStatus
-from http.client import HTTPResponse
+from http.client import HTTPException, HTTPResponse
 from typing import Any, NamedTuple, cast
 
 from requests.adapters import HTTPAdapter
@@ -56,18 +57,26 @@ class Deadline:
 
 
 # %% ../../nbs/webhook/03_connection.ipynb #a7c1000a
+MAX_HEAD = 1 << 18
+"""Bytes of an answer's status and headers, with all that comes before it."""
+
+
 class _SocketReader(io.RawIOBase):
-    """Reads a socket's file until the deadline."""
+    """Reads a socket's file until the deadline, as far as an answer's head may go."""
 
     def __init__(self, sock: socket.socket, file: io.RawIOBase, deadline: Deadline) -> None:
-        self._sock, self._file, self._deadline = sock, file, deadline
+        self._sock, self._file, self._deadline, self._left = sock, file, deadline, MAX_HEAD
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int | None:
+    def readinto(self, buffer: Any) -> int:
         self._sock.settimeout(self._deadline.left())
-        return self._file.readinto(buffer)
+        count = self._file.readinto(buffer) or 0
+        self._left -= count
+        if self._left < 0:
+            raise HTTPException("an answer without end")
+        return count
 
     def close(self) -> None:
         self._file.close()
@@ -195,7 +204,7 @@ class _TlsPool(HTTPSConnectionPool):
 
 
 class DeadlineAdapter(HTTPAdapter):
-    """Makes a session's `timeout` one deadline for the whole call."""
+    """Makes a session's `timeout` one deadline for the whole call; each call needs one."""
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         """Make the pools, of our connections."""
