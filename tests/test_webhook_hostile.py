@@ -433,10 +433,19 @@ def test_a_resolver_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch
     assert others() == before
 
 
-def test_a_host_without_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [])
-    with pytest.raises(WebhookUnanswered):
+@pytest.mark.parametrize("error", [socket.gaierror(-2, "secret"), None])
+def test_a_host_without_address(monkeypatch: pytest.MonkeyPatch, error: OSError | None) -> None:
+    """Whether the resolver says so or says nothing."""
+
+    def getaddrinfo(*_: Any, **__: Any) -> list[Any]:
+        if error:
+            raise error
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    with pytest.raises(WebhookUnanswered, match="ConnectionError") as caught:
         deliver_event("http://none.test/", {}, "complete_1")
+    assert "secret" not in str(caught.value)
 
 
 # Only silence opens the circuit breaker
