@@ -33,6 +33,10 @@ d = {
             "stylegen.errors.TransientError": ("errors.html#transienterror", "stylegen/errors.py"),
             "stylegen.errors.WebhookError": ("errors.html#webhookerror", "stylegen/errors.py"),
             "stylegen.errors.WebhookRefused": ("errors.html#webhookrefused", "stylegen/errors.py"),
+            "stylegen.errors.WebhookUnanswered": (
+                "errors.html#webhookunanswered",
+                "stylegen/errors.py",
+            ),
         },
         "stylegen.fields": {
             "stylegen.fields.Scheduler": ("fields.html#scheduler", "stylegen/fields.py"),
@@ -2935,6 +2939,10 @@ d = {
                 "settings.html#webhooksettings._is_base64",
                 "stylegen/settings.py",
             ),
+            "stylegen.settings.WebhookSettings._is_there": (
+                "settings.html#webhooksettings._is_there",
+                "stylegen/settings.py",
+            ),
             "stylegen.settings._Variables": ("settings.html#_variables", "stylegen/settings.py"),
             "stylegen.settings._Variables._strip": (
                 "settings.html#_variables._strip",
@@ -2943,6 +2951,7 @@ d = {
             "stylegen.settings._passwords": ("settings.html#_passwords", "stylegen/settings.py"),
             "stylegen.settings._shown": ("settings.html#_shown", "stylegen/settings.py"),
             "stylegen.settings._split": ("settings.html#_split", "stylegen/settings.py"),
+            "stylegen.settings.check_host": ("settings.html#check_host", "stylegen/settings.py"),
             "stylegen.settings.load_settings": (
                 "settings.html#load_settings",
                 "stylegen/settings.py",
@@ -3642,6 +3651,96 @@ d = {
                 "stylegen/storage/store.py",
             ),
         },
+        "stylegen.webhook.connection": {
+            "stylegen.webhook.connection.Address": (
+                "webhook/connection.html#address",
+                "stylegen/webhook/connection.py",
+            ),
+            "stylegen.webhook.connection.Deadline": (
+                "webhook/connection.html#deadline",
+                "stylegen/webhook/connection.py",
+            ),
+            "stylegen.webhook.connection.Deadline.__init__": (
+                "webhook/connection.html#deadline.__init__",
+                "stylegen/webhook/connection.py",
+            ),
+            "stylegen.webhook.connection.Deadline.left": (
+                "webhook/connection.html#deadline.left",
+                "stylegen/webhook/connection.py",
+            ),
+            "stylegen.webhook.connection.DeadlineAdapter": (
+                "webhook/connection.html#deadlineadapter",
+                "stylegen/webhook/connection.py",
+            ),
+            "stylegen.webhook.connection.DeadlineAdapter.init_poolmanager": (
+                "webhook/connection.html#deadlineadapter.init_poolmanager",
+                "stylegen/webhook/connection.py",
+            ),
+            "stylegen.webhook.connection.DeadlineConnection": (
+                "webhook/connection.html#deadlineconnection",
+                "stylegen/webhook/connection.py",
+            ),
+            "stylegen.webhook.connection.DeadlineConnection._new_conn": (
+                "webhook/connection.html#deadlineconnection._new_conn",
+                "stylegen/webhook/connection.py",
+            ),
+            "stylegen.webhook.connection.DeadlineTlsConnection": (
+                "webhook/connection.html#deadlinetlsconnection",
+                "stylegen/webhook/connection.py",
+            ),
+            "stylegen.webhook.connection.FinalResponse": (
+                "webhook/connection.html#finalresponse",
+                "stylegen/webhook/connection.py",
+            ),
+            "stylegen.webhook.connection.FinalResponse.__init__": (
+                "webhook/connection.html#finalresponse.__init__",
+                "stylegen/webhook/connection.py",
+            ),
+            "stylegen.webhook.connection.FinalResponse.begin": (
+                "webhook/connection.html#finalresponse.begin",
+                "stylegen/webhook/connection.py",
+            ),
+            "stylegen.webhook.connection._Pool": (
+                "webhook/connection.html#_pool",
+                "stylegen/webhook/connection.py",
+            ),
+            "stylegen.webhook.connection._SocketReader": (
+                "webhook/connection.html#_socketreader",
+                "stylegen/webhook/connection.py",
+            ),
+            "stylegen.webhook.connection._SocketReader.__init__": (
+                "webhook/connection.html#_socketreader.__init__",
+                "stylegen/webhook/connection.py",
+            ),
+            "stylegen.webhook.connection._SocketReader.close": (
+                "webhook/connection.html#_socketreader.close",
+                "stylegen/webhook/connection.py",
+            ),
+            "stylegen.webhook.connection._SocketReader.readable": (
+                "webhook/connection.html#_socketreader.readable",
+                "stylegen/webhook/connection.py",
+            ),
+            "stylegen.webhook.connection._SocketReader.readinto": (
+                "webhook/connection.html#_socketreader.readinto",
+                "stylegen/webhook/connection.py",
+            ),
+            "stylegen.webhook.connection._TlsPool": (
+                "webhook/connection.html#_tlspool",
+                "stylegen/webhook/connection.py",
+            ),
+            "stylegen.webhook.connection._connect": (
+                "webhook/connection.html#_connect",
+                "stylegen/webhook/connection.py",
+            ),
+            "stylegen.webhook.connection.connect_to_any": (
+                "webhook/connection.html#connect_to_any",
+                "stylegen/webhook/connection.py",
+            ),
+            "stylegen.webhook.connection.resolve": (
+                "webhook/connection.html#resolve",
+                "stylegen/webhook/connection.py",
+            ),
+        },
         "stylegen.webhook.delivery": {
             "stylegen.webhook.delivery.ReceiverBreaker": (
                 "webhook/delivery.html#receiverbreaker",
@@ -3669,6 +3768,10 @@ d = {
             ),
             "stylegen.webhook.delivery._pause": (
                 "webhook/delivery.html#_pause",
+                "stylegen/webhook/delivery.py",
+            ),
+            "stylegen.webhook.delivery._seconds_until": (
+                "webhook/delivery.html#_seconds_until",
                 "stylegen/webhook/delivery.py",
             ),
             "stylegen.webhook.delivery.deliver_event": (
@@ -3881,20 +3984,16 @@ d = {
                 "webhook/request.html#webhookauth.__init__",
                 "stylegen/webhook/request.py",
             ),
-            "stylegen.webhook.request._Call": (
-                "webhook/request.html#_call",
+            "stylegen.webhook.request.WebhookSession": (
+                "webhook/request.html#webhooksession",
                 "stylegen/webhook/request.py",
             ),
-            "stylegen.webhook.request._Call.__init__": (
-                "webhook/request.html#_call.__init__",
+            "stylegen.webhook.request.WebhookSession.__init__": (
+                "webhook/request.html#webhooksession.__init__",
                 "stylegen/webhook/request.py",
             ),
-            "stylegen.webhook.request._Call.run": (
-                "webhook/request.html#_call.run",
-                "stylegen/webhook/request.py",
-            ),
-            "stylegen.webhook.request._calls": (
-                "webhook/request.html#_calls",
+            "stylegen.webhook.request.WebhookSession.get_redirect_target": (
+                "webhook/request.html#webhooksession.get_redirect_target",
                 "stylegen/webhook/request.py",
             ),
             "stylegen.webhook.request._given_or_set": (
@@ -3903,10 +4002,6 @@ d = {
             ),
             "stylegen.webhook.request._request": (
                 "webhook/request.html#_request",
-                "stylegen/webhook/request.py",
-            ),
-            "stylegen.webhook.request.call_within": (
-                "webhook/request.html#call_within",
                 "stylegen/webhook/request.py",
             ),
             "stylegen.webhook.request.send_event": (

@@ -19,6 +19,7 @@ __all__ = [
     "OutOfMemory",
     "StorageError",
     "WebhookError",
+    "WebhookUnanswered",
     "WebhookRefused",
     "DeviceLost",
 ]
@@ -115,6 +116,12 @@ class WebhookError(TransientError):
     """The receiver did not take a terminal event."""
 
     error_code = "WEBHOOK_FAILED"
+
+
+class WebhookUnanswered(WebhookError):
+    """The receiver did not answer a terminal event: no connection, or no whole answer in time."""
+
+    error_code = "WEBHOOK_UNANSWERED"
 
 
 class WebhookRefused(WebhookError):

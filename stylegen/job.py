@@ -42,6 +42,7 @@ __all__ = [
     "Url",
     "WebhookError",
     "WebhookRefused",
+    "WebhookUnanswered",
     "Word",
     "get_resolution",
 ]
@@ -91,6 +92,7 @@ from stylegen.errors import (
     TransientError,
     WebhookError,
     WebhookRefused,
+    WebhookUnanswered,
 )
 from .fields import Word, get_resolution
 
@@ -120,6 +122,7 @@ _all_ = [
     "Url",
     "WebhookError",
     "WebhookRefused",
+    "WebhookUnanswered",
     "Word",
     "get_resolution",
 ]

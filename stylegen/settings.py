@@ -8,6 +8,7 @@ __all__ = [
     "RETRY_DELAYS",
     "MAX_REDELIVERIES",
     "SD15",
+    "check_host",
     "WebhookSettings",
     "QueueSettings",
     "StorageSettings",
@@ -23,6 +24,7 @@ __all__ = [
 
 # %% ../nbs/00_settings.ipynb #2783c5a7
 import re
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote
@@ -57,8 +59,35 @@ def _split(value: object) -> object:
     return value
 
 
+# %% ../nbs/00_settings.ipynb #3c844a2f
+_HOST_NAME = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?")
+_IPV6 = re.compile(r"\[([0-9a-f:]+)\]")
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+
+
+def check_host(host: str) -> None:
+    """Check that a URL's host is the same to every reader.
+
+    Args:
+        host: A name, an IPv4 address, or an IPv6 address in brackets; in lower case.
+
+    Raises:
+        ValueError: It is none of these, or an odd spelling of an address.
+    """
+    try:
+        if literal := _IPV6.fullmatch(host):
+            if IPv6Address(literal[1]).ipv4_mapped:
+                raise AddressValueError
+        elif _NUMBER.fullmatch(host.rstrip(".").rpartition(".")[2]):
+            IPv4Address(host)
+        elif not _HOST_NAME.fullmatch(host):
+            raise ValueError("not a host's name or address")
+    except AddressValueError:  # its text would show the value
+        raise ValueError("not an address in its plain spelling") from None
+
+
 # %% ../nbs/00_settings.ipynb #1b27d81c
-_ORIGIN = re.compile(r"(?i)https?://[a-z0-9.-]+(:(?P<port>[0-9]{1,5}))?/?")
+_ORIGIN = re.compile(r"(?i)https?://(?P<host>[^/:]+|\[[^/]+\])(:(?P<port>[0-9]{1,5}))?/?")
 
 
 class WebhookSettings(_Variables):
@@ -71,6 +100,11 @@ class WebhookSettings(_Variables):
     webhook_allowed_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
         min_length=1, description="origins that may receive webhooks, separated by commas"
     )
+    requests_ca_bundle: Path | None = Field(
+        None,
+        description="file or folder of the authorities that sign receivers' certificates; "
+        "else `CURL_CA_BUNDLE`'s, else the public ones",
+    )
 
     @field_validator("webhook_allowed_origins")
     @classmethod
@@ -79,6 +113,14 @@ class WebhookSettings(_Variables):
             match = _ORIGIN.fullmatch(origin)
             if not match or int(match["port"] or 0) > 65535:
                 raise ValueError("not http(s)://host or http(s)://host:port")
+            check_host(match["host"].lower())
+        return value
+
+    @field_validator("requests_ca_bundle")
+    @classmethod
+    def _is_there(cls, value: Path | None) -> Path | None:
+        if value and not value.exists():
+            raise ValueError("no such file or folder")
         return value
 
     @field_validator("webhook_secret")

@@ -2,12 +2,17 @@
 
 import datetime
 import ipaddress
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from stylegen.webhook import WebhookReceiver
 
 
 def certificate(
@@ -70,3 +75,20 @@ def write_chain(folder: Path, address: str | None = None) -> tuple[Path, Path]:
         )
     )
     return chain, private
+
+
+def server_context(chain: Path, key: Path) -> ssl.SSLContext:
+    """A server's side of TLS, with the chain of `write_chain`."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(chain, key)
+    return context
+
+
+@contextmanager
+def tls_receiver(context: ssl.SSLContext) -> Iterator[WebhookReceiver]:
+    """A receiver that wants TLS; its `url` says so."""
+    backend = WebhookReceiver()
+    backend.socket = context.wrap_socket(backend.socket, server_side=True)
+    backend.url = backend.url.replace("http:", "https:")
+    with backend:
+        yield backend

@@ -27,7 +27,7 @@ import c2pa
 import matplotlib
 import pika
 import pytest
-from certificates import write_chain
+from certificates import server_context, tls_receiver, write_chain
 from conftest import TOKEN
 from cryptography import x509
 from painter import Painter, consuming
@@ -37,7 +37,7 @@ from s3_server import S3Server
 from standardwebhooks import Webhook
 from waiting import wait_until
 
-from stylegen.job import InvalidMessage
+from stylegen.job import InvalidMessage, WebhookUnanswered
 from stylegen.pipeline import load_pipeline
 from stylegen.queue import publish_job
 from stylegen.settings import Settings, SettingsError, load_settings, settings_help
@@ -221,6 +221,19 @@ def _webhook_allowed_origins(world: World) -> None:
     with pytest.raises(InvalidMessage):
         world.do(world.settings(webhook_allowed_origins="https://api.example.com"))
     assert check_machine(world.settings(webhook_allowed_origins=both))["webhooks"] == both
+
+
+def _requests_ca_bundle(world: World) -> None:
+    chain, key = write_chain(world.folder, "127.0.0.1")
+    with tls_receiver(server_context(chain, key)) as backend:
+        settings = world.settings(webhook_allowed_origins=backend.url, requests_ca_bundle=chain)
+        changes = {"webhook_url": backend.url}
+        with pytest.raises(WebhookUnanswered, match="SSLError"):
+            world.do(settings, **changes)
+        world.monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(chain))
+        world.picture(settings, **changes)
+    with pytest.raises(SettingsError, match="REQUESTS_CA_BUNDLE: .*no such file"):
+        world.settings(requests_ca_bundle=world.folder / "none.pem")
 
 
 # The queue

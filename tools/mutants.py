@@ -43,10 +43,11 @@ ROOT = Path(__file__).parent.parent
 OUT = ROOT / "out/mutants"
 REASONS = Path(__file__).with_name("mutants.toml")
 TESTS = {
-    "webhook/origins": ["webhook", "flow"],
+    "webhook/origins": ["webhook", "webhook_hostile", "flow"],
     "webhook/events": ["webhook", "retries", "flow"],
-    "webhook/request": ["webhook", "flow"],
-    "webhook/delivery": ["webhook", "retries", "flow"],
+    "webhook/connection": ["webhook_hostile", "webhook"],
+    "webhook/request": ["webhook", "webhook_hostile", "flow"],
+    "webhook/delivery": ["webhook", "webhook_hostile", "retries", "flow"],
     "webhook/progress": ["webhook", "flow"],
     "queue/connection": ["queue", "retries"],
     "queue/publish": ["queue", "retries"],

@@ -7,7 +7,6 @@ __all__ = [
     "ATTEMPTS",
     "HEADERS",
     "Id",
-    "MAX_CALLS",
     "MILESTONES",
     "PATIENCE",
     "ProgressReporter",
@@ -55,14 +54,13 @@ from stylegen.webhook.events import (
 from .origins import WebhookUrls, allowed_url, webhook_urls
 from .progress import MILESTONES, ProgressReporter, send_progress
 from .receiver import ReceivedWebhook, WebhookReceiver
-from .request import HEADERS, MAX_CALLS, TIMEOUT
+from .request import HEADERS, TIMEOUT
 
 # %% ../../nbs/webhook/index.ipynb #a8b281af
 _all_ = [
     "ATTEMPTS",
     "HEADERS",
     "Id",
-    "MAX_CALLS",
     "MILESTONES",
     "PATIENCE",
     "ProgressReporter",

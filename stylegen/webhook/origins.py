@@ -8,17 +8,19 @@ __all__ = ["DEFAULT_PORTS", "Origin", "parse_origin", "allowed_url", "WebhookUrl
 # %% ../../nbs/webhook/00_origins.ipynb #c4e75386
 import re
 from collections.abc import Sequence
+from ipaddress import IPv6Address
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from ..job import InvalidMessage
+from ..settings import check_host
 
 # %% ../../nbs/webhook/00_origins.ipynb #6240617a
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class Origin(NamedTuple):
-    """Scheme, host and port of a URL."""
+    """Scheme, host and port of a URL; an IPv6 address has its brackets."""
 
     scheme: str
     host: str
@@ -32,19 +34,22 @@ def parse_origin(url: str) -> Origin:
     """The origin of a URL.
 
     Raises:
-        InvalidMessage: Its port is not a number up to 65535.
+        InvalidMessage: Its port is not a number up to 65535, or no address is in its brackets.
     """
-    parts = urlsplit(url)
     try:
-        port = parts.port
+        parts = urlsplit(url)
+        name, port = parts.hostname or "", parts.port
+        host = f"[{IPv6Address(name)}]" if ":" in name else name
     except ValueError:
-        raise InvalidMessage("webhook_url: the port is not a number up to 65535") from None
+        raise InvalidMessage("webhook_url: its port or its address can't be read") from None
     default = DEFAULT_PORTS.get(parts.scheme, 0)
-    return Origin(parts.scheme, parts.hostname or "", default if port is None else port)
+    return Origin(parts.scheme, host, default if port is None else port)
 
 
 # %% ../../nbs/webhook/00_origins.ipynb #fbdfecd6
-_PLAIN_URL = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?")
+_PLAIN_URL = re.compile(
+    r"https?://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?"
+)
 
 
 def allowed_url(url: str, allowed_origins: Sequence[str]) -> str:
@@ -66,6 +71,10 @@ def allowed_url(url: str, allowed_origins: Sequence[str]) -> str:
     if not _PLAIN_URL.fullmatch(url) or ".." in path:
         raise InvalidMessage("webhook_url: not a plain http(s) base URL")
     origin = parse_origin(url)
+    try:
+        check_host(origin.host)
+    except ValueError as error:
+        raise InvalidMessage(f"webhook_url: {error}") from None
     if origin not in {parse_origin(allowed.rstrip("/")) for allowed in allowed_origins}:
         raise InvalidMessage("webhook_url: its origin is not allowed here")
     shown_port = "" if origin.port == DEFAULT_PORTS[origin.scheme] else f":{origin.port}"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from ..job import InvalidMessage, WebhookError
+from ..job import InvalidMessage, WebhookError, WebhookUnanswered
 from ..pipeline.task import OnStep
 from ..storage import Manifest
 from stylegen.webhook import (
@@ -77,12 +77,12 @@ def report_progress(request: JobRequest, parts: Parts, running: RunningJob) -> I
 # %% ../../nbs/worker/07_report.ipynb #b9833ce3
 @contextmanager
 def _counted(parts: Parts, event: str, url: str) -> Iterator[None]:
-    """Count a webhook; open the breaker of a receiver that may answer later."""
+    """Count a webhook; open the breaker of a receiver that did not answer."""
     try:
         yield
     except WebhookError as error:
         parts.metrics.count_webhook(event, delivered=False)
-        if error.transient:
+        if isinstance(error, WebhookUnanswered):
             parts.breaker.trip(url)
         raise
     parts.metrics.count_webhook(event, delivered=True)
@@ -98,12 +98,13 @@ def deliver_terminal_event(manifest: Manifest, request: JobRequest, parts: Parts
         parts: The worker's parts.
 
     Raises:
-        WebhookError: The receiver did not take it; or failed a moment ago, and an attempt is left.
+        WebhookUnanswered: The receiver did not answer; or not a moment ago, and an attempt is left.
+        WebhookError: It did not take it.
     """
     has_retries = request.state.has_retries
     url = request.urls.complete if manifest.event == "complete" else request.urls.failed
     if has_retries and parts.breaker.is_open(url):
-        raise WebhookError("the receiver failed a moment ago")
+        raise WebhookUnanswered("the receiver did not answer a moment ago")
     with parts.metrics.stage("notify"), _counted(parts, manifest.event, url):
         deliver_event(
             url,

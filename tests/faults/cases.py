@@ -531,6 +531,10 @@ case("receiver: 500 for a failure", short=True)(
 )
 case("receiver: drips")(_receiver("drip", 1, Expected()))
 case("receiver: answers 300 MB")(_receiver("flood", 2, Expected()))
+case("receiver: 302 with 300 MB")(_receiver("divert", 2, _REFUSED))
+case("receiver: 100 Continue for ever")(_receiver("promise", 1, Expected()))
+case("receiver: 103 before its answer")(_receiver("hint", 2, Expected()))
+case("receiver: 404 for some of its orders")(_receiver("404", 5, Expected()))
 
 
 # The model
@@ -755,7 +759,6 @@ def _flat(ground: Ground) -> None:
     ground.backend.trick = lambda hook: next(tricks, None)
     ground.wait_told(ground.order(250), timeout=300)
     ground.inject(ground.backend.faults)
-    ground.backend.ended.set()  # until then each drip holds a thread, MAX_CALLS of them at most
 
     def is_flat() -> bool:
         after = _footprint(worker.process.pid) if worker.process else before

@@ -181,8 +181,9 @@ class _FrontHandler(BaseHTTPRequestHandler):
 class Backend(WebhookReceiver):
     """A receiver; `trick` chooses what goes wrong with a webhook, by name, or None.
 
-    A trick is a status, ``lag`` (taken, but the answer comes late), ``hang``, ``drip`` (for ever)
-    or ``flood`` (an answer of 300 MB). `seen` holds every webhook in the order of arrival, also
+    A trick is a status, ``lag`` (taken, but the answer comes late), ``hint`` (taken, after a word
+    that it will be), ``hang``, ``drip`` or ``promise`` (for ever), ``flood`` (an answer of 300 MB)
+    or ``divert`` (the same elsewhere). `seen` holds every webhook in the order of arrival, also
     those that were tricked: a receiver may have stored what it answered badly. `told_at` says when
     an id's first terminal event was taken.
     """
@@ -244,8 +245,20 @@ class _BackendHandler(BaseHTTPRequestHandler):
             if self.server.ended.wait(0.5):
                 return
 
-    def _flood(self) -> None:
-        self._answer(500, 300 * 2**20)
+    def _hint(self) -> None:
+        self.send_response_only(103)
+        self.end_headers()
+        self._answer(self.server.take(self.webhook))
+
+    def _promise(self) -> None:
+        while not self.server.ended.is_set():
+            self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _divert(self) -> None:
+        self._flood(302)
+
+    def _flood(self, status: int = 500) -> None:
+        self._answer(status, 300 * 2**20)
         for _ in range(300):
             self.wfile.write(bytes(2**20))
 
