@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 # Processes with a broker, a bucket, kernels and ports of their own; a file's tests stay together.
-# Four for two cores, since many tests wait.
-PYTEST_OPTIONS := -q -p no:cacheprovider --numprocesses 4 --dist loadfile --no-loadscope-reorder \
+# Six for two cores, since many tests wait.
+PYTEST_OPTIONS := -q -p no:cacheprovider --numprocesses 6 --dist loadfile --no-loadscope-reorder \
     --durations 15
 PYTEST := IN_TEST=1 HF_HUB_OFFLINE=1 pytest $(PYTEST_OPTIONS)
 # Takes both cores by itself, and is timed.
