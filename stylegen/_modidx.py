@@ -3415,12 +3415,24 @@ d = {
             ),
         },
         "stylegen.storage.manifest": {
+            "stylegen.storage.manifest.CompletePayload": (
+                "storage/manifest.html#completepayload",
+                "stylegen/storage/manifest.py",
+            ),
+            "stylegen.storage.manifest.FailedPayload": (
+                "storage/manifest.html#failedpayload",
+                "stylegen/storage/manifest.py",
+            ),
             "stylegen.storage.manifest.Manifest": (
                 "storage/manifest.html#manifest",
                 "stylegen/storage/manifest.py",
             ),
             "stylegen.storage.manifest.Manifest.is_superseded_by": (
                 "storage/manifest.html#manifest.is_superseded_by",
+                "stylegen/storage/manifest.py",
+            ),
+            "stylegen.storage.manifest._check_event": (
+                "storage/manifest.html#_check_event",
                 "stylegen/storage/manifest.py",
             ),
             "stylegen.storage.manifest._same_job": (
@@ -3577,6 +3589,10 @@ d = {
                 "storage/store.html#invalidurl",
                 "stylegen/storage/store.py",
             ),
+            "stylegen.storage.store.ObjectDamaged": (
+                "storage/store.html#objectdamaged",
+                "stylegen/storage/store.py",
+            ),
             "stylegen.storage.store.ObjectNotFound": (
                 "storage/store.html#objectnotfound",
                 "stylegen/storage/store.py",
@@ -3631,6 +3647,10 @@ d = {
             ),
             "stylegen.storage.store.Store.put_if_absent": (
                 "storage/store.html#store.put_if_absent",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.check_read": (
+                "storage/store.html#check_read",
                 "stylegen/storage/store.py",
             ),
             "stylegen.storage.store.check_size": (

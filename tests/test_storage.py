@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from s3_server import (
     OwnerEnforcedGate,
@@ -29,6 +31,7 @@ from s3_server import (
 )
 
 from stylegen.job import (
+    Canceled,
     InvalidMessage,
     LoraInvalid,
     LoraNotFound,
@@ -42,6 +45,7 @@ from stylegen.storage import (
     FolderStore,
     InvalidUrl,
     Manifest,
+    ObjectDamaged,
     ObjectNotFound,
     ObjectTooLarge,
     S3Store,
@@ -52,16 +56,19 @@ from stylegen.storage import (
     find_manifest,
     lora_errors,
     make_s3_store,
+    mark_canceled,
     parse_s3_url,
     store_result,
     upload_image_to_s3,
 )
 from stylegen.storage.keys import JSON_TYPE, picture_key
+from stylegen.storage.manifest import read_manifest
 from stylegen.storage.s3_client import error_code
 from stylegen.worker import make_store
 
 BUCKET = "storage-tests"
 KEY_ID, SECRET_KEY, REGION = "test-key-id", "test-secret-key", "us-east-1"
+RESULT = {"generation_id": 7, "result_url": "c", "metadata": {}}
 PICTURE = Image.new("RGB", (64, 96), "teal")
 
 
@@ -454,10 +461,10 @@ def test_a_manifest_that_was_cut_off_is_written_anew(server: S3Server, condition
     bucket = S3Store(BUCKET, server.client(), conditional=conditional)
     put_half(server, BUCKET, "manifests/gen_7.json", {"length": "1000"})
     assert find_manifest(bucket, 7, "digest") is None
-    whole = Manifest(7, "digest", "complete", {"status": "COMPLETED"}, "complete_7")
+    whole = Manifest(7, "digest", "complete", RESULT | {"result_url": "a"}, "complete_7")
     assert commit(bucket, whole) == whole
     assert find_manifest(bucket, 7, "digest") == whole
-    later = Manifest(7, "digest", "complete", {"status": "LATER"}, "complete_7")
+    later = Manifest(7, "digest", "complete", RESULT | {"result_url": "b"}, "complete_7")
     assert commit(bucket, later) == whole
     stored = server.client().head_object(Bucket=BUCKET, Key="manifests/gen_7.json")
     assert stored["ContentType"] == "application/json"
@@ -605,13 +612,102 @@ def test_temporary_keys_go_with_their_token(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_manifest_of_a_later_version_is_read(tmp_path: Path) -> None:
     """What it says more is no damage; during an upgrade both versions work."""
-    store, said = FolderStore(tmp_path), Manifest(7, "digest", "complete", {}, "complete_7")
+    store, said = FolderStore(tmp_path), Manifest(7, "digest", "complete", RESULT, "complete_7")
     text = json.dumps(asdict(said) | {"later": 1}).encode()
     store.put_if_absent("manifests/gen_7.json", text, "", metadata={}, public=False)
     assert find_manifest(store, 7, "digest") == said
-    store.put("manifests/gen_8.json", b"[]", "")
-    with pytest.raises(StorageError, match="damaged"):
-        find_manifest(store, 8, "digest")
+
+
+def _whole(**changed: Any) -> bytes:
+    said = Manifest(7, "digest", "complete", RESULT, "complete_7")
+    return json.dumps(asdict(said) | changed).encode()
+
+
+_DAMAGED = {
+    "empty": b"",
+    "a list": b"[]",
+    "deep": b"[" * 100_000,
+    "deep in a field": _whole()[:-1] + b', "later": ' + b"[" * 100_000,
+    "not UTF-8": _whole(job="e").replace(b'"e"', b'"\xe9"'),
+    "cut off": _whole()[:-1],
+    "a payload that is a list": _whole(payload=[]),
+    "an empty payload": _whole(payload={}),
+    "a payload of the other event": _whole(event="failed", event_id="failed_7"),
+    "a URL that is none": _whole(payload=RESULT | {"result_url": ["c"]}),
+    "metadata that is a text": _whole(payload=RESULT | {"metadata": "seed"}),
+    "NaN": _whole(payload=RESULT | {"more": float("nan")}),
+    "1e400": _whole(payload=RESULT | {"more": 5}).replace(b": 5", b": 1e400"),
+    "a long number": _whole().replace(b'"redrives": 0', b'"redrives": ' + b"9" * 5000),
+    "redrives in a text": _whole(redrives="9"),
+    "redrives below zero": _whole(redrives=-1),
+    "redrives as a float": _whole(redrives=0.5),
+    "another id": _whole(generation_id=8),
+    "another id in the payload": _whole(payload=RESULT | {"generation_id": 8}),
+    "an id that is true": _whole(generation_id=True),
+    "an unknown event": _whole(event="done", event_id="done_7"),
+    "another event's id": _whole(event_id="complete_8"),
+    "an event's id with a header": _whole(event_id="complete_7\r\nx: y"),
+    "a job that is a number": _whole(job=5),
+    "a picture that is a number": _whole(picture=5),
+    "huge": _whole(more="x" * MAX_READ_BYTES),
+}
+
+
+@pytest.mark.parametrize("data", _DAMAGED.values(), ids=_DAMAGED)
+def test_a_manifest_that_is_not_ours_is_damaged(tmp_path: Path, data: bytes) -> None:
+    """It is neither believed nor replaced, and ends no process."""
+    store, said = FolderStore(tmp_path), Manifest(7, "digest", "complete", RESULT, "complete_7")
+    store.put("manifests/gen_7.json", data, "")
+    for act in (
+        lambda: find_manifest(store, 7, "digest"),
+        lambda: find_manifest(store, 7, "digest", redrives=5),
+        lambda: commit(store, said),
+        lambda: mark_canceled(store, 7),
+    ):
+        with pytest.raises(ObjectDamaged):
+            act()
+    assert (tmp_path / "manifests/gen_7.json").read_bytes() == data
+
+
+_JSON: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=8,
+)
+_FIELDS = tuple(asdict(Manifest(7, "digest", "complete", RESULT, "complete_7")))
+
+
+@given(field=st.sampled_from(_FIELDS + tuple(RESULT)), value=_JSON)
+@settings(max_examples=300, derandomize=True, deadline=None)
+def test_whatever_a_manifest_holds_it_is_ours_or_damaged(field: str, value: Any) -> None:
+    """And what counts as ours can be sent."""
+    changed = {field: value} if field in _FIELDS else {"payload": RESULT | {field: value}}
+    try:
+        manifest = read_manifest(_whole(**changed), 7)
+    except ObjectDamaged:
+        return
+    json.dumps(manifest.payload, allow_nan=False)
+    assert str(manifest.generation_id) == str(manifest.payload["generation_id"]) == "7"
+    assert isinstance(manifest.payload["result_url"], str) and manifest.redrives >= 0
+
+
+@given(st.binary(max_size=64))
+@settings(max_examples=200, derandomize=True, deadline=None)
+def test_bytes_are_no_manifest(data: bytes) -> None:
+    with pytest.raises(ObjectDamaged):
+        read_manifest(data, 7)
+
+
+def test_what_lies_at_a_marker_cancels(tmp_path: Path) -> None:
+    """It is there or not; what it holds is never read as more."""
+    why = {"generation_id": 7, "error_message": "", "error_code": "TIMEOUT", "retry_count": 0}
+    for data in (b"", b"[" * 100_000, b"\xff"):
+        store = FolderStore(tmp_path / str(len(data)))
+        commit(store, Manifest(7, "digest", "failed", why, "failed_7"))
+        store.put("manifests/gen_7.canceled", data, "")
+        with pytest.raises(Canceled):
+            find_manifest(store, 7, "digest", redrives=1)
+        assert mark_canceled(store, 7)
 
 
 def test_a_bucket_that_hides_what_it_lacks_is_found_out(

@@ -22,7 +22,6 @@ from typing import Any
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from ..job import StorageError
 from .keys import DETECTION_KEY, JSON_TYPE
 from stylegen.storage.s3_client import (
     PRECONDITION_FAILED,
@@ -30,7 +29,7 @@ from stylegen.storage.s3_client import (
     Bucket,
     error_code,
 )
-from .store import MAX_READ_BYTES
+from .store import MAX_READ_BYTES, check_read
 
 _log = logging.getLogger(__name__)
 
@@ -53,10 +52,7 @@ def read_complete(bucket: Bucket, key: str) -> bytes | None:
     answer = bucket.get(key)
     if answer is None or not is_complete(answer):
         return None
-    data: bytes = answer["Body"].read(MAX_READ_BYTES + 1)
-    if len(data) > MAX_READ_BYTES:
-        raise StorageError(f"s3://{bucket.name}/{key}: longer than {MAX_READ_BYTES} bytes")
-    return data
+    return check_read(answer["Body"].read(MAX_READ_BYTES + 1))
 
 
 # %% ../../nbs/storage/04_conditional.ipynb #8ce1a4e3

@@ -26,7 +26,14 @@ from urllib.request import url2pathname
 
 from ..job import StorageError
 from .keys import job_key
-from .store import InvalidUrl, ObjectNotFound, check_size, parse_s3_url
+from stylegen.storage.store import (
+    MAX_READ_BYTES,
+    InvalidUrl,
+    ObjectNotFound,
+    check_read,
+    check_size,
+    parse_s3_url,
+)
 
 
 # %% ../../nbs/storage/02_folder.ipynb #b0f1b5ed
@@ -150,10 +157,11 @@ class FolderObjects(FolderSource):
         return self.url(key)
 
     def read(self, key: str) -> bytes | None:
-        """The bytes of ``root/key``."""
+        """The bytes of ``root/key``, at most `MAX_READ_BYTES`."""
         with _storage_errors("the result can't be read"):
             try:
-                return path_below(self.root, key).read_bytes()
+                with path_below(self.root, key).open("rb") as stream:
+                    return check_read(stream.read(MAX_READ_BYTES + 1))
             except FileNotFoundError:
                 return None
 
@@ -177,7 +185,7 @@ class FolderStore(FolderObjects):
         if not self._create(job_key(key), job):
             first = self.read(job_key(key)) or b""
             if first != job:
-                return {"job": first.decode()}
+                return {"job": first.decode(errors="replace")}
         self.put(key, data, content_type)
         return None
 

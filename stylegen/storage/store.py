@@ -8,9 +8,11 @@ __all__ = [
     "InvalidUrl",
     "ObjectNotFound",
     "ObjectTooLarge",
+    "ObjectDamaged",
     "check_size",
     "parse_s3_url",
     "Source",
+    "check_read",
     "Objects",
     "Store",
 ]
@@ -20,7 +22,7 @@ import re
 from pathlib import Path
 from typing import Protocol
 
-from ..job import InvalidMessage, PermanentError
+from ..job import InvalidMessage, PermanentError, StorageError
 
 
 # %% ../../nbs/storage/00_store.ipynb #866b6aea
@@ -34,6 +36,10 @@ class ObjectNotFound(PermanentError):
 
 class ObjectTooLarge(PermanentError):
     """The object is larger than the caller accepts."""
+
+
+class ObjectDamaged(StorageError):
+    """An object that the project wrote holds something else now; somebody must look at it."""
 
 
 def check_size(size: int, max_bytes: int) -> None:
@@ -86,7 +92,14 @@ class Source(Protocol):
 
 # %% ../../nbs/storage/00_store.ipynb #aeb88abb
 MAX_READ_BYTES = 2**20
-"""Largest object that a bucket's `read` returns."""
+"""Largest object that a store's `read` returns."""
+
+
+def check_read(data: bytes) -> bytes:
+    """`data`, or `ObjectDamaged` if it is longer than `MAX_READ_BYTES`."""
+    if len(data) > MAX_READ_BYTES:
+        raise ObjectDamaged(f"an object is longer than {MAX_READ_BYTES} bytes")
+    return data
 
 
 class Objects(Source, Protocol):
@@ -96,7 +109,7 @@ class Objects(Source, Protocol):
         """Store `data` under `key`; returns its public URL."""
 
     def read(self, key: str) -> bytes | None:
-        """The object's bytes; None if there is none."""
+        """The object's bytes; None if there is none, `ObjectDamaged` if there are too many."""
 
     def url(self, key: str) -> str:
         """The public URL of a key."""
