@@ -3483,6 +3483,10 @@ d = {
                 "storage/s3.html#publicwriter.__init__",
                 "stylegen/storage/s3.py",
             ),
+            "stylegen.storage.s3.PublicWriter._put_without_acl": (
+                "storage/s3.html#publicwriter._put_without_acl",
+                "stylegen/storage/s3.py",
+            ),
             "stylegen.storage.s3.PublicWriter.put": (
                 "storage/s3.html#publicwriter.put",
                 "stylegen/storage/s3.py",
@@ -3516,6 +3520,10 @@ d = {
                 "storage/s3.html#s3source.__init__",
                 "stylegen/storage/s3.py",
             ),
+            "stylegen.storage.s3.S3Source._download": (
+                "storage/s3.html#s3source._download",
+                "stylegen/storage/s3.py",
+            ),
             "stylegen.storage.s3.S3Source.fetch": (
                 "storage/s3.html#s3source.fetch",
                 "stylegen/storage/s3.py",
@@ -3539,6 +3547,22 @@ d = {
             ),
             "stylegen.storage.s3.S3Store.put_if_absent": (
                 "storage/s3.html#s3store.put_if_absent",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3._SameVersion": (
+                "storage/s3.html#_sameversion",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3._SameVersion.__init__": (
+                "storage/s3.html#_sameversion.__init__",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3._SameVersion.on_queued": (
+                "storage/s3.html#_sameversion.on_queued",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3._is_replaced": (
+                "storage/s3.html#_is_replaced",
                 "stylegen/storage/s3.py",
             ),
             "stylegen.storage.s3._public_base": (
@@ -3579,14 +3603,34 @@ d = {
                 "storage/s3_client.html#error_code",
                 "stylegen/storage/s3_client.py",
             ),
+            "stylegen.storage.s3_client.make_session": (
+                "storage/s3_client.html#make_session",
+                "stylegen/storage/s3_client.py",
+            ),
             "stylegen.storage.s3_client.s3_errors": (
                 "storage/s3_client.html#s3_errors",
                 "stylegen/storage/s3_client.py",
             ),
         },
         "stylegen.storage.store": {
+            "stylegen.storage.store.DiskError": (
+                "storage/store.html#diskerror",
+                "stylegen/storage/store.py",
+            ),
             "stylegen.storage.store.InvalidUrl": (
                 "storage/store.html#invalidurl",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.LimitedFile": (
+                "storage/store.html#limitedfile",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.LimitedFile.__init__": (
+                "storage/store.html#limitedfile.__init__",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.LimitedFile.write": (
+                "storage/store.html#limitedfile.write",
                 "stylegen/storage/store.py",
             ),
             "stylegen.storage.store.ObjectDamaged": (

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
@@ -25,6 +26,7 @@ from s3_server import (
     OwnerEnforcedGate,
     S3Server,
     answer,
+    error_body,
     lose_conditions,
     put_half,
     recorded,
@@ -263,6 +265,140 @@ def test_bucket_without_acls(server: S3Server, caplog: pytest.LogCaptureFixture)
     }
 
 
+REFUSALS = [
+    (400, "AccessControlListNotSupported"),
+    (400, "InvalidArgument"),
+    (400, "InvalidRequest"),
+    (403, "AccessDenied"),
+    (403, None),
+    (405, "MethodNotAllowed"),
+    (501, "NotImplemented"),
+    (501, None),
+]
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=str)
+def test_a_refused_acl_is_left_out(
+    server: S3Server, caplog: pytest.LogCaptureFixture, refusal: tuple[int, str | None]
+) -> None:
+    """Whatever a bucket calls it; from several threads at once, too."""
+    with OwnerEnforcedGate(server, refusal) as gate:
+        store = s3_store(server, endpoint_url=gate.endpoint_url)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda n: upload_image_to_s3(b"jpeg", n, store=store), range(20, 24)))
+        del gate.seen[:]
+        store_result(store, f"new-{refusal}".replace(", ", "-").strip("()'"), b"jpeg", "digest")
+    assert ("PUT", True) not in gate.seen
+    assert len([record for record in caplog.records if "ACL" in record.getMessage()]) == 1
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=str)
+def test_a_bucket_that_refuses_all_says_why(
+    server: S3Server, caplog: pytest.LogCaptureFixture, refusal: tuple[int, str | None]
+) -> None:
+    """The first error counts, and the ACL is tried again: it was not to blame."""
+    with OwnerEnforcedGate(server, refusal, refuses_all=True) as gate:
+        store = s3_store(server, endpoint_url=gate.endpoint_url)
+        with pytest.raises(StorageError, match=str(refusal[1] or refusal[0])):
+            upload_image_to_s3(b"jpeg", 31, store=store)
+        assert gate.seen[0] == ("PUT", True) and gate.seen[-1] == ("PUT", False)
+        gate.refuses_all = False
+        upload_image_to_s3(b"jpeg", 31, store=store)
+    assert len([record for record in caplog.records if "ACL" in record.getMessage()]) == 1
+
+
+def test_a_picture_that_is_there_is_no_refusal(server: S3Server) -> None:
+    """Without its ACL the write is allowed, and is told that another worker was first."""
+    with OwnerEnforcedGate(server, (403, "AccessDenied")) as gate:
+        store = s3_store(server, endpoint_url=gate.endpoint_url)
+        assert store.detect_conditional_writes()
+        _, first = store_result(s3_store(server), "first", b"first", "digest")
+        assert store_result(store, "first", b"second", "digest")[1] == first
+    assert store.read(picture_key("first")) == b"first"
+
+
+def test_no_acl_is_sent_where_none_is_wanted(server: S3Server) -> None:
+    with OwnerEnforcedGate(server) as gate:
+        upload_image_to_s3(
+            b"jpeg", 32, store=s3_store(server, endpoint_url=gate.endpoint_url, acl="none")
+        )
+    assert gate.seen == [("PUT", False)]
+
+
+def test_every_write_has_a_checksum(server: S3Server) -> None:
+    """Object Lock wants one; MD5 is known to every server, and a wrong one would be refused."""
+    store, sent = s3_store(server), []
+    store.client.meta.events.register(
+        "before-send.s3.PutObject", lambda request, **_: sent.append(request.headers)
+    )
+    store_result(store, "checked", b"jpeg", "digest")
+    commit(store, Manifest(7, "digest", "complete", RESULT, "complete_7"))
+    assert len(sent) >= 2 and all("Content-MD5" in headers for headers in sent)
+    assert not [name for headers in sent for name in headers if "x-amz-checksum" in name.lower()]
+
+
+def test_a_picture_that_comes_and_goes_is_never_put_without_a_condition(server: S3Server) -> None:
+    """412 for the write, 404 for the look: the same write again, a few times, then an error."""
+    store = S3Store(BUCKET, server.client(), conditional=True)
+    refused = (412, error_body("PreconditionFailed"))
+    left = answer(store.client, refused, refused)
+    with recorded(store.client) as requests:
+        store_result(store, "fleeting", b"jpeg", "digest")
+    assert not left and store.read(picture_key("fleeting")) == b"jpeg"
+    left = answer(store.client, *[refused] * 20)
+    with recorded(store.client) as more, pytest.raises(StorageError):
+        store_result(store, "never", b"jpeg", "digest")
+    puts = [line for line in (*requests, *more) if line.startswith("PUT")]
+    assert 4 < len(puts) < 12 and all("if-none-match: *" in line for line in puts)
+    assert store.read(picture_key("never")) is None
+
+
+@pytest.mark.parametrize("length", [7, 20 * 2**20])
+def test_a_download_is_of_the_version_whose_size_was_asked(
+    server: S3Server, tmp_path: Path, length: int
+) -> None:
+    """Replaced between HEAD and GET: asked again, a few times; then an error that may pass."""
+    client, target = server.client(), tmp_path / "target"
+    versions = [b"abcdefgh"[n : n + 1] * length for n in range(8)]
+    with OwnerEnforcedGate(server) as gate:
+
+        def put(method: str) -> None:
+            if method == "GET" and left:
+                client.put_object(Bucket="models", Key="restless", Body=left.pop(0))
+
+        gate.before = put
+        store = s3_store(server, endpoint_url=gate.endpoint_url)
+        for changes in (1, 8):
+            client.put_object(Bucket="models", Key="restless", Body=b"x" * length)
+            left = versions[:changes]
+            if changes == 1:
+                store.fetch("s3://models/restless", target, max_bytes=length)
+                assert target.read_bytes() == versions[0]
+                continue
+            with pytest.raises(StorageError):
+                store.fetch("s3://models/restless", target, max_bytes=length)
+            assert 8 - len(left) < 8
+
+
+def test_an_object_that_grows_stays_within_its_limit(server: S3Server, tmp_path: Path) -> None:
+    """By a server that doesn't know ``If-Match``, too: no more than the limit reaches the disk."""
+    client, target = server.client(), tmp_path / "target"
+    client.put_object(Bucket="models", Key="growing", Body=b"x")
+    with OwnerEnforcedGate(server) as gate:
+
+        def grow(method: str) -> None:
+            if method == "GET":
+                client.put_object(Bucket="models", Key="growing", Body=b"y" * 2**20)
+
+        gate.before, store = grow, s3_store(server, endpoint_url=gate.endpoint_url)
+        store.client.meta.events.register(
+            "before-sign.s3.GetObject", lambda request, **_: request.headers.__delitem__("If-Match")
+        )
+        with pytest.raises(ObjectTooLarge):
+            store.fetch("s3://models/growing", target, max_bytes=2**16)
+    assert target.stat().st_size <= 2**16
+
+
 def test_missing_bucket_is_a_storage_error(server: S3Server) -> None:
     store = s3_store(server, "no-such-bucket")
     for act in (store.check, lambda: upload_image_to_s3(PICTURE, 1, store=store)):
@@ -435,12 +571,69 @@ def test_a_file_url_may_name_this_machine(tmp_path: Path) -> None:
         ("http://s3.example:9000", "http://s3.example:9000/pictures/a.jpg"),
         ("http://s3.example/BoX/", "http://s3.example/BoX/pictures/a.jpg"),
         ("https://s3.eu-central-1.amazonaws.com", "https://pictures.s3.amazonaws.com/a.jpg"),
+        (
+            "https://s3.cn-north-1.amazonaws.com.cn",
+            "https://s3.cn-north-1.amazonaws.com.cn/pictures/a.jpg",
+        ),
     ],
 )
 def test_results_have_the_address_of_their_bucket(endpoint: str, url: str) -> None:
     """The guide's form on AWS; the bucket as a folder of other servers."""
     keys = {"access_key_id": "i", "secret_access_key": "s", "region": REGION}
     assert make_s3_store("pictures", endpoint_url=endpoint, **keys).url("a.jpg") == url
+
+
+@pytest.mark.parametrize(
+    ("bucket", "region", "base"),
+    [
+        ("pictures", "us-east-1", "https://pictures.s3.amazonaws.com"),
+        ("pictures", "ap-northeast-2", "https://pictures.s3.amazonaws.com"),
+        ("pictures", "cn-north-1", "https://pictures.s3.cn-north-1.amazonaws.com.cn"),
+        ("pictures", "us-gov-west-1", "https://pictures.s3.us-gov-west-1.amazonaws.com"),
+        ("my.pictures", "us-east-1", "https://s3.amazonaws.com/my.pictures"),
+        ("my.pictures", "cn-north-1", "https://s3.cn-north-1.amazonaws.com.cn/my.pictures"),
+    ],
+)
+@pytest.mark.parametrize("keys", [{}, {"access_key_id": "i", "secret_access_key": "s"}])
+def test_results_have_the_address_of_their_partition(
+    bucket: str, region: str, base: str, keys: dict[str, str]
+) -> None:
+    """Names with dots have none that a wildcard certificate covers; credentials play no part."""
+    assert make_s3_store(bucket, region=region, **keys).url("a.jpg") == f"{base}/a.jpg"
+
+
+def test_a_virtual_hosted_endpoint_is_the_address_of_its_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config").write_text("[default]\ns3 =\n  addressing_style = virtual\n", "ascii")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    store = make_s3_store("pictures", region=REGION, endpoint_url="https://s3.example:9000")
+    assert store.url("a.jpg") == "https://pictures.s3.example:9000/a.jpg"
+
+
+@pytest.mark.parametrize("by_file", [False, True])
+def test_the_operators_word_on_checksums_holds(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_file: bool
+) -> None:
+    """boto3's variables, and its shared file, win over our default; the server gets a checksum."""
+    names = "request_checksum_calculation", "response_checksum_validation"
+    lines = [f"{name} = when_supported" for name in names]
+    (tmp_path / "config").write_text("\n".join(["[default]", *lines]), "ascii")
+    if by_file:
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    else:
+        for name in names:
+            monkeypatch.setenv(f"AWS_{name.upper()}", "when_supported")
+    store, sent = s3_store(server), []
+    config = store.client.meta.config
+    found = config.request_checksum_calculation, config.response_checksum_validation
+    assert found == ("when_supported", "when_supported")
+    store.client.meta.events.register(
+        "before-send.s3.PutObject", lambda request, **_: sent.append(request.headers)
+    )
+    store.put("generations/gen_sum.jpg", b"jpeg", "image/jpeg")
+    assert "x-amz-checksum-crc32" in {name.lower() for name in sent[0]}
+    assert store.read("generations/gen_sum.jpg") == b"jpeg"
 
 
 def test_checksums_are_asked_of_nobody_who_has_none() -> None:
@@ -534,19 +727,15 @@ def test_conditions_go_out_with_the_write(server: S3Server, conditional: bool) -
     assert store.read(key) == b"[]"
 
 
-def _error(code: str | None) -> bytes:
-    return f"<Error><Code>{code}</Code></Error>".encode() if code else b""
-
-
 @pytest.mark.parametrize("code", ["ConditionalRequestConflict", "OperationAborted", None])
 def test_a_conflict_of_two_writers_is_asked_again(server: S3Server, code: str | None) -> None:
     """S3's 409 means the same PUT again, not another picture; it may come without a body."""
     store = S3Store(BUCKET, server.client(), conditional=True)
-    left = answer(store.client, (409, _error(code)), (409, _error(code)))
+    left = answer(store.client, (409, error_body(code)), (409, error_body(code)))
     key = f"manifests/busy-{code}.json"
     assert store.put_if_absent(key, b"{}", "", metadata={}, public=False) is None
     assert store.read(key) == b"{}" and not left
-    answer(store.client, *[(409, _error(code))] * 9)
+    answer(store.client, *[(409, error_body(code))] * 9)
     with pytest.raises(StorageError):
         store.put_if_absent(key, b"{}", "", metadata={}, public=False)
 
@@ -556,7 +745,7 @@ def test_a_server_without_conditions_is_found_out(
 ) -> None:
     """It takes both writes, or says that it can't; then each write looks first."""
     ignores, refuses = lose_conditions(server.client()), server.client()
-    answer(refuses, (501, _error("NotImplemented")))
+    answer(refuses, (501, error_body("NotImplemented")))
     for name, client in (("ignores", ignores), ("refuses", refuses)):
         store, key = S3Store(BUCKET, client), f"manifests/{name}.json"
         assert not store.detect_conditional_writes()
@@ -575,7 +764,7 @@ def test_a_server_without_conditions_is_found_out(
 def test_a_bucket_that_may_not_be_written_is_no_answer(server: S3Server) -> None:
     """Whether conditions are honoured is asked again with the next write."""
     store = S3Store(BUCKET, server.client())
-    left = answer(store.client, (403, _error("AccessDenied")))
+    left = answer(store.client, (403, error_body("AccessDenied")))
     with pytest.raises(StorageError, match="AccessDenied"):
         store.detect_conditional_writes()
     assert not left and store.detect_conditional_writes()

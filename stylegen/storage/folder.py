@@ -29,6 +29,7 @@ from .keys import job_key
 from stylegen.storage.store import (
     MAX_READ_BYTES,
     InvalidUrl,
+    LimitedFile,
     ObjectNotFound,
     check_read,
     check_size,
@@ -115,7 +116,8 @@ class FolderSource:
             if not source.is_file():
                 raise ObjectNotFound("the file can't be read (not a regular file)")
             check_size(size, max_bytes)
-            shutil.copyfile(source, target)
+            with source.open("rb") as stream, LimitedFile(target, max_bytes) as file:
+                shutil.copyfileobj(stream, file, 2**20)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ObjectNotFound(f"the file can't be read ({error.strerror})") from None
         except OSError as error:

@@ -8,8 +8,10 @@ __all__ = [
     "InvalidUrl",
     "ObjectNotFound",
     "ObjectTooLarge",
+    "DiskError",
     "ObjectDamaged",
     "check_size",
+    "LimitedFile",
     "parse_s3_url",
     "Source",
     "check_read",
@@ -18,9 +20,10 @@ __all__ = [
 ]
 
 # %% ../../nbs/storage/00_store.ipynb #54d3aa01
+import io
 import re
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..job import InvalidMessage, PermanentError, StorageError
 
@@ -38,6 +41,10 @@ class ObjectTooLarge(PermanentError):
     """The object is larger than the caller accepts."""
 
 
+class DiskError(StorageError):
+    """This machine's disk has no room for an object, or fails. The bucket is not to blame."""
+
+
 class ObjectDamaged(StorageError):
     """An object that the project wrote holds something else now; somebody must look at it."""
 
@@ -46,6 +53,36 @@ def check_size(size: int, max_bytes: int) -> None:
     """Raise `ObjectTooLarge` if an object of `size` bytes is larger than `max_bytes`."""
     if size > max_bytes:
         raise ObjectTooLarge(f"the object is larger than {max_bytes} bytes")
+
+
+# %% ../../nbs/storage/00_store.ipynb #c4d83f02
+class LimitedFile(io.FileIO):
+    """A file to write an object to, which becomes no larger than `max_bytes`.
+
+    Args:
+        path: Where it lies; what it held is lost, its mode stays.
+        max_bytes: Largest size.
+
+    Raises:
+        ObjectTooLarge: More was to be written.
+        DiskError: The disk does not take it.
+    """
+
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        super().__init__(path, "wb")
+        self._max_bytes = max_bytes
+
+    def write(self, data: Any) -> int:
+        """Write all of `data`, bytes of any kind; returns their number."""
+        view = memoryview(data)
+        check_size(self.tell() + view.nbytes, self._max_bytes)
+        written = 0
+        try:
+            while written < view.nbytes:
+                written += super().write(view[written:])
+        except OSError as error:
+            raise DiskError(f"the object's file can't be written ({error.strerror})") from None
+        return written
 
 
 # %% ../../nbs/storage/00_store.ipynb #a0715033
