@@ -3171,12 +3171,32 @@ d = {
                 "storage/cache.html#currentfiles.__init__",
                 "stylegen/storage/cache.py",
             ),
+            "stylegen.storage.cache.CurrentFiles._download": (
+                "storage/cache.html#currentfiles._download",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.CurrentFiles._fetch": (
+                "storage/cache.html#currentfiles._fetch",
+                "stylegen/storage/cache.py",
+            ),
             "stylegen.storage.cache.CurrentFiles._tidy": (
                 "storage/cache.html#currentfiles._tidy",
                 "stylegen/storage/cache.py",
             ),
             "stylegen.storage.cache.CurrentFiles.get": (
                 "storage/cache.html#currentfiles.get",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.LocksByName": (
+                "storage/cache.html#locksbyname",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.LocksByName.__init__": (
+                "storage/cache.html#locksbyname.__init__",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.LocksByName.get": (
+                "storage/cache.html#locksbyname.get",
                 "stylegen/storage/cache.py",
             ),
             "stylegen.storage.cache.LoraFiles": (
@@ -3213,6 +3233,14 @@ d = {
             ),
             "stylegen.storage.cache.Versions.write": (
                 "storage/cache.html#versions.write",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache._digest": (
+                "storage/cache.html#_digest",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache._make_locked": (
+                "storage/cache.html#_make_locked",
                 "stylegen/storage/cache.py",
             ),
             "stylegen.storage.cache._read_note": (

@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -46,6 +47,7 @@ from stylegen.storage import (
     MAX_READ_BYTES,
     FolderStore,
     InvalidUrl,
+    LoraFiles,
     Manifest,
     ObjectDamaged,
     ObjectNotFound,
@@ -967,3 +969,154 @@ def test_a_picture_of_a_worker_without_manifests_is_replaced(
         assert store.read(picture_key("old")) == b"new"
     stored = server.client().head_object(Bucket=BUCKET, Key=picture_key("old"))
     assert stored["ContentType"] == "image/jpeg"
+
+
+def _lora(client: Any, name: str, size: int = 8) -> str:
+    client.put_object(Bucket="models", Key=name, Body=name.encode().ljust(size, b"."))
+    return f"s3://models/{name}"
+
+
+def test_a_job_in_flight_is_never_swept(server: S3Server, tmp_path: Path) -> None:
+    """A clock that is set forward makes its folder old, as this does."""
+    client, cache = server.client(), tmp_path / "cache"
+    mine, other = (LoraFiles(s3_store(server), cache) for _ in range(2))
+    with mine.get(_lora(client, "held")) as held:
+        os.utime(held, (0, 0))
+        os.utime(held.parent, (0, 0))
+        for files in (mine, other):
+            with files.get(_lora(client, f"new-{id(files)}")):
+                assert held.read_bytes() == b"held...."
+    assert not list((cache / "in-flight").iterdir())
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from stylegen.storage import LoraFiles, make_s3_store
+
+endpoint, cache, url = sys.argv[1:]
+keys = {"access_key_id": "i", "secret_access_key": "s", "region": "us-east-1"}
+with LoraFiles(make_s3_store("b", endpoint_url=endpoint, **keys), Path(cache)).get(url) as path:
+    print(path, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_frozen_worker_keeps_its_file_and_a_dead_one_does_not(
+    server: S3Server, tmp_path: Path
+) -> None:
+    """Two workers, one cache folder: the kernel knows which of them lives."""
+    client, cache = server.client(), tmp_path / "cache"
+    arguments = [sys.executable, "-c", HOLDER, server.endpoint_url, cache, _lora(client, "frozen")]
+    files = LoraFiles(s3_store(server), cache)
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
+        assert worker.stdout
+        held = Path(worker.stdout.readline().decode().strip())
+        worker.send_signal(signal.SIGSTOP)
+        for path in (held, held.parent):
+            os.utime(path, (0, 0))
+        with files.get(_lora(client, "while it is frozen")):
+            assert held.read_bytes() == b"frozen.."
+        worker.kill()
+        worker.wait()
+        with files.get(_lora(client, "after its death")):
+            assert not held.parent.exists()
+
+
+def test_one_download_for_all_jobs_of_an_artist(server: S3Server, tmp_path: Path) -> None:
+    """Twenty ask at once; each has the file, and the bucket sent it once."""
+    store, sent, start = s3_store(server), [], threading.Barrier(20)
+    files = LoraFiles(store, tmp_path / "cache")
+    store.client.meta.events.register(
+        "before-send.s3.GetObject", lambda request, **_: sent.append(request.url)
+    )
+    url = _lora(server.client(), "popular", 2**20)
+
+    def get(_: int) -> int:
+        start.wait(30)
+        with files.get(url) as path:
+            return path.stat().st_size
+
+    with ThreadPoolExecutor(20) as pool:
+        assert set(pool.map(get, range(20))) == {2**20}
+    assert len(sent) == 1
+
+
+FULL_DISK = """
+import contextlib, logging, shutil, sys, tempfile
+from pathlib import Path
+from stylegen.storage import LoraFiles, make_s3_store
+
+endpoint, disk, *urls = sys.argv[1:]
+cache, keys = Path(disk) / "cache", {"access_key_id": "i", "secret_access_key": "s"}
+logging.basicConfig(format="%(message)s", stream=sys.stdout)
+store = make_s3_store("b", endpoint_url=endpoint, region="us-east-1", **keys)
+files = LoraFiles(store, cache)
+for url in urls:  # each fits, and both don't
+    with files.get(url) as path:
+        print(path.is_relative_to(cache), path.stat().st_size)
+shutil.rmtree(cache / "blobs")
+with contextlib.suppress(OSError), (Path(disk) / "others").open("wb", buffering=0) as others:
+    while True:
+        others.write(bytes(2**12))
+with files.get(urls[0]) as path:
+    print(path.is_relative_to(cache), path.stat().st_size)
+tempfile.tempdir = disk
+try:
+    with files.get(urls[0]):
+        pass
+except Exception as error:
+    print(type(error).__name__, error)
+print(sorted(path.name for path in cache.glob("in-flight/*")))
+"""
+
+
+def test_a_full_disk_is_made_room_on_and_named(server: S3Server, tmp_path: Path) -> None:
+    """A real one of a megabyte: evicted, then the temporary folder, then the disk's own error."""
+    client, disk = server.client(), tmp_path / "disk"
+    urls = [_lora(client, name, 700_000) for name in ("first", "second")]
+    disk.mkdir()
+    own = [] if os.geteuid() == 0 else ["--map-root-user"]
+    mount = 'mount -t tmpfs -o size=1m none "$1" && shift && exec "$@"'
+    program = [sys.executable, "-c", FULL_DISK, server.endpoint_url, str(disk), *urls]
+    shown = subprocess.run(
+        ["unshare", *own, "--mount", "sh", "-c", mount, "sh", str(disk), *program],
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    full = "this machine's disk fails (No space left on device)"
+    assert shown.stdout.splitlines() == [
+        *("True 700000", "True 700000"),
+        *(f"the LoRA cache can't be used ({full})", "False 700000"),
+        *(f"the LoRA cache can't be used ({full})", f"DiskError {full}"),
+        "[]",
+    ]
+
+
+def test_what_the_cache_holds_is_private(server: S3Server, tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        with LoraFiles(s3_store(server), tmp_path / "cache").get(_lora(server.client(), "mine")):
+            files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+            assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+    finally:
+        os.umask(before)
+    assert len(files) == 3
+
+
+def test_a_folders_pictures_can_be_served_and_its_manifests_are_private(tmp_path: Path) -> None:
+    """By a web server with a user of its own."""
+    store, before = FolderStore(tmp_path), os.umask(0o077)
+    try:
+        store_result(store, 7, b"jpeg", "digest")
+        upload_image_to_s3(b"jpeg", 8, store=store)
+        why = {"generation_id": 7, "error_message": "", "error_code": "TIMEOUT", "retry_count": 0}
+        failed = Manifest(7, "digest", "failed", why, "failed_7")
+        commit(store, failed)
+        commit(store, Manifest(7, "digest", "complete", RESULT, "complete_7", redrives=1))
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("gen_*")}
+    assert modes["gen_7.jpg"] == modes["gen_8.jpg"] == 0o644
+    assert modes["gen_7.json"] == 0o600

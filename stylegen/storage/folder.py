@@ -4,6 +4,8 @@
 
 # %% auto #0
 __all__ = [
+    "PRIVATE",
+    "PUBLIC",
     "beside",
     "replace_file",
     "create_file",
@@ -50,10 +52,15 @@ def beside(path: Path) -> Iterator[Path]:
         Path(name).unlink(missing_ok=True)
 
 
-def replace_file(path: Path, data: bytes) -> None:
+PRIVATE, PUBLIC = 0o600, 0o644
+"""Modes of files: for this user only, or to be served by another."""
+
+
+def replace_file(path: Path, data: bytes, mode: int = PRIVATE) -> None:
     """Write a file in one step."""
     with beside(path) as part:
         part.write_bytes(data)
+        part.chmod(mode)
         os.replace(part, path)
 
 
@@ -153,9 +160,9 @@ class FolderObjects(FolderSource):
     def put(  # pylint: disable=unused-argument
         self, key: str, data: bytes, content_type: str
     ) -> str:
-        """Write ``root/key``; a folder keeps no content types."""
+        """Write ``root/key``, for everybody to read; a folder keeps no content types."""
         with _storage_errors("the result can't be written"):
-            replace_file(path_below(self.root, key), data)
+            replace_file(path_below(self.root, key), data, PUBLIC)
         return self.url(key)
 
     def read(self, key: str) -> bytes | None:
@@ -195,11 +202,14 @@ class FolderStore(FolderObjects):
         with _storage_errors("the result can't be written"):
             return create_file(path_below(self.root, key), data)
 
-    def compare_and_swap(self, key: str, old: bytes, new: bytes, content_type: str) -> bool:
+    def compare_and_swap(  # pylint: disable=unused-argument
+        self, key: str, old: bytes, new: bytes, content_type: str
+    ) -> bool:
         """Read, then write: a folder is for one machine."""
         if self.read(key) != old:
             return False
-        self.put(key, new, content_type)
+        with _storage_errors("the result can't be written"):
+            replace_file(path_below(self.root, key), new)
         return True
 
     def detect_conditional_writes(self) -> bool:

@@ -21,7 +21,9 @@ __all__ = [
 
 # %% ../../nbs/storage/00_store.ipynb #54d3aa01
 import io
+import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,7 +62,7 @@ class LimitedFile(io.FileIO):
     """A file to write an object to, which becomes no larger than `max_bytes`.
 
     Args:
-        path: Where it lies; what it held is lost, its mode stays.
+        path: Where it lies, for this user only; what it held is lost, its mode stays.
         max_bytes: Largest size.
 
     Raises:
@@ -69,7 +71,7 @@ class LimitedFile(io.FileIO):
     """
 
     def __init__(self, path: Path, max_bytes: int) -> None:
-        super().__init__(path, "wb")
+        super().__init__(path, "wb", opener=partial(os.open, mode=0o600))
         self._max_bytes = max_bytes
 
     def write(self, data: Any) -> int:
@@ -81,7 +83,7 @@ class LimitedFile(io.FileIO):
             while written < view.nbytes:
                 written += super().write(view[written:])
         except OSError as error:
-            raise DiskError(f"the object's file can't be written ({error.strerror})") from None
+            raise DiskError(f"this machine's disk fails ({error.strerror})") from None
         return written
 
 
