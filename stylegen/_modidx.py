@@ -3641,6 +3641,18 @@ d = {
             ),
         },
         "stylegen.storage.store": {
+            "stylegen.storage.store.ByteBudget": (
+                "storage/store.html#bytebudget",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.ByteBudget.__init__": (
+                "storage/store.html#bytebudget.__init__",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.ByteBudget.reserve": (
+                "storage/store.html#bytebudget.reserve",
+                "stylegen/storage/store.py",
+            ),
             "stylegen.storage.store.DiskError": (
                 "storage/store.html#diskerror",
                 "stylegen/storage/store.py",

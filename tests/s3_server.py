@@ -115,6 +115,7 @@ class _Gate(BaseHTTPRequestHandler):
         answer = back.getresponse()
         self._answer(answer.status, dict(answer.getheaders()), answer.read())
         back.close()
+        self.server.after(self.command)
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _pass_on
 
@@ -142,7 +143,7 @@ class OwnerEnforcedGate(ThreadingHTTPServer):
 
     Attributes:
         seen: (method, whether it had an ACL) of every request.
-        before: Called with the method of each request, before it is passed on.
+        before, after: Called with the method of each request, around passing it on.
     """
 
     daemon_threads = True
@@ -157,6 +158,7 @@ class OwnerEnforcedGate(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Gate)
         self.refusal, self.refuses_all = refusal, refuses_all
         self.before: Callable[[str], None] = lambda method: None
+        self.after: Callable[[str], None] = lambda method: None
         self.behind = server.endpoint_url.removeprefix("http://")
         self.endpoint_url = f"http://127.0.0.1:{self.server_port}"
         self.seen: list[tuple[str, bool]] = []

@@ -14,6 +14,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -399,6 +400,39 @@ def test_an_object_that_grows_stays_within_its_limit(server: S3Server, tmp_path:
         with pytest.raises(ObjectTooLarge):
             store.fetch("s3://models/growing", target, max_bytes=2**16)
     assert target.stat().st_size <= 2**16
+
+
+def test_downloads_share_a_budget(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of eight jobs, two have their bytes on the way at a time; a larger file comes alone."""
+    monkeypatch.setattr("stylegen.storage.s3.MAX_BYTES_IN_FLIGHT", 2**21)
+    client, pairs, lock = server.client(), threading.Barrier(2), threading.Lock()
+    sizes, in_flight, most = {"m": 2**20, "large": 2**22}, [0], [0]
+    for name, size in sizes.items():
+        client.put_object(Bucket="models", Key=name, Body=bytes(size))
+
+    def count(method: str, change: int) -> None:
+        with lock:
+            in_flight[0] += change if method == "GET" else 0
+            most[0] = max(most + in_flight)
+
+    def begin(method: str) -> None:
+        count(method, 1)
+        if method == "GET":
+            pairs.wait(30)
+
+    with OwnerEnforcedGate(server) as gate:
+        store = s3_store(server, endpoint_url=gate.endpoint_url)
+        gate.before, gate.after = begin, lambda method: count(method, -1)
+        with ThreadPoolExecutor(8) as pool:
+            targets = [tmp_path / str(number) for number in range(8)]
+            fetch = partial(store.fetch, "s3://models/m", max_bytes=2**22)
+            list(pool.map(fetch, targets))
+        gate.before = lambda method: count(method, 1)
+        store.fetch("s3://models/large", tmp_path / "large", max_bytes=2**22)
+    assert {target.stat().st_size for target in targets} == {2**20} and most == [2]
+    assert (tmp_path / "large").stat().st_size == 2**22
 
 
 def test_missing_bucket_is_a_storage_error(server: S3Server) -> None:

@@ -4,6 +4,7 @@
 
 # %% auto #0
 __all__ = [
+    "MAX_BYTES_IN_FLIGHT",
     "PUBLIC_READ",
     "NO_ACL",
     "S3Source",
@@ -38,7 +39,13 @@ from stylegen.storage.s3_client import (
     make_session,
     s3_errors,
 )
-from .store import LimitedFile, ObjectNotFound, check_size, parse_s3_url
+from stylegen.storage.store import (
+    ByteBudget,
+    LimitedFile,
+    ObjectNotFound,
+    check_size,
+    parse_s3_url,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +60,10 @@ def _is_replaced(error: BaseException) -> bool:
 _retry_replaced = Retrying(
     stop=stop_after_attempt(3), retry=retry_if_exception(_is_replaced), reraise=True
 )
+
+
+MAX_BYTES_IN_FLIGHT = 4 * 2**30
+"""Bytes of objects that a source downloads at a time."""
 
 
 class _SameVersion:  # pylint: disable=too-few-public-methods
@@ -75,7 +86,7 @@ class S3Source:
     """
 
     def __init__(self, client: Any) -> None:
-        self.client = client
+        self.client, self._budget = client, ByteBudget(MAX_BYTES_IN_FLIGHT)
 
     def version(self, url: str) -> str:
         """The object's ETag, and its version in a bucket that keeps versions."""
@@ -95,7 +106,11 @@ class S3Source:
 
         head = self.client.head_object(Bucket=bucket, Key=key)
         check_size(head["ContentLength"], max_bytes)
-        with LimitedFile(target, max_bytes) as file, TransferManager(self.client) as manager:
+        with (
+            self._budget.reserve(head["ContentLength"]),
+            LimitedFile(target, max_bytes) as file,
+            TransferManager(self.client) as manager,
+        ):
             manager.download(bucket, key, file, subscribers=[_SameVersion(head)]).result()
 
 

@@ -12,6 +12,7 @@ __all__ = [
     "ObjectDamaged",
     "check_size",
     "LimitedFile",
+    "ByteBudget",
     "parse_s3_url",
     "Source",
     "check_read",
@@ -23,6 +24,9 @@ __all__ = [
 import io
 import os
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -85,6 +89,33 @@ class LimitedFile(io.FileIO):
         except OSError as error:
             raise DiskError(f"this machine's disk fails ({error.strerror})") from None
         return written
+
+
+# %% ../../nbs/storage/00_store.ipynb #a96c14d8
+class ByteBudget:  # pylint: disable=too-few-public-methods
+    """Bytes that may be on their way at a time; who asks for more waits for the others.
+
+    Args:
+        max_bytes: How many.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes, self._free = max_bytes, max_bytes
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def reserve(self, size: int) -> Iterator[None]:
+        """Hold `size` bytes of the budget, for the length of a ``with`` block."""
+        size = min(size, self._max_bytes)
+        with self._changed:
+            self._changed.wait_for(lambda: size <= self._free)
+            self._free -= size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += size
+                self._changed.notify_all()
 
 
 # %% ../../nbs/storage/00_store.ipynb #a0715033
