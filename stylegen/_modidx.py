@@ -3180,12 +3180,32 @@ d = {
                 "storage/cache.html#currentfiles.__init__",
                 "stylegen/storage/cache.py",
             ),
+            "stylegen.storage.cache.CurrentFiles._download": (
+                "storage/cache.html#currentfiles._download",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.CurrentFiles._fetch": (
+                "storage/cache.html#currentfiles._fetch",
+                "stylegen/storage/cache.py",
+            ),
             "stylegen.storage.cache.CurrentFiles._tidy": (
                 "storage/cache.html#currentfiles._tidy",
                 "stylegen/storage/cache.py",
             ),
             "stylegen.storage.cache.CurrentFiles.get": (
                 "storage/cache.html#currentfiles.get",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.LocksByName": (
+                "storage/cache.html#locksbyname",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.LocksByName.__init__": (
+                "storage/cache.html#locksbyname.__init__",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.LocksByName.get": (
+                "storage/cache.html#locksbyname.get",
                 "stylegen/storage/cache.py",
             ),
             "stylegen.storage.cache.LoraFiles": (
@@ -3222,6 +3242,14 @@ d = {
             ),
             "stylegen.storage.cache.Versions.write": (
                 "storage/cache.html#versions.write",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache._digest": (
+                "storage/cache.html#_digest",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache._make_locked": (
+                "storage/cache.html#_make_locked",
                 "stylegen/storage/cache.py",
             ),
             "stylegen.storage.cache._read_note": (
@@ -3424,12 +3452,24 @@ d = {
             ),
         },
         "stylegen.storage.manifest": {
+            "stylegen.storage.manifest.CompletePayload": (
+                "storage/manifest.html#completepayload",
+                "stylegen/storage/manifest.py",
+            ),
+            "stylegen.storage.manifest.FailedPayload": (
+                "storage/manifest.html#failedpayload",
+                "stylegen/storage/manifest.py",
+            ),
             "stylegen.storage.manifest.Manifest": (
                 "storage/manifest.html#manifest",
                 "stylegen/storage/manifest.py",
             ),
             "stylegen.storage.manifest.Manifest.is_superseded_by": (
                 "storage/manifest.html#manifest.is_superseded_by",
+                "stylegen/storage/manifest.py",
+            ),
+            "stylegen.storage.manifest._check_event": (
+                "storage/manifest.html#_check_event",
                 "stylegen/storage/manifest.py",
             ),
             "stylegen.storage.manifest._same_job": (
@@ -3480,6 +3520,10 @@ d = {
                 "storage/s3.html#publicwriter.__init__",
                 "stylegen/storage/s3.py",
             ),
+            "stylegen.storage.s3.PublicWriter._put_without_acl": (
+                "storage/s3.html#publicwriter._put_without_acl",
+                "stylegen/storage/s3.py",
+            ),
             "stylegen.storage.s3.PublicWriter.put": (
                 "storage/s3.html#publicwriter.put",
                 "stylegen/storage/s3.py",
@@ -3513,6 +3557,10 @@ d = {
                 "storage/s3.html#s3source.__init__",
                 "stylegen/storage/s3.py",
             ),
+            "stylegen.storage.s3.S3Source._download": (
+                "storage/s3.html#s3source._download",
+                "stylegen/storage/s3.py",
+            ),
             "stylegen.storage.s3.S3Source.fetch": (
                 "storage/s3.html#s3source.fetch",
                 "stylegen/storage/s3.py",
@@ -3536,6 +3584,22 @@ d = {
             ),
             "stylegen.storage.s3.S3Store.put_if_absent": (
                 "storage/s3.html#s3store.put_if_absent",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3._SameVersion": (
+                "storage/s3.html#_sameversion",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3._SameVersion.__init__": (
+                "storage/s3.html#_sameversion.__init__",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3._SameVersion.on_queued": (
+                "storage/s3.html#_sameversion.on_queued",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3._is_replaced": (
+                "storage/s3.html#_is_replaced",
                 "stylegen/storage/s3.py",
             ),
             "stylegen.storage.s3._public_base": (
@@ -3576,14 +3640,50 @@ d = {
                 "storage/s3_client.html#error_code",
                 "stylegen/storage/s3_client.py",
             ),
+            "stylegen.storage.s3_client.make_session": (
+                "storage/s3_client.html#make_session",
+                "stylegen/storage/s3_client.py",
+            ),
             "stylegen.storage.s3_client.s3_errors": (
                 "storage/s3_client.html#s3_errors",
                 "stylegen/storage/s3_client.py",
             ),
         },
         "stylegen.storage.store": {
+            "stylegen.storage.store.ByteBudget": (
+                "storage/store.html#bytebudget",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.ByteBudget.__init__": (
+                "storage/store.html#bytebudget.__init__",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.ByteBudget.reserve": (
+                "storage/store.html#bytebudget.reserve",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.DiskError": (
+                "storage/store.html#diskerror",
+                "stylegen/storage/store.py",
+            ),
             "stylegen.storage.store.InvalidUrl": (
                 "storage/store.html#invalidurl",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.LimitedFile": (
+                "storage/store.html#limitedfile",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.LimitedFile.__init__": (
+                "storage/store.html#limitedfile.__init__",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.LimitedFile.write": (
+                "storage/store.html#limitedfile.write",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.ObjectDamaged": (
+                "storage/store.html#objectdamaged",
                 "stylegen/storage/store.py",
             ),
             "stylegen.storage.store.ObjectNotFound": (
@@ -3640,6 +3740,10 @@ d = {
             ),
             "stylegen.storage.store.Store.put_if_absent": (
                 "storage/store.html#store.put_if_absent",
+                "stylegen/storage/store.py",
+            ),
+            "stylegen.storage.store.check_read": (
+                "storage/store.html#check_read",
                 "stylegen/storage/store.py",
             ),
             "stylegen.storage.store.check_size": (

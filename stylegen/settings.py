@@ -170,6 +170,9 @@ class StorageSettings(_Variables):
 
     s3_bucket: str = Field("stylelicense-images", description="bucket of the results")
     s3_public_url: str | None = Field(None, description="public base URL of that bucket")
+    s3_acl: Literal["public-read", "none"] = Field(
+        "public-read", description="what makes a picture public: this ACL, or the bucket's policy"
+    )
     aws_access_key_id: SecretStr | None = Field(None, description="else boto3's own chain")
     aws_secret_access_key: SecretStr | None = Field(None, description="else boto3's own chain")
     aws_session_token: SecretStr | None = Field(None, description="with a role's temporary keys")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
@@ -89,10 +89,9 @@ class S3Server:
         self.stop()
 
 
-_REFUSAL = (
-    b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessControlListNotSupported</Code>'
-    b"<Message>The bucket does not allow ACLs</Message></Error>"
-)
+def error_body(code: str | None) -> bytes:
+    """S3's error; None gives an answer without a body."""
+    return f"<Error><Code>{code}</Code></Error>".encode() if code else b""
 
 
 class _Gate(BaseHTTPRequestHandler):
@@ -103,16 +102,20 @@ class _Gate(BaseHTTPRequestHandler):
 
     def _pass_on(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        refused = self.command == "PUT" and "x-amz-acl" in self.headers
-        self.server.seen.append((self.command, refused))
+        self.server.before(self.command)
+        with_acl = "x-amz-acl" in self.headers
+        refused = self.command == "PUT" and (with_acl or self.server.refuses_all)
+        self.server.seen.append((self.command, with_acl))
         if refused:
-            self._answer(400, {"Content-Type": "application/xml"}, _REFUSAL)
+            status, code = self.server.refusal if with_acl else (403, "RefusedAnyway")
+            self._answer(status, {"Content-Type": "application/xml"}, error_body(code))
             return
         back = http.client.HTTPConnection(self.server.behind, timeout=10)
         back.request(self.command, self.path, body, dict(self.headers))
         answer = back.getresponse()
         self._answer(answer.status, dict(answer.getheaders()), answer.read())
         back.close()
+        self.server.after(self.command)
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _pass_on
 
@@ -121,7 +124,8 @@ class _Gate(BaseHTTPRequestHandler):
         for name, value in headers.items():
             if name.lower() not in ("content-length", "transfer-encoding", "connection"):
                 self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
+        length = headers.get("Content-Length") if self.command == "HEAD" else None
+        self.send_header("Content-Length", length or str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
@@ -132,14 +136,29 @@ class _Gate(BaseHTTPRequestHandler):
 class OwnerEnforcedGate(ThreadingHTTPServer):
     """In front of a server that knows no owner-enforced buckets (ministack 1.5, moto 5.2).
 
+    Args:
+        server: What it stands in front of.
+        refusal: Status and code of its answer to an ACL.
+        refuses_all: It refuses every PUT.
+
     Attributes:
-        seen: (method, whether it was refused) of every request.
+        seen: (method, whether it had an ACL) of every request.
+        before, after: Called with the method of each request, around passing it on.
     """
 
     daemon_threads = True
 
-    def __init__(self, server: S3Server) -> None:
+    def __init__(
+        self,
+        server: S3Server,
+        refusal: tuple[int, str | None] = (400, "AccessControlListNotSupported"),
+        *,
+        refuses_all: bool = False,
+    ) -> None:
         super().__init__(("127.0.0.1", 0), _Gate)
+        self.refusal, self.refuses_all = refusal, refuses_all
+        self.before: Callable[[str], None] = lambda method: None
+        self.after: Callable[[str], None] = lambda method: None
         self.behind = server.endpoint_url.removeprefix("http://")
         self.endpoint_url = f"http://127.0.0.1:{self.server_port}"
         self.seen: list[tuple[str, bool]] = []

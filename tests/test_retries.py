@@ -140,6 +140,33 @@ def test_a_bucket_that_stays_away(
     assert consumer.is_alive()
 
 
+def test_a_damaged_manifest_becomes_a_dead_letter(
+    flat: Parts, retries: Retries, order: Order, backend: WebhookReceiver, rabbit: RabbitNode
+) -> None:
+    """Tried as often as any job, drawn never; what lies there stays, and the next job is done."""
+    flat = replace(flat, idempotent=True)
+    flat.store.root.joinpath("generations").unlink()  # type: ignore[attr-defined]
+    flat.store.put(manifest_key(500), b"[" * 100_000, "")
+    for generation_id in (500, 501):
+        body = json.dumps(order | {"generation_id": generation_id}).encode()
+        publish_job(body, url=rabbit.url, queue_name=retries.queue_name)
+    stop = threading.Event()
+    on_delivery = partial(do_delivery, parts=flat, retries=retries)
+    options = {"on_delivery": on_delivery, "url": rabbit.url, "stop": stop}
+    thread = threading.Thread(
+        target=start_rabbitmq_consumer, args=(retries.queue_name,), kwargs=options, daemon=True
+    )
+    thread.start()
+    assert backend.wait_for(1, "complete", timeout=30)
+    ((headers, body),) = dead_letter(retries)
+    stop.set()
+    thread.join(30)
+    assert json.loads(body)["generation_id"] == 500
+    assert (headers["x-stylegen-error-code"], headers[ATTEMPT]) == ("STORAGE_ERROR", 2)
+    assert flat.store.read(manifest_key(500)) == b"[" * 100_000
+    assert flat.store.read("generations/gen_500.jpg") is None
+
+
 def test_a_broker_that_stays_away(
     flat: Parts,
     drawn: list[Callable[[], None]],

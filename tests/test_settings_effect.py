@@ -441,6 +441,16 @@ def _s3_public_url(world: World) -> None:
     assert complete["result_url"] == outcome.result_url
 
 
+def _s3_acl(world: World) -> None:
+    for acl in ("public-read", "none"):
+        store, sent = make_store(world.on_s3(s3_acl=acl)), []
+        store.client.meta.events.register(  # type: ignore[attr-defined]
+            "before-send.s3.PutObject", lambda request, **_: sent.append(request.headers)
+        )
+        store.put("generations/gen_acl.jpg", b"jpeg", "image/jpeg")
+        assert sent[0].get("x-amz-acl", b"none") in (acl, acl.encode())
+
+
 def _header(request: Any, name: str) -> str:
     value = request.headers.get(name, "")
     return value.decode() if isinstance(value, bytes) else str(value)
@@ -690,6 +700,7 @@ def test_a_setting_does_what_it_says(world: World, name: str) -> None:
 DEFAULTS: dict[str, Any] = {
     "rabbitmq_host": "localhost",
     "s3_bucket": "stylelicense-images",
+    "s3_acl": "public-read",
     "log_level": "INFO",
     "stylegen_queue": "image_generation",
     "stylegen_retry_delays": (5, 30, 300),

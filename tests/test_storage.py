@@ -5,30 +5,37 @@ import hashlib
 import json
 import logging
 import os
+import signal
 import socket
 import stat
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from s3_server import (
     OwnerEnforcedGate,
     S3Server,
     answer,
+    error_body,
     lose_conditions,
     put_half,
     recorded,
 )
 
 from stylegen.job import (
+    Canceled,
     InvalidMessage,
     LoraInvalid,
     LoraNotFound,
@@ -41,7 +48,9 @@ from stylegen.storage import (
     MAX_READ_BYTES,
     FolderStore,
     InvalidUrl,
+    LoraFiles,
     Manifest,
+    ObjectDamaged,
     ObjectNotFound,
     ObjectTooLarge,
     S3Store,
@@ -52,16 +61,19 @@ from stylegen.storage import (
     find_manifest,
     lora_errors,
     make_s3_store,
+    mark_canceled,
     parse_s3_url,
     store_result,
     upload_image_to_s3,
 )
 from stylegen.storage.keys import JSON_TYPE, picture_key
+from stylegen.storage.manifest import read_manifest
 from stylegen.storage.s3_client import error_code
 from stylegen.worker import make_store
 
 BUCKET = "storage-tests"
 KEY_ID, SECRET_KEY, REGION = "test-key-id", "test-secret-key", "us-east-1"
+RESULT = {"generation_id": 7, "result_url": "c", "metadata": {}}
 PICTURE = Image.new("RGB", (64, 96), "teal")
 
 
@@ -256,6 +268,173 @@ def test_bucket_without_acls(server: S3Server, caplog: pytest.LogCaptureFixture)
     }
 
 
+REFUSALS = [
+    (400, "AccessControlListNotSupported"),
+    (400, "InvalidArgument"),
+    (400, "InvalidRequest"),
+    (403, "AccessDenied"),
+    (403, None),
+    (405, "MethodNotAllowed"),
+    (501, "NotImplemented"),
+    (501, None),
+]
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=str)
+def test_a_refused_acl_is_left_out(
+    server: S3Server, caplog: pytest.LogCaptureFixture, refusal: tuple[int, str | None]
+) -> None:
+    """Whatever a bucket calls it; from several threads at once, too."""
+    with OwnerEnforcedGate(server, refusal) as gate:
+        store = s3_store(server, endpoint_url=gate.endpoint_url)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda n: upload_image_to_s3(b"jpeg", n, store=store), range(20, 24)))
+        del gate.seen[:]
+        store_result(store, f"new-{refusal}".replace(", ", "-").strip("()'"), b"jpeg", "digest")
+    assert ("PUT", True) not in gate.seen
+    assert len([record for record in caplog.records if "ACL" in record.getMessage()]) == 1
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=str)
+def test_a_bucket_that_refuses_all_says_why(
+    server: S3Server, caplog: pytest.LogCaptureFixture, refusal: tuple[int, str | None]
+) -> None:
+    """The first error counts, and the ACL is tried again: it was not to blame."""
+    with OwnerEnforcedGate(server, refusal, refuses_all=True) as gate:
+        store = s3_store(server, endpoint_url=gate.endpoint_url)
+        with pytest.raises(StorageError, match=str(refusal[1] or refusal[0])):
+            upload_image_to_s3(b"jpeg", 31, store=store)
+        assert gate.seen[0] == ("PUT", True) and gate.seen[-1] == ("PUT", False)
+        gate.refuses_all = False
+        upload_image_to_s3(b"jpeg", 31, store=store)
+    assert len([record for record in caplog.records if "ACL" in record.getMessage()]) == 1
+
+
+def test_a_picture_that_is_there_is_no_refusal(server: S3Server) -> None:
+    """Without its ACL the write is allowed, and is told that another worker was first."""
+    with OwnerEnforcedGate(server, (403, "AccessDenied")) as gate:
+        store = s3_store(server, endpoint_url=gate.endpoint_url)
+        assert store.detect_conditional_writes()
+        _, first = store_result(s3_store(server), "first", b"first", "digest")
+        assert store_result(store, "first", b"second", "digest")[1] == first
+    assert store.read(picture_key("first")) == b"first"
+
+
+def test_no_acl_is_sent_where_none_is_wanted(server: S3Server) -> None:
+    with OwnerEnforcedGate(server) as gate:
+        upload_image_to_s3(
+            b"jpeg", 32, store=s3_store(server, endpoint_url=gate.endpoint_url, acl="none")
+        )
+    assert gate.seen == [("PUT", False)]
+
+
+def test_every_write_has_a_checksum(server: S3Server) -> None:
+    """Object Lock wants one; MD5 is known to every server, and a wrong one would be refused."""
+    store, sent = s3_store(server), []
+    store.client.meta.events.register(
+        "before-send.s3.PutObject", lambda request, **_: sent.append(request.headers)
+    )
+    store_result(store, "checked", b"jpeg", "digest")
+    commit(store, Manifest(7, "digest", "complete", RESULT, "complete_7"))
+    assert len(sent) >= 2 and all("Content-MD5" in headers for headers in sent)
+    assert not [name for headers in sent for name in headers if "x-amz-checksum" in name.lower()]
+
+
+def test_a_picture_that_comes_and_goes_is_never_put_without_a_condition(server: S3Server) -> None:
+    """412 for the write, 404 for the look: the same write again, a few times, then an error."""
+    store = S3Store(BUCKET, server.client(), conditional=True)
+    refused = (412, error_body("PreconditionFailed"))
+    left = answer(store.client, refused, refused)
+    with recorded(store.client) as requests:
+        store_result(store, "fleeting", b"jpeg", "digest")
+    assert not left and store.read(picture_key("fleeting")) == b"jpeg"
+    left = answer(store.client, *[refused] * 20)
+    with recorded(store.client) as more, pytest.raises(StorageError):
+        store_result(store, "never", b"jpeg", "digest")
+    puts = [line for line in (*requests, *more) if line.startswith("PUT")]
+    assert 4 < len(puts) < 12 and all("if-none-match: *" in line for line in puts)
+    assert store.read(picture_key("never")) is None
+
+
+@pytest.mark.parametrize("length", [7, 20 * 2**20])
+def test_a_download_is_of_the_version_whose_size_was_asked(
+    server: S3Server, tmp_path: Path, length: int
+) -> None:
+    """Replaced between HEAD and GET: asked again, a few times; then an error that may pass."""
+    client, target = server.client(), tmp_path / "target"
+    versions = [b"abcdefgh"[n : n + 1] * length for n in range(8)]
+    with OwnerEnforcedGate(server) as gate:
+
+        def put(method: str) -> None:
+            if method == "GET" and left:
+                client.put_object(Bucket="models", Key="restless", Body=left.pop(0))
+
+        gate.before = put
+        store = s3_store(server, endpoint_url=gate.endpoint_url)
+        for changes in (1, 8):
+            client.put_object(Bucket="models", Key="restless", Body=b"x" * length)
+            left = versions[:changes]
+            if changes == 1:
+                store.fetch("s3://models/restless", target, max_bytes=length)
+                assert target.read_bytes() == versions[0]
+                continue
+            with pytest.raises(StorageError):
+                store.fetch("s3://models/restless", target, max_bytes=length)
+            assert 8 - len(left) < 8
+
+
+def test_an_object_that_grows_stays_within_its_limit(server: S3Server, tmp_path: Path) -> None:
+    """By a server that doesn't know ``If-Match``, too: no more than the limit reaches the disk."""
+    client, target = server.client(), tmp_path / "target"
+    client.put_object(Bucket="models", Key="growing", Body=b"x")
+    with OwnerEnforcedGate(server) as gate:
+
+        def grow(method: str) -> None:
+            if method == "GET":
+                client.put_object(Bucket="models", Key="growing", Body=b"y" * 2**20)
+
+        gate.before, store = grow, s3_store(server, endpoint_url=gate.endpoint_url)
+        store.client.meta.events.register(
+            "before-sign.s3.GetObject", lambda request, **_: request.headers.__delitem__("If-Match")
+        )
+        with pytest.raises(ObjectTooLarge):
+            store.fetch("s3://models/growing", target, max_bytes=2**16)
+    assert target.stat().st_size <= 2**16
+
+
+def test_downloads_share_a_budget(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of eight jobs, two have their bytes on the way at a time; a larger file comes alone."""
+    monkeypatch.setattr("stylegen.storage.s3.MAX_BYTES_IN_FLIGHT", 2**21)
+    client, pairs, lock = server.client(), threading.Barrier(2), threading.Lock()
+    sizes, in_flight, most = {"m": 2**20, "large": 2**22}, [0], [0]
+    for name, size in sizes.items():
+        client.put_object(Bucket="models", Key=name, Body=bytes(size))
+
+    def count(method: str, change: int) -> None:
+        with lock:
+            in_flight[0] += change if method == "GET" else 0
+            most[0] = max(most + in_flight)
+
+    def begin(method: str) -> None:
+        count(method, 1)
+        if method == "GET":
+            pairs.wait(30)
+
+    with OwnerEnforcedGate(server) as gate:
+        store = s3_store(server, endpoint_url=gate.endpoint_url)
+        gate.before, gate.after = begin, lambda method: count(method, -1)
+        with ThreadPoolExecutor(8) as pool:
+            targets = [tmp_path / str(number) for number in range(8)]
+            fetch = partial(store.fetch, "s3://models/m", max_bytes=2**22)
+            list(pool.map(fetch, targets))
+        gate.before = lambda method: count(method, 1)
+        store.fetch("s3://models/large", tmp_path / "large", max_bytes=2**22)
+    assert {target.stat().st_size for target in targets} == {2**20} and most == [2]
+    assert (tmp_path / "large").stat().st_size == 2**22
+
+
 def test_missing_bucket_is_a_storage_error(server: S3Server) -> None:
     store = s3_store(server, "no-such-bucket")
     for act in (store.check, lambda: upload_image_to_s3(PICTURE, 1, store=store)):
@@ -428,12 +607,69 @@ def test_a_file_url_may_name_this_machine(tmp_path: Path) -> None:
         ("http://s3.example:9000", "http://s3.example:9000/pictures/a.jpg"),
         ("http://s3.example/BoX/", "http://s3.example/BoX/pictures/a.jpg"),
         ("https://s3.eu-central-1.amazonaws.com", "https://pictures.s3.amazonaws.com/a.jpg"),
+        (
+            "https://s3.cn-north-1.amazonaws.com.cn",
+            "https://s3.cn-north-1.amazonaws.com.cn/pictures/a.jpg",
+        ),
     ],
 )
 def test_results_have_the_address_of_their_bucket(endpoint: str, url: str) -> None:
     """The guide's form on AWS; the bucket as a folder of other servers."""
     keys = {"access_key_id": "i", "secret_access_key": "s", "region": REGION}
     assert make_s3_store("pictures", endpoint_url=endpoint, **keys).url("a.jpg") == url
+
+
+@pytest.mark.parametrize(
+    ("bucket", "region", "base"),
+    [
+        ("pictures", "us-east-1", "https://pictures.s3.amazonaws.com"),
+        ("pictures", "ap-northeast-2", "https://pictures.s3.amazonaws.com"),
+        ("pictures", "cn-north-1", "https://pictures.s3.cn-north-1.amazonaws.com.cn"),
+        ("pictures", "us-gov-west-1", "https://pictures.s3.us-gov-west-1.amazonaws.com"),
+        ("my.pictures", "us-east-1", "https://s3.amazonaws.com/my.pictures"),
+        ("my.pictures", "cn-north-1", "https://s3.cn-north-1.amazonaws.com.cn/my.pictures"),
+    ],
+)
+@pytest.mark.parametrize("keys", [{}, {"access_key_id": "i", "secret_access_key": "s"}])
+def test_results_have_the_address_of_their_partition(
+    bucket: str, region: str, base: str, keys: dict[str, str]
+) -> None:
+    """Names with dots have none that a wildcard certificate covers; credentials play no part."""
+    assert make_s3_store(bucket, region=region, **keys).url("a.jpg") == f"{base}/a.jpg"
+
+
+def test_a_virtual_hosted_endpoint_is_the_address_of_its_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config").write_text("[default]\ns3 =\n  addressing_style = virtual\n", "ascii")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    store = make_s3_store("pictures", region=REGION, endpoint_url="https://s3.example:9000")
+    assert store.url("a.jpg") == "https://pictures.s3.example:9000/a.jpg"
+
+
+@pytest.mark.parametrize("by_file", [False, True])
+def test_the_operators_word_on_checksums_holds(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_file: bool
+) -> None:
+    """boto3's variables, and its shared file, win over our default; the server gets a checksum."""
+    names = "request_checksum_calculation", "response_checksum_validation"
+    lines = [f"{name} = when_supported" for name in names]
+    (tmp_path / "config").write_text("\n".join(["[default]", *lines]), "ascii")
+    if by_file:
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    else:
+        for name in names:
+            monkeypatch.setenv(f"AWS_{name.upper()}", "when_supported")
+    store, sent = s3_store(server), []
+    config = store.client.meta.config
+    found = config.request_checksum_calculation, config.response_checksum_validation
+    assert found == ("when_supported", "when_supported")
+    store.client.meta.events.register(
+        "before-send.s3.PutObject", lambda request, **_: sent.append(request.headers)
+    )
+    store.put("generations/gen_sum.jpg", b"jpeg", "image/jpeg")
+    assert "x-amz-checksum-crc32" in {name.lower() for name in sent[0]}
+    assert store.read("generations/gen_sum.jpg") == b"jpeg"
 
 
 def test_checksums_are_asked_of_nobody_who_has_none() -> None:
@@ -454,10 +690,10 @@ def test_a_manifest_that_was_cut_off_is_written_anew(server: S3Server, condition
     bucket = S3Store(BUCKET, server.client(), conditional=conditional)
     put_half(server, BUCKET, "manifests/gen_7.json", {"length": "1000"})
     assert find_manifest(bucket, 7, "digest") is None
-    whole = Manifest(7, "digest", "complete", {"status": "COMPLETED"}, "complete_7")
+    whole = Manifest(7, "digest", "complete", RESULT | {"result_url": "a"}, "complete_7")
     assert commit(bucket, whole) == whole
     assert find_manifest(bucket, 7, "digest") == whole
-    later = Manifest(7, "digest", "complete", {"status": "LATER"}, "complete_7")
+    later = Manifest(7, "digest", "complete", RESULT | {"result_url": "b"}, "complete_7")
     assert commit(bucket, later) == whole
     stored = server.client().head_object(Bucket=BUCKET, Key="manifests/gen_7.json")
     assert stored["ContentType"] == "application/json"
@@ -527,19 +763,15 @@ def test_conditions_go_out_with_the_write(server: S3Server, conditional: bool) -
     assert store.read(key) == b"[]"
 
 
-def _error(code: str | None) -> bytes:
-    return f"<Error><Code>{code}</Code></Error>".encode() if code else b""
-
-
 @pytest.mark.parametrize("code", ["ConditionalRequestConflict", "OperationAborted", None])
 def test_a_conflict_of_two_writers_is_asked_again(server: S3Server, code: str | None) -> None:
     """S3's 409 means the same PUT again, not another picture; it may come without a body."""
     store = S3Store(BUCKET, server.client(), conditional=True)
-    left = answer(store.client, (409, _error(code)), (409, _error(code)))
+    left = answer(store.client, (409, error_body(code)), (409, error_body(code)))
     key = f"manifests/busy-{code}.json"
     assert store.put_if_absent(key, b"{}", "", metadata={}, public=False) is None
     assert store.read(key) == b"{}" and not left
-    answer(store.client, *[(409, _error(code))] * 9)
+    answer(store.client, *[(409, error_body(code))] * 9)
     with pytest.raises(StorageError):
         store.put_if_absent(key, b"{}", "", metadata={}, public=False)
 
@@ -549,7 +781,7 @@ def test_a_server_without_conditions_is_found_out(
 ) -> None:
     """It takes both writes, or says that it can't; then each write looks first."""
     ignores, refuses = lose_conditions(server.client()), server.client()
-    answer(refuses, (501, _error("NotImplemented")))
+    answer(refuses, (501, error_body("NotImplemented")))
     for name, client in (("ignores", ignores), ("refuses", refuses)):
         store, key = S3Store(BUCKET, client), f"manifests/{name}.json"
         assert not store.detect_conditional_writes()
@@ -568,7 +800,7 @@ def test_a_server_without_conditions_is_found_out(
 def test_a_bucket_that_may_not_be_written_is_no_answer(server: S3Server) -> None:
     """Whether conditions are honoured is asked again with the next write."""
     store = S3Store(BUCKET, server.client())
-    left = answer(store.client, (403, _error("AccessDenied")))
+    left = answer(store.client, (403, error_body("AccessDenied")))
     with pytest.raises(StorageError, match="AccessDenied"):
         store.detect_conditional_writes()
     assert not left and store.detect_conditional_writes()
@@ -605,13 +837,102 @@ def test_temporary_keys_go_with_their_token(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_manifest_of_a_later_version_is_read(tmp_path: Path) -> None:
     """What it says more is no damage; during an upgrade both versions work."""
-    store, said = FolderStore(tmp_path), Manifest(7, "digest", "complete", {}, "complete_7")
+    store, said = FolderStore(tmp_path), Manifest(7, "digest", "complete", RESULT, "complete_7")
     text = json.dumps(asdict(said) | {"later": 1}).encode()
     store.put_if_absent("manifests/gen_7.json", text, "", metadata={}, public=False)
     assert find_manifest(store, 7, "digest") == said
-    store.put("manifests/gen_8.json", b"[]", "")
-    with pytest.raises(StorageError, match="damaged"):
-        find_manifest(store, 8, "digest")
+
+
+def _whole(**changed: Any) -> bytes:
+    said = Manifest(7, "digest", "complete", RESULT, "complete_7")
+    return json.dumps(asdict(said) | changed).encode()
+
+
+_DAMAGED = {
+    "empty": b"",
+    "a list": b"[]",
+    "deep": b"[" * 100_000,
+    "deep in a field": _whole()[:-1] + b', "later": ' + b"[" * 100_000,
+    "not UTF-8": _whole(job="e").replace(b'"e"', b'"\xe9"'),
+    "cut off": _whole()[:-1],
+    "a payload that is a list": _whole(payload=[]),
+    "an empty payload": _whole(payload={}),
+    "a payload of the other event": _whole(event="failed", event_id="failed_7"),
+    "a URL that is none": _whole(payload=RESULT | {"result_url": ["c"]}),
+    "metadata that is a text": _whole(payload=RESULT | {"metadata": "seed"}),
+    "NaN": _whole(payload=RESULT | {"more": float("nan")}),
+    "1e400": _whole(payload=RESULT | {"more": 5}).replace(b": 5", b": 1e400"),
+    "a long number": _whole().replace(b'"redrives": 0', b'"redrives": ' + b"9" * 5000),
+    "redrives in a text": _whole(redrives="9"),
+    "redrives below zero": _whole(redrives=-1),
+    "redrives as a float": _whole(redrives=0.5),
+    "another id": _whole(generation_id=8),
+    "another id in the payload": _whole(payload=RESULT | {"generation_id": 8}),
+    "an id that is true": _whole(generation_id=True),
+    "an unknown event": _whole(event="done", event_id="done_7"),
+    "another event's id": _whole(event_id="complete_8"),
+    "an event's id with a header": _whole(event_id="complete_7\r\nx: y"),
+    "a job that is a number": _whole(job=5),
+    "a picture that is a number": _whole(picture=5),
+    "huge": _whole(more="x" * MAX_READ_BYTES),
+}
+
+
+@pytest.mark.parametrize("data", _DAMAGED.values(), ids=_DAMAGED)
+def test_a_manifest_that_is_not_ours_is_damaged(tmp_path: Path, data: bytes) -> None:
+    """It is neither believed nor replaced, and ends no process."""
+    store, said = FolderStore(tmp_path), Manifest(7, "digest", "complete", RESULT, "complete_7")
+    store.put("manifests/gen_7.json", data, "")
+    for act in (
+        lambda: find_manifest(store, 7, "digest"),
+        lambda: find_manifest(store, 7, "digest", redrives=5),
+        lambda: commit(store, said),
+        lambda: mark_canceled(store, 7),
+    ):
+        with pytest.raises(ObjectDamaged):
+            act()
+    assert (tmp_path / "manifests/gen_7.json").read_bytes() == data
+
+
+_JSON: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=8,
+)
+_FIELDS = tuple(asdict(Manifest(7, "digest", "complete", RESULT, "complete_7")))
+
+
+@given(field=st.sampled_from(_FIELDS + tuple(RESULT)), value=_JSON)
+@settings(max_examples=300, derandomize=True, deadline=None)
+def test_whatever_a_manifest_holds_it_is_ours_or_damaged(field: str, value: Any) -> None:
+    """And what counts as ours can be sent."""
+    changed = {field: value} if field in _FIELDS else {"payload": RESULT | {field: value}}
+    try:
+        manifest = read_manifest(_whole(**changed), 7)
+    except ObjectDamaged:
+        return
+    json.dumps(manifest.payload, allow_nan=False)
+    assert str(manifest.generation_id) == str(manifest.payload["generation_id"]) == "7"
+    assert isinstance(manifest.payload["result_url"], str) and manifest.redrives >= 0
+
+
+@given(st.binary(max_size=64))
+@settings(max_examples=200, derandomize=True, deadline=None)
+def test_bytes_are_no_manifest(data: bytes) -> None:
+    with pytest.raises(ObjectDamaged):
+        read_manifest(data, 7)
+
+
+def test_what_lies_at_a_marker_cancels(tmp_path: Path) -> None:
+    """It is there or not; what it holds is never read as more."""
+    why = {"generation_id": 7, "error_message": "", "error_code": "TIMEOUT", "retry_count": 0}
+    for data in (b"", b"[" * 100_000, b"\xff"):
+        store = FolderStore(tmp_path / str(len(data)))
+        commit(store, Manifest(7, "digest", "failed", why, "failed_7"))
+        store.put("manifests/gen_7.canceled", data, "")
+        with pytest.raises(Canceled):
+            find_manifest(store, 7, "digest", redrives=1)
+        assert mark_canceled(store, 7)
 
 
 def test_a_bucket_that_hides_what_it_lacks_is_found_out(
@@ -682,3 +1003,154 @@ def test_a_picture_of_a_worker_without_manifests_is_replaced(
         assert store.read(picture_key("old")) == b"new"
     stored = server.client().head_object(Bucket=BUCKET, Key=picture_key("old"))
     assert stored["ContentType"] == "image/jpeg"
+
+
+def _lora(client: Any, name: str, size: int = 8) -> str:
+    client.put_object(Bucket="models", Key=name, Body=name.encode().ljust(size, b"."))
+    return f"s3://models/{name}"
+
+
+def test_a_job_in_flight_is_never_swept(server: S3Server, tmp_path: Path) -> None:
+    """A clock that is set forward makes its folder old, as this does."""
+    client, cache = server.client(), tmp_path / "cache"
+    mine, other = (LoraFiles(s3_store(server), cache) for _ in range(2))
+    with mine.get(_lora(client, "held")) as held:
+        os.utime(held, (0, 0))
+        os.utime(held.parent, (0, 0))
+        for files in (mine, other):
+            with files.get(_lora(client, f"new-{id(files)}")):
+                assert held.read_bytes() == b"held...."
+    assert not list((cache / "in-flight").iterdir())
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from stylegen.storage import LoraFiles, make_s3_store
+
+endpoint, cache, url = sys.argv[1:]
+keys = {"access_key_id": "i", "secret_access_key": "s", "region": "us-east-1"}
+with LoraFiles(make_s3_store("b", endpoint_url=endpoint, **keys), Path(cache)).get(url) as path:
+    print(path, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_frozen_worker_keeps_its_file_and_a_dead_one_does_not(
+    server: S3Server, tmp_path: Path
+) -> None:
+    """Two workers, one cache folder: the kernel knows which of them lives."""
+    client, cache = server.client(), tmp_path / "cache"
+    arguments = [sys.executable, "-c", HOLDER, server.endpoint_url, cache, _lora(client, "frozen")]
+    files = LoraFiles(s3_store(server), cache)
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
+        assert worker.stdout
+        held = Path(worker.stdout.readline().decode().strip())
+        worker.send_signal(signal.SIGSTOP)
+        for path in (held, held.parent):
+            os.utime(path, (0, 0))
+        with files.get(_lora(client, "while it is frozen")):
+            assert held.read_bytes() == b"frozen.."
+        worker.kill()
+        worker.wait()
+        with files.get(_lora(client, "after its death")):
+            assert not held.parent.exists()
+
+
+def test_one_download_for_all_jobs_of_an_artist(server: S3Server, tmp_path: Path) -> None:
+    """Twenty ask at once; each has the file, and the bucket sent it once."""
+    store, sent, start = s3_store(server), [], threading.Barrier(20)
+    files = LoraFiles(store, tmp_path / "cache")
+    store.client.meta.events.register(
+        "before-send.s3.GetObject", lambda request, **_: sent.append(request.url)
+    )
+    url = _lora(server.client(), "popular", 2**20)
+
+    def get(_: int) -> int:
+        start.wait(30)
+        with files.get(url) as path:
+            return path.stat().st_size
+
+    with ThreadPoolExecutor(20) as pool:
+        assert set(pool.map(get, range(20))) == {2**20}
+    assert len(sent) == 1
+
+
+FULL_DISK = """
+import contextlib, logging, shutil, sys, tempfile
+from pathlib import Path
+from stylegen.storage import LoraFiles, make_s3_store
+
+endpoint, disk, *urls = sys.argv[1:]
+cache, keys = Path(disk) / "cache", {"access_key_id": "i", "secret_access_key": "s"}
+logging.basicConfig(format="%(message)s", stream=sys.stdout)
+store = make_s3_store("b", endpoint_url=endpoint, region="us-east-1", **keys)
+files = LoraFiles(store, cache)
+for url in urls:  # each fits, and both don't
+    with files.get(url) as path:
+        print(path.is_relative_to(cache), path.stat().st_size)
+shutil.rmtree(cache / "blobs")
+with contextlib.suppress(OSError), (Path(disk) / "others").open("wb", buffering=0) as others:
+    while True:
+        others.write(bytes(2**12))
+with files.get(urls[0]) as path:
+    print(path.is_relative_to(cache), path.stat().st_size)
+tempfile.tempdir = disk
+try:
+    with files.get(urls[0]):
+        pass
+except Exception as error:
+    print(type(error).__name__, error)
+print(sorted(path.name for path in cache.glob("in-flight/*")))
+"""
+
+
+def test_a_full_disk_is_made_room_on_and_named(server: S3Server, tmp_path: Path) -> None:
+    """A real one of a megabyte: evicted, then the temporary folder, then the disk's own error."""
+    client, disk = server.client(), tmp_path / "disk"
+    urls = [_lora(client, name, 700_000) for name in ("first", "second")]
+    disk.mkdir()
+    own = [] if os.geteuid() == 0 else ["--map-root-user"]
+    mount = 'mount -t tmpfs -o size=1m none "$1" && shift && exec "$@"'
+    program = [sys.executable, "-c", FULL_DISK, server.endpoint_url, str(disk), *urls]
+    shown = subprocess.run(
+        ["unshare", *own, "--mount", "sh", "-c", mount, "sh", str(disk), *program],
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    full = "this machine's disk fails (No space left on device)"
+    assert shown.stdout.splitlines() == [
+        *("True 700000", "True 700000"),
+        *(f"the LoRA cache can't be used ({full})", "False 700000"),
+        *(f"the LoRA cache can't be used ({full})", f"DiskError {full}"),
+        "[]",
+    ]
+
+
+def test_what_the_cache_holds_is_private(server: S3Server, tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        with LoraFiles(s3_store(server), tmp_path / "cache").get(_lora(server.client(), "mine")):
+            files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+            assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+    finally:
+        os.umask(before)
+    assert len(files) == 3
+
+
+def test_a_folders_pictures_can_be_served_and_its_manifests_are_private(tmp_path: Path) -> None:
+    """By a web server with a user of its own."""
+    store, before = FolderStore(tmp_path), os.umask(0o077)
+    try:
+        store_result(store, 7, b"jpeg", "digest")
+        upload_image_to_s3(b"jpeg", 8, store=store)
+        why = {"generation_id": 7, "error_message": "", "error_code": "TIMEOUT", "retry_count": 0}
+        failed = Manifest(7, "digest", "failed", why, "failed_7")
+        commit(store, failed)
+        commit(store, Manifest(7, "digest", "complete", RESULT, "complete_7", redrives=1))
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("gen_*")}
+    assert modes["gen_7.jpg"] == modes["gen_8.jpg"] == 0o644
+    assert modes["gen_7.json"] == 0o600

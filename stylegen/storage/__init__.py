@@ -22,6 +22,7 @@ __all__ = [
     "mark_canceled",
     "MAX_LORA_BYTES",
     "MAX_READ_BYTES",
+    "ObjectDamaged",
     "ObjectNotFound",
     "ObjectTooLarge",
     "parse_s3_url",
@@ -51,6 +52,7 @@ from .s3 import S3Store, make_s3_store
 from stylegen.storage.store import (
     MAX_READ_BYTES,
     InvalidUrl,
+    ObjectDamaged,
     ObjectNotFound,
     ObjectTooLarge,
     Source,
@@ -78,6 +80,7 @@ _all_ = [
     "mark_canceled",
     "MAX_LORA_BYTES",
     "MAX_READ_BYTES",
+    "ObjectDamaged",
     "ObjectNotFound",
     "ObjectTooLarge",
     "parse_s3_url",

@@ -4,40 +4,50 @@
 
 # %% auto #0
 __all__ = [
-    "ABANDONED",
     "MAX_TRIES",
     "Blobs",
     "Versions",
-    "remove_abandoned",
-    "CurrentFiles",
     "job_folder",
+    "remove_abandoned",
+    "LocksByName",
+    "CurrentFiles",
     "link_or_copy",
     "LoraFiles",
 ]
 
 # %% ../../nbs/storage/10_cache.ipynb #70d81d73
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from ..job import StorageError
 from .download import downloaded
-from .folder import beside, replace_file
 from .lora import MAX_LORA_BYTES
-from .store import Source
+from .store import DiskError, Source
 
 _log = logging.getLogger(__name__)
 
 
 # %% ../../nbs/storage/10_cache.ipynb #640e0f20
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 class Blobs:
     """Files by the digest of their content.
 
@@ -52,15 +62,14 @@ class Blobs:
         """Where the file of a digest lies, or would lie."""
         return self.folder / f"{sha256}.safetensors"
 
-    def add(self, fetch: Callable[[Path], None]) -> Path:
-        """Keep the file that `fetch` writes; returns its path."""
-        with beside(self.folder / "blob") as part:
-            fetch(part)
-            blob = self.path(hashlib.sha256(part.read_bytes()).hexdigest())
-            os.replace(part, blob)
+    def add(self, file: Path) -> Path:
+        """Move a file of the same disk here; returns its path."""
+        blob = self.path(_digest(file))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        os.replace(file, blob)
         return blob
 
-    def evict(self, max_bytes: int, keep: Path) -> None:
+    def evict(self, max_bytes: int, keep: Path | None = None) -> None:
         """Remove the least recently used files until the others fit; never the one to keep."""
         files = [(path.stat(), path) for path in self.folder.glob("*.safetensors")]
         excess = sum(status.st_size for status, _ in files) - max_bytes
@@ -96,35 +105,72 @@ class Versions:
                 return blob
         return None
 
-    def write(self, url: str, version: str, blob: Path) -> None:
-        """Note that this version of the URL has the content of `blob`."""
+    def write(self, url: str, version: str, blob: Path, part: Path) -> None:
+        """Note that this version of the URL has the content of `blob`; `part` is moved here."""
         note = {"version": version, "sha256": blob.stem, "size": blob.stat().st_size}
-        replace_file(self._note(url), json.dumps(note).encode())
+        part.touch(0o600)
+        part.write_text(json.dumps(note), "utf-8")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        os.replace(part, self._note(url))
 
     def prune(self) -> None:
         """Forget URLs whose file was evicted."""
-        for note in self.folder.glob("[!.]*"):
+        for note in self.folder.glob("*"):
             if not self._blobs.path(str(_read_note(note).get("sha256"))).exists():
                 note.unlink(missing_ok=True)
 
 
 # %% ../../nbs/storage/10_cache.ipynb #6398e9d6
-ABANDONED = 3600.0
-"""Seconds after which a half-written file, or a job's folder, is a killed worker's."""
+def _make_locked(folders: Path) -> tuple[Path, int]:
+    """A new folder, and the handle whose lock says that it has an owner."""
+    while True:
+        folder = Path(tempfile.mkdtemp(dir=folders))
+        with suppress(FileNotFoundError):  # swept before it was locked
+            handle = os.open(folder, os.O_RDONLY)
+            fcntl.flock(handle, fcntl.LOCK_SH)
+            if folder.exists():
+                return folder, handle
+            os.close(handle)
 
 
-def remove_abandoned(paths: Iterable[Path]) -> None:
-    """Remove those files and folders that are old enough to be abandoned."""
-    for path in paths:
-        with suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > ABANDONED:
-                remove = shutil.rmtree if path.is_dir() else os.unlink
-                remove(path)
+@contextmanager
+def job_folder(folders: Path) -> Iterator[Path]:
+    """A folder of a job's own below `folders`, locked, and removed afterwards."""
+    folders.mkdir(parents=True, exist_ok=True)
+    folder, handle = _make_locked(folders)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+def remove_abandoned(folders: Path) -> None:
+    """Remove the folders below `folders` that no living process has locked."""
+    for folder in folders.glob("*"):
+        with suppress(OSError), ExitStack() as stack:  # gone meanwhile, or locked
+            handle = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
 
 
 # %% ../../nbs/storage/10_cache.ipynb #acece4fe
 MAX_TRIES = 3
 """Downloads of one file that is overwritten again and again while it is read."""
+
+
+class LocksByName:  # pylint: disable=too-few-public-methods
+    """One lock for each name, as long as somebody holds it or waits for it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._locks: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
+
+    def get(self, name: str) -> threading.Lock:
+        """The lock of a name."""
+        with self._lock:
+            return self._locks.setdefault(name, threading.Lock())
 
 
 class CurrentFiles:
@@ -134,53 +180,54 @@ class CurrentFiles:
         self, source: Source, folder: Path, max_bytes: int, on_lookup: Callable[[bool], None]
     ) -> None:
         self._source, self._max_bytes, self._on_lookup = source, max_bytes, on_lookup
-        self._blobs, self.jobs = Blobs(folder / "blobs"), folder / "jobs"
-        self._versions = Versions(folder / "urls", self._blobs)
+        self._blobs, self.in_flight = Blobs(folder / "blobs"), folder / "in-flight"
+        self._versions, self._locks = Versions(folder / "urls", self._blobs), LocksByName()
 
-    def get(self, url: str) -> Path:
-        """The file; fetched if it is not here."""
-        for tries in range(MAX_TRIES):
-            version = self._source.version(url)
+    def get(self, url: str, folder: Path) -> Path:
+        """The file; fetched through `folder`, of the same disk, if it is not here."""
+        version = self._source.version(url)
+        blob = self._versions.find(url, version)
+        self._on_lookup(blob is not None)
+        if blob:
+            return blob
+        with self._locks.get(url):
+            return self._fetch(url, version, folder / "part")
+
+    def _fetch(self, url: str, version: str, part: Path) -> Path:
+        for _ in range(MAX_TRIES):
             blob = self._versions.find(url, version)
-            if tries == 0:
-                self._on_lookup(blob is not None)
-            if blob:
+            if blob:  # another job has fetched it meanwhile
                 return blob
-            blob = self._blobs.add(
-                lambda path: self._source.fetch(url, path, max_bytes=MAX_LORA_BYTES)
-            )
-            if self._source.version(url) == version:
-                self._versions.write(url, version, blob)
+            self._download(url, part)
+            blob, before = self._blobs.add(part), version
+            version = self._source.version(url)
+            if version == before:
+                self._versions.write(url, version, blob, part)
                 self._tidy(keep=blob)
+                return blob
         raise StorageError("the LoRA's file changes faster than it can be read")
 
+    def _download(self, url: str, part: Path) -> None:
+        try:
+            self._source.fetch(url, part, max_bytes=MAX_LORA_BYTES)
+        except DiskError:
+            self._blobs.evict(0)
+            self._source.fetch(url, part, max_bytes=MAX_LORA_BYTES)
+
     def _tidy(self, keep: Path) -> None:
-        folders = (self._blobs.folder, self._versions.folder)
-        remove_abandoned(path for folder in folders for path in folder.glob(".*.part"))
-        remove_abandoned(self.jobs.glob("*"))
+        remove_abandoned(self.in_flight)
         self._blobs.evict(self._max_bytes, keep)
         self._versions.prune()
 
 
 # %% ../../nbs/storage/10_cache.ipynb #24b202e1
-@contextmanager
-def job_folder(jobs: Path) -> Iterator[Path]:
-    """A folder of a job's own, removed afterwards."""
-    jobs.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=jobs))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def link_or_copy(blob: Path, path: Path) -> Path:
     """Make `path` a second name of `blob`, which counts as used now; returns `path`."""
     os.utime(blob, ns=(time.time_ns(), blob.stat().st_mtime_ns))
     try:
         os.link(blob, path)
     except OSError:  # a file system without links
-        path.write_bytes(blob.read_bytes())
+        shutil.copyfile(blob, path)
     return path
 
 
@@ -210,10 +257,11 @@ class LoraFiles:
         """A file's current content, for the length of a ``with`` block; raises as the source."""
         with ExitStack() as stack:
             try:
-                folder = stack.enter_context(job_folder(self._files.jobs))
-                path = link_or_copy(self._files.get(url), folder / "lora.safetensors")
-            except OSError as error:
-                _log.warning("the LoRA cache can't be used (%s)", error.strerror)
+                folder = stack.enter_context(job_folder(self._files.in_flight))
+                path = link_or_copy(self._files.get(url, folder), folder / "lora.safetensors")
+            except (DiskError, OSError) as error:
+                why = error.strerror if isinstance(error, OSError) else error
+                _log.warning("the LoRA cache can't be used (%s)", why)
                 path = stack.enter_context(
                     downloaded(url, self._source, max_bytes=MAX_LORA_BYTES, suffix=".safetensors")
                 )

@@ -5,6 +5,7 @@
 # %% auto #0
 __all__ = [
     "retry_conflicts",
+    "MAX_TRIES",
     "with_length",
     "is_complete",
     "read_complete",
@@ -30,7 +31,7 @@ from stylegen.storage.s3_client import (
     Bucket,
     error_code,
 )
-from .store import MAX_READ_BYTES
+from .store import MAX_READ_BYTES, check_read
 
 _log = logging.getLogger(__name__)
 
@@ -53,10 +54,7 @@ def read_complete(bucket: Bucket, key: str) -> bytes | None:
     answer = bucket.get(key)
     if answer is None or not is_complete(answer):
         return None
-    data: bytes = answer["Body"].read(MAX_READ_BYTES + 1)
-    if len(data) > MAX_READ_BYTES:
-        raise StorageError(f"s3://{bucket.name}/{key}: longer than {MAX_READ_BYTES} bytes")
-    return data
+    return check_read(answer["Body"].read(MAX_READ_BYTES + 1))
 
 
 # %% ../../nbs/storage/04_conditional.ipynb #8ce1a4e3
@@ -86,8 +84,12 @@ def detect_conditional_writes(bucket: Bucket) -> bool:
 
 
 # %% ../../nbs/storage/04_conditional.ipynb #a4dba827
+MAX_TRIES = 3
+"""Writes of one object that is there, and is gone when it is looked at."""
+
+
 def put_if_absent(bucket: Bucket, key: str, put: Callable[..., None]) -> dict[str, str] | None:
-    """Put an object with ``If-None-Match: *``.
+    """Put an object with ``If-None-Match: *``; never without a condition.
 
     Args:
         bucket: Where to.
@@ -96,19 +98,24 @@ def put_if_absent(bucket: Bucket, key: str, put: Callable[..., None]) -> dict[st
 
     Returns:
         None if it was put; else the metadata of the object that is there.
+
+    Raises:
+        StorageError: It is said to be there, and can't be found, again and again.
     """
-    try:
-        retry_conflicts(put, IfNoneMatch="*")
-    except bucket.client.exceptions.ClientError as error:
-        if error_code(error) not in PRECONDITION_FAILED:
-            raise
+    for _ in range(MAX_TRIES):
+        try:
+            retry_conflicts(put, IfNoneMatch="*")
+            return None
+        except bucket.client.exceptions.ClientError as error:
+            if error_code(error) not in PRECONDITION_FAILED:
+                raise
         first = bucket.head(key)
-        if first is None:
-            return {}
-        if is_complete(first):
+        if first and is_complete(first):
             return dict(first["Metadata"])
-        put(IfMatch=first["ETag"])
-    return None
+        if first:
+            put(IfMatch=first["ETag"])
+            return None
+    raise StorageError(f"s3://{bucket.name}/{key}: is there, and can't be found")
 
 
 # %% ../../nbs/storage/04_conditional.ipynb #9a0b4307

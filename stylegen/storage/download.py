@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..job import StorageError
-from .store import Source
+from .store import DiskError, Source
 
 
 # %% ../../nbs/storage/06_download.ipynb #73f9ad6e
@@ -36,12 +35,13 @@ def download_object(
         InvalidUrl: The URL is malformed.
         ObjectNotFound: There is no such object.
         ObjectTooLarge: It is larger than `max_bytes`.
-        StorageError: The bucket can't be reached, or refuses; or there is no place for the file.
+        DiskError: There is no place for the file.
+        StorageError: The bucket can't be reached, or refuses.
     """
     try:
         handle, name = tempfile.mkstemp(suffix, "stylegen-", folder)
     except OSError as error:
-        raise StorageError(f"no place for the object's file ({error.strerror})") from None
+        raise DiskError(f"no place for the object's file ({error.strerror})") from None
     os.close(handle)
     try:
         source.fetch(url, Path(name), max_bytes=max_bytes)

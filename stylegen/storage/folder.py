@@ -4,6 +4,8 @@
 
 # %% auto #0
 __all__ = [
+    "PRIVATE",
+    "PUBLIC",
     "beside",
     "replace_file",
     "create_file",
@@ -26,7 +28,15 @@ from urllib.request import url2pathname
 
 from ..job import StorageError
 from .keys import job_key
-from .store import InvalidUrl, ObjectNotFound, check_size, parse_s3_url
+from stylegen.storage.store import (
+    MAX_READ_BYTES,
+    InvalidUrl,
+    LimitedFile,
+    ObjectNotFound,
+    check_read,
+    check_size,
+    parse_s3_url,
+)
 
 
 # %% ../../nbs/storage/02_folder.ipynb #b0f1b5ed
@@ -42,10 +52,15 @@ def beside(path: Path) -> Iterator[Path]:
         Path(name).unlink(missing_ok=True)
 
 
-def replace_file(path: Path, data: bytes) -> None:
+PRIVATE, PUBLIC = 0o600, 0o644
+"""Modes of files: for this user only, or to be served by another."""
+
+
+def replace_file(path: Path, data: bytes, mode: int = PRIVATE) -> None:
     """Write a file in one step."""
     with beside(path) as part:
         part.write_bytes(data)
+        part.chmod(mode)
         os.replace(part, path)
 
 
@@ -108,7 +123,8 @@ class FolderSource:
             if not source.is_file():
                 raise ObjectNotFound("the file can't be read (not a regular file)")
             check_size(size, max_bytes)
-            shutil.copyfile(source, target)
+            with source.open("rb") as stream, LimitedFile(target, max_bytes) as file:
+                shutil.copyfileobj(stream, file, 2**20)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ObjectNotFound(f"the file can't be read ({error.strerror})") from None
         except OSError as error:
@@ -144,16 +160,17 @@ class FolderObjects(FolderSource):
     def put(  # pylint: disable=unused-argument
         self, key: str, data: bytes, content_type: str
     ) -> str:
-        """Write ``root/key``; a folder keeps no content types."""
+        """Write ``root/key``, for everybody to read; a folder keeps no content types."""
         with _storage_errors("the result can't be written"):
-            replace_file(path_below(self.root, key), data)
+            replace_file(path_below(self.root, key), data, PUBLIC)
         return self.url(key)
 
     def read(self, key: str) -> bytes | None:
-        """The bytes of ``root/key``."""
+        """The bytes of ``root/key``, at most `MAX_READ_BYTES`."""
         with _storage_errors("the result can't be read"):
             try:
-                return path_below(self.root, key).read_bytes()
+                with path_below(self.root, key).open("rb") as stream:
+                    return check_read(stream.read(MAX_READ_BYTES + 1))
             except FileNotFoundError:
                 return None
 
@@ -177,7 +194,7 @@ class FolderStore(FolderObjects):
         if not self._create(job_key(key), job):
             first = self.read(job_key(key)) or b""
             if first != job:
-                return {"job": first.decode()}
+                return {"job": first.decode(errors="replace")}
         self.put(key, data, content_type)
         return None
 
@@ -185,11 +202,14 @@ class FolderStore(FolderObjects):
         with _storage_errors("the result can't be written"):
             return create_file(path_below(self.root, key), data)
 
-    def compare_and_swap(self, key: str, old: bytes, new: bytes, content_type: str) -> bool:
+    def compare_and_swap(  # pylint: disable=unused-argument
+        self, key: str, old: bytes, new: bytes, content_type: str
+    ) -> bool:
         """Read, then write: a folder is for one machine."""
         if self.read(key) != old:
             return False
-        self.put(key, new, content_type)
+        with _storage_errors("the result can't be written"):
+            replace_file(path_below(self.root, key), new)
         return True
 
     def detect_conditional_writes(self) -> bool:

@@ -6,6 +6,8 @@
 __all__ = [
     "ANY_JOB",
     "Manifest",
+    "CompletePayload",
+    "FailedPayload",
     "manifest_json",
     "read_manifest",
     "find_manifest",
@@ -15,12 +17,15 @@ __all__ = [
 
 # %% ../../nbs/storage/09_manifest.ipynb #5a5556c4
 import json
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+import re
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from pydantic import NonNegativeInt, TypeAdapter
 
 from ..job import Canceled, Conflict, StorageError
 from .keys import JSON_TYPE, canceled_key, manifest_key
-from .store import Store
+from .store import ObjectDamaged, Store
 
 # %% ../../nbs/storage/09_manifest.ipynb #d51b2503
 ANY_JOB = "*"
@@ -43,15 +48,52 @@ class Manifest:
 
     generation_id: int | str
     job: str
-    event: str
+    event: Literal["complete", "failed"]
     payload: dict[str, Any]
     event_id: str
     picture: str | None = None
-    redrives: int = 0
+    redrives: NonNegativeInt = 0
 
     def is_superseded_by(self, redrives: int) -> bool:
         """Whether an operator has redriven the job since; only a failure is superseded."""
         return self.event == "failed" and self.job != ANY_JOB and self.redrives < redrives
+
+
+# %% ../../nbs/storage/09_manifest.ipynb #3e0b57aa
+@dataclass(frozen=True)
+class CompletePayload:
+    """What every completion says; it may say more."""
+
+    generation_id: int | str
+    result_url: str
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class FailedPayload:
+    """What every failure says."""
+
+    generation_id: int | str
+    error_message: str
+    error_code: str
+    retry_count: int
+
+
+_MANIFEST = TypeAdapter(Manifest)
+_PAYLOADS: dict[str, TypeAdapter[Any]] = {
+    "complete": TypeAdapter(CompletePayload),
+    "failed": TypeAdapter(FailedPayload),
+}
+
+
+def _check_event(manifest: Manifest, generation_id: int | str) -> None:
+    """Raise `ValueError` if a manifest's event is not the id's, or can't be sent."""
+    body = json.dumps(manifest.payload, allow_nan=False)
+    reported = _PAYLOADS[manifest.event].validate_json(body, strict=True)
+    ids = {str(each) for each in (generation_id, manifest.generation_id, reported.generation_id)}
+    event_id = rf"{manifest.event}_{re.escape(str(generation_id))}(_[0-9]+)?"
+    if len(ids) > 1 or not re.fullmatch(event_id, manifest.event_id):
+        raise ValueError("the event is another one")
 
 
 # %% ../../nbs/storage/09_manifest.ipynb #4807c610
@@ -60,13 +102,18 @@ def manifest_json(manifest: Manifest) -> bytes:
     return json.dumps(asdict(manifest)).encode()
 
 
-def read_manifest(data: bytes) -> Manifest:
-    """A manifest from its JSON, which may have more fields; `StorageError` if it is damaged."""
-    names = {field.name for field in fields(Manifest)}
+def read_manifest(data: bytes, generation_id: int | str) -> Manifest:
+    """The manifest of an id from its JSON, which may have more fields.
+
+    Raises:
+        ObjectDamaged: It is no such manifest.
+    """
     try:
-        return Manifest(**{k: value for k, value in json.loads(data).items() if k in names})
-    except (ValueError, TypeError, AttributeError):
-        raise StorageError("a result's manifest is damaged") from None
+        manifest = _MANIFEST.validate_json(data, strict=True)
+        _check_event(manifest, generation_id)
+    except ValueError:
+        raise ObjectDamaged("a result's manifest is damaged") from None
+    return manifest
 
 
 # %% ../../nbs/storage/09_manifest.ipynb #58e11d9c
@@ -93,12 +140,13 @@ def find_manifest(
     Raises:
         Conflict: The id belongs to another job.
         Canceled: It failed, and must not be tried again.
-        StorageError: The bucket can't be read, or the manifest is damaged.
+        ObjectDamaged: There is something, and no manifest; nothing is drawn over it.
+        StorageError: The bucket can't be read.
     """
     data = store.read(manifest_key(generation_id))
     if data is None:
         return None
-    manifest = _same_job(read_manifest(data), job)
+    manifest = _same_job(read_manifest(data, generation_id), job)
     if not manifest.is_superseded_by(redrives):
         return manifest
     if store.read(canceled_key(generation_id)) is not None:
@@ -119,6 +167,7 @@ def commit(store: Store, manifest: Manifest) -> Manifest:
 
     Raises:
         Conflict: The first one is of another job.
+        ObjectDamaged: There is something, and no manifest; it stays.
         StorageError: It could not be written.
     """
     key, data = manifest_key(manifest.generation_id), manifest_json(manifest)
@@ -127,7 +176,7 @@ def commit(store: Store, manifest: Manifest) -> Manifest:
     stored = store.read(key)
     if stored is None:
         raise StorageError("a result's manifest can't be found again")
-    first = _same_job(read_manifest(stored), manifest.job)
+    first = _same_job(read_manifest(stored, manifest.generation_id), manifest.job)
     if not first.is_superseded_by(manifest.redrives):
         return first
     if not store.compare_and_swap(key, stored, data, JSON_TYPE):
@@ -150,7 +199,7 @@ def mark_canceled(store: Store, generation_id: int | str) -> bool:
         StorageError: It could not be written.
     """
     data = store.read(manifest_key(generation_id))
-    if data is None or read_manifest(data).event != "failed":
+    if data is None or read_manifest(data, generation_id).event != "failed":
         return False
     key = canceled_key(generation_id)
     store.put_if_absent(key, b"{}", JSON_TYPE, metadata={}, public=False)

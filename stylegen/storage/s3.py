@@ -4,7 +4,9 @@
 
 # %% auto #0
 __all__ = [
-    "PUBLIC_HEADERS",
+    "MAX_BYTES_IN_FLIGHT",
+    "PUBLIC_READ",
+    "NO_ACL",
     "S3Source",
     "PublicWriter",
     "S3Objects",
@@ -16,20 +18,66 @@ __all__ = [
 # %% ../../nbs/storage/05_s3.ipynb #66f1da59
 import logging
 import os
+import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from tenacity import Retrying, retry_if_exception, stop_after_attempt
+
 from .conditional import ConditionalWrites, read_complete, with_length
 from .keys import DETECTION_KEY
-from .s3_client import Bucket, client_config, error_code, s3_errors
-from .store import ObjectNotFound, check_size, parse_s3_url
+from stylegen.storage.s3_client import (
+    PRECONDITION_FAILED,
+    REFUSED,
+    WRITE_CONFLICT,
+    Bucket,
+    client_config,
+    error_code,
+    make_session,
+    s3_errors,
+)
+from stylegen.storage.store import (
+    ByteBudget,
+    LimitedFile,
+    ObjectNotFound,
+    check_size,
+    parse_s3_url,
+)
 
 _log = logging.getLogger(__name__)
 
 
 # %% ../../nbs/storage/05_s3.ipynb #d0212c80
+def _is_replaced(error: BaseException) -> bool:
+    from s3transfer.exceptions import S3DownloadFailedError
+
+    return isinstance(error, S3DownloadFailedError) or error_code(error) in PRECONDITION_FAILED
+
+
+_retry_replaced = Retrying(
+    stop=stop_after_attempt(3), retry=retry_if_exception(_is_replaced), reraise=True
+)
+
+
+MAX_BYTES_IN_FLIGHT = 4 * 2**30
+"""Bytes of objects that a source downloads at a time."""
+
+
+class _SameVersion:  # pylint: disable=too-few-public-methods
+    """Makes a transfer ask for the object of one ``HeadObject`` only."""
+
+    def __init__(self, head: dict[str, Any]) -> None:
+        self._head = head
+
+    def on_queued(self, future: Any, **_: Any) -> None:
+        """Called by the transfer."""
+        future.meta.provide_transfer_size(self._head["ContentLength"])
+        future.meta.provide_object_etag(self._head["ETag"])
+
+
 class S3Source:
     """Objects by URL, from any bucket.
 
@@ -38,7 +86,7 @@ class S3Source:
     """
 
     def __init__(self, client: Any) -> None:
-        self.client = client
+        self.client, self._budget = client, ByteBudget(MAX_BYTES_IN_FLIGHT)
 
     def version(self, url: str) -> str:
         """The object's ETag, and its version in a bucket that keeps versions."""
@@ -51,39 +99,75 @@ class S3Source:
         """Download the object, if it has at most `max_bytes`."""
         bucket, key = parse_s3_url(url)
         with s3_errors(f"s3://{bucket}/{key}", missing=ObjectNotFound):
-            check_size(self.client.head_object(Bucket=bucket, Key=key)["ContentLength"], max_bytes)
-            with target.open("wb") as stream:  # download_file would replace it, and its mode
-                self.client.download_fileobj(bucket, key, stream)
+            _retry_replaced(self._download, bucket, key, target, max_bytes)
+
+    def _download(self, bucket: str, key: str, target: Path, max_bytes: int) -> None:
+        from s3transfer.manager import TransferManager
+
+        head = self.client.head_object(Bucket=bucket, Key=key)
+        check_size(head["ContentLength"], max_bytes)
+        with (
+            self._budget.reserve(head["ContentLength"]),
+            LimitedFile(target, max_bytes) as file,
+            TransferManager(self.client) as manager,
+        ):
+            manager.download(bucket, key, file, subscribers=[_SameVersion(head)]).result()
 
 
 # %% ../../nbs/storage/05_s3.ipynb #c25dce3b
-PUBLIC_HEADERS = {"ACL": "public-read"}
-"""What makes an object public, by boto3's names."""
+PUBLIC_READ, NO_ACL = "public-read", "none"
+"""What makes an object public: an ACL, or the bucket's policy."""
 
 
 class PublicWriter:
-    """Puts public objects; without an ACL once the bucket has refused one."""
+    """Puts public objects; without an ACL once the bucket has refused one.
 
-    def __init__(self, bucket: Bucket) -> None:
-        self._bucket, self._headers = bucket, PUBLIC_HEADERS
+    Args:
+        bucket: Where to.
+        acl: The canned ACL; `NO_ACL` sends none.
+    """
+
+    def __init__(self, bucket: Bucket, acl: str = PUBLIC_READ) -> None:
+        self._bucket, self._lock = bucket, threading.Lock()
+        self._headers = {} if acl == NO_ACL else {"ACL": acl}
 
     def put(self, key: str, data: bytes, content_type: str, **headers: Any) -> None:
         """As `Bucket.put`, and public."""
+        put = partial(self._bucket.put, key, data, content_type, **headers)
+        acl = self._headers
         try:
-            self._bucket.put(key, data, content_type, **headers, **self._headers)
+            put(**acl)
         except self._bucket.client.exceptions.ClientError as error:
-            if error_code(error) != "AccessControlListNotSupported":
+            if not acl or error_code(error) not in REFUSED:
                 raise
-            _log.warning("the bucket refuses ACLs; results are stored without one")
+            self._put_without_acl(put, error)
+
+    def _put_without_acl(self, put: Callable[..., None], refusal: Exception) -> None:
+        decided = PRECONDITION_FAILED | WRITE_CONFLICT
+        try:
+            put()
+        except self._bucket.client.exceptions.ClientError as error:
+            if error_code(error) in decided:
+                raise
+            raise refusal from None
+        with self._lock:
+            if self._headers:
+                _log.warning("the bucket refuses ACLs; results are stored without one")
             self._headers = {}
-            self._bucket.put(key, data, content_type, **headers)
 
 
 # %% ../../nbs/storage/05_s3.ipynb #1e8ba643
-def _public_base(bucket: str, endpoint: str) -> str:
-    host = urlsplit(endpoint).hostname or ""
-    on_aws = host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
-    return f"https://{bucket}.s3.amazonaws.com" if on_aws else f"{endpoint.rstrip('/')}/{bucket}"
+def _public_base(bucket: str, client: Any) -> str:
+    from botocore import UNSIGNED
+
+    host = urlsplit(client.meta.endpoint_url).hostname or ""
+    if client.meta.partition == "aws" and host.endswith(".amazonaws.com") and "." not in bucket:
+        return f"https://{bucket}.s3.amazonaws.com"
+    unsigned = {"event_name": "choose-signer.s3.GetObject", "handler": lambda **_: UNSIGNED}
+    client.meta.events.register(**unsigned)
+    url = client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "key"})
+    client.meta.events.unregister(**unsigned)
+    return str(url).removesuffix("/key")
 
 
 # %% ../../nbs/storage/05_s3.ipynb #ddc48db1
@@ -94,13 +178,16 @@ class S3Objects(S3Source):
         bucket: Bucket of the results.
         client: A boto3 S3 client.
         public_url: Public base URL of the bucket, e.g. of a CDN.
+        acl: As of `PublicWriter`.
     """
 
-    def __init__(self, bucket: str, client: Any, *, public_url: str | None = None) -> None:
+    def __init__(
+        self, bucket: str, client: Any, *, public_url: str | None = None, acl: str = PUBLIC_READ
+    ) -> None:
         super().__init__(client)
         self._bucket = Bucket(bucket, client)
-        self._public = PublicWriter(self._bucket)
-        self._base = (public_url or _public_base(bucket, client.meta.endpoint_url)).rstrip("/")
+        self._public = PublicWriter(self._bucket, acl)
+        self._base = (public_url or _public_base(bucket, client)).rstrip("/")
 
     def url(self, key: str) -> str:
         """The address under which a browser finds the object."""
@@ -129,7 +216,7 @@ class S3Store(S3Objects):
     """A bucket for results; other objects may come from any bucket the credentials can read.
 
     Args:
-        bucket, client, public_url: As of `S3Objects`.
+        bucket, client, public_url, acl: As of `S3Objects`.
         conditional: Whether the server honours conditional writes; None asks it.
     """
 
@@ -139,9 +226,10 @@ class S3Store(S3Objects):
         client: Any,
         *,
         public_url: str | None = None,
+        acl: str = PUBLIC_READ,
         conditional: bool | None = None,
     ) -> None:
-        super().__init__(bucket, client, public_url=public_url)
+        super().__init__(bucket, client, public_url=public_url, acl=acl)
         self._writes = ConditionalWrites(self._bucket, conditional)
 
     def detect_conditional_writes(self) -> bool:
@@ -176,6 +264,7 @@ def make_s3_store(
     secret_access_key: str | None = None,
     session_token: str | None = None,
     public_url: str | None = None,
+    acl: str = PUBLIC_READ,
 ) -> S3Store:
     """Make a store for a bucket; None leaves a part to boto3.
 
@@ -186,6 +275,7 @@ def make_s3_store(
         access_key_id, secret_access_key: Credentials, both or neither.
         session_token: Goes with them, where they are a role's.
         public_url: Public base URL of the bucket.
+        acl: What makes results public: `PUBLIC_READ`, or `NO_ACL`.
 
     Returns:
         The store.
@@ -193,10 +283,8 @@ def make_s3_store(
     Raises:
         StorageError: The credentials are incomplete, or boto3 refuses the configuration.
     """
-    import boto3
-
     with s3_errors(f"s3://{bucket}"):
-        client = boto3.client(
+        client = make_session().client(
             "s3",
             region_name=region,
             endpoint_url=endpoint_url,
@@ -205,7 +293,7 @@ def make_s3_store(
             aws_session_token=session_token,
             config=client_config(),
         )
-    return S3Store(bucket, client, public_url=public_url)
+        return S3Store(bucket, client, public_url=public_url, acl=acl)
 
 
 # %% ../../nbs/storage/05_s3.ipynb #290ffb81
@@ -213,4 +301,5 @@ def default_store() -> S3Store:
     """The bucket that the environment names, as in the guide."""
     bucket = os.environ.get("S3_BUCKET") or "stylelicense-images"
     region = os.environ.get("AWS_REGION") or None  # boto3 itself reads AWS_DEFAULT_REGION only
-    return make_s3_store(bucket, region=region, public_url=os.environ.get("S3_PUBLIC_URL"))
+    public_url, acl = os.environ.get("S3_PUBLIC_URL"), os.environ.get("S3_ACL") or PUBLIC_READ
+    return make_s3_store(bucket, region=region, public_url=public_url, acl=acl)

@@ -10,14 +10,18 @@ __all__ = [
     "NOT_FOUND",
     "PRECONDITION_FAILED",
     "WRITE_CONFLICT",
+    "REFUSED",
     "client_config",
+    "make_session",
     "error_code",
     "s3_errors",
     "Bucket",
 ]
 
 # %% ../../nbs/storage/03_s3_client.ipynb #74b2e1ff
+import hashlib
 from collections.abc import Iterator
+from base64 import b64encode
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from ..job import StorageError, StylegenError
 
 if TYPE_CHECKING:
+    from boto3.session import Session
     from botocore.config import Config
 
 # %% ../../nbs/storage/03_s3_client.ipynb #728acc37
@@ -42,9 +47,17 @@ def client_config() -> "Config":
         connect_timeout=CONNECT_TIMEOUT,
         read_timeout=READ_TIMEOUT,
         retries={"mode": "standard", "total_max_attempts": MAX_ATTEMPTS},
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
     )
+
+
+def make_session() -> "Session":
+    """A boto3 session that knows checksums only `when_required`, unless the operator says more."""
+    import boto3
+    from botocore.session import Session
+
+    names = "request_checksum_calculation", "response_checksum_validation"
+    variables = {name: (name, f"AWS_{name.upper()}", "when_required", None) for name in names}
+    return boto3.Session(botocore_session=Session(session_vars=variables))
 
 
 # %% ../../nbs/storage/03_s3_client.ipynb #cb39aa42
@@ -54,6 +67,11 @@ PRECONDITION_FAILED = {"PreconditionFailed", "412"}
 """The condition of a write was not met."""
 WRITE_CONFLICT = {"ConditionalRequestConflict", "OperationAborted", "409"}
 """Two wrote at the same time, and S3 took neither: the same request again decides."""
+REFUSED = {
+    *("AccessControlListNotSupported", "AccessDenied", "InvalidArgument", "InvalidRequest"),
+    *("MethodNotAllowed", "NotImplemented", "UnsupportedArgument", "400", "403", "405", "501"),
+}
+"""The request is not allowed as it is; another one for the same object may be."""
 
 
 def error_code(error: BaseException) -> str:
@@ -102,9 +120,9 @@ class Bucket:
 
     def put(self, key: str, data: bytes, content_type: str, **headers: Any) -> None:
         """``PutObject``; further headers by boto3's names, such as ``IfNoneMatch``."""
-        self.client.put_object(
-            Bucket=self.name, Key=key, Body=data, ContentType=content_type, **headers
-        )
+        digest = b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+        headers |= {"ContentType": content_type, "ContentMD5": digest}
+        self.client.put_object(Bucket=self.name, Key=key, Body=data, **headers)
 
     def get(self, key: str) -> dict[str, Any] | None:
         """``GetObject``; None if there is no such key."""

@@ -8,19 +8,30 @@ __all__ = [
     "InvalidUrl",
     "ObjectNotFound",
     "ObjectTooLarge",
+    "DiskError",
+    "ObjectDamaged",
     "check_size",
+    "LimitedFile",
+    "ByteBudget",
     "parse_s3_url",
     "Source",
+    "check_read",
     "Objects",
     "Store",
 ]
 
 # %% ../../nbs/storage/00_store.ipynb #54d3aa01
+import io
+import os
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from ..job import InvalidMessage, PermanentError
+from ..job import InvalidMessage, PermanentError, StorageError
 
 
 # %% ../../nbs/storage/00_store.ipynb #866b6aea
@@ -36,10 +47,75 @@ class ObjectTooLarge(PermanentError):
     """The object is larger than the caller accepts."""
 
 
+class DiskError(StorageError):
+    """This machine's disk has no room for an object, or fails. The bucket is not to blame."""
+
+
+class ObjectDamaged(StorageError):
+    """An object that the project wrote holds something else now; somebody must look at it."""
+
+
 def check_size(size: int, max_bytes: int) -> None:
     """Raise `ObjectTooLarge` if an object of `size` bytes is larger than `max_bytes`."""
     if size > max_bytes:
         raise ObjectTooLarge(f"the object is larger than {max_bytes} bytes")
+
+
+# %% ../../nbs/storage/00_store.ipynb #c4d83f02
+class LimitedFile(io.FileIO):
+    """A file to write an object to, which becomes no larger than `max_bytes`.
+
+    Args:
+        path: Where it lies, for this user only; what it held is lost, its mode stays.
+        max_bytes: Largest size.
+
+    Raises:
+        ObjectTooLarge: More was to be written.
+        DiskError: The disk does not take it.
+    """
+
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        super().__init__(path, "wb", opener=partial(os.open, mode=0o600))
+        self._max_bytes = max_bytes
+
+    def write(self, data: Any) -> int:
+        """Write all of `data`, bytes of any kind; returns their number."""
+        view = memoryview(data)
+        check_size(self.tell() + view.nbytes, self._max_bytes)
+        written = 0
+        try:
+            while written < view.nbytes:
+                written += super().write(view[written:])
+        except OSError as error:
+            raise DiskError(f"this machine's disk fails ({error.strerror})") from None
+        return written
+
+
+# %% ../../nbs/storage/00_store.ipynb #a96c14d8
+class ByteBudget:  # pylint: disable=too-few-public-methods
+    """Bytes that may be on their way at a time; who asks for more waits for the others.
+
+    Args:
+        max_bytes: How many.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes, self._free = max_bytes, max_bytes
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def reserve(self, size: int) -> Iterator[None]:
+        """Hold `size` bytes of the budget, for the length of a ``with`` block."""
+        size = min(size, self._max_bytes)
+        with self._changed:
+            self._changed.wait_for(lambda: size <= self._free)
+            self._free -= size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += size
+                self._changed.notify_all()
 
 
 # %% ../../nbs/storage/00_store.ipynb #a0715033
@@ -86,7 +162,14 @@ class Source(Protocol):
 
 # %% ../../nbs/storage/00_store.ipynb #aeb88abb
 MAX_READ_BYTES = 2**20
-"""Largest object that a bucket's `read` returns."""
+"""Largest object that a store's `read` returns."""
+
+
+def check_read(data: bytes) -> bytes:
+    """`data`, or `ObjectDamaged` if it is longer than `MAX_READ_BYTES`."""
+    if len(data) > MAX_READ_BYTES:
+        raise ObjectDamaged(f"an object is longer than {MAX_READ_BYTES} bytes")
+    return data
 
 
 class Objects(Source, Protocol):
@@ -96,7 +179,7 @@ class Objects(Source, Protocol):
         """Store `data` under `key`; returns its public URL."""
 
     def read(self, key: str) -> bytes | None:
-        """The object's bytes; None if there is none."""
+        """The object's bytes; None if there is none, `ObjectDamaged` if there are too many."""
 
     def url(self, key: str) -> str:
         """The public URL of a key."""

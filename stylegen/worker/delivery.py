@@ -11,6 +11,7 @@ import logging
 from ..job import RetriesExhausted, StorageError, StylegenError
 from ..logs import log_context
 from ..queue import Delivery, Retries, RetryState, retry_state
+from ..storage import ObjectDamaged
 from .flow import handle_generation_task
 from .parts import Parts
 from .request import known_generation_id
@@ -20,8 +21,8 @@ _log = logging.getLogger(__name__)
 
 # %% ../../nbs/worker/10_delivery.ipynb #fb109f1d
 def _goes_to_retry(error: StylegenError, state: RetryState) -> bool:
-    uncommitted = isinstance(error, StorageError) and state.retries > 0
-    return uncommitted or state.is_retryable(error)
+    is_away = isinstance(error, StorageError) and not isinstance(error, ObjectDamaged)
+    return (is_away and state.retries > 0) or state.is_retryable(error)
 
 
 # %% ../../nbs/worker/10_delivery.ipynb #2ef9128c

@@ -46,6 +46,7 @@ def make_store(settings: Settings) -> Store:
         secret_access_key=_revealed(settings.aws_secret_access_key),
         session_token=_revealed(settings.aws_session_token),
         public_url=settings.s3_public_url,
+        acl=settings.s3_acl,
     )
 
 
