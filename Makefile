@@ -104,7 +104,7 @@ rabbitmq4: install programs  ## the broker's tests and faults against RabbitMQ 4
 	@mkdir -p out
 	@sh tools/rabbitmq4.sh $(RABBITMQ4)
 	RABBITMQ_ROOT=$(RABBITMQ4) $(PYTEST) tests/test_queue.py tests/test_retries.py tests/test_producers.py
-	RABBITMQ_ROOT=$(RABBITMQ4) $(BIN)/python tests/faults/run.py --only broker
+	RABBITMQ_ROOT=$(RABBITMQ4) $(BIN)/python tests/faults/run.py --only broker --save
 
 mutants: install programs  ## make small mistakes in the code: does a test notice? (an hour)
 	$(BIN)/python tools/mutants.py $(ARGS)

@@ -4281,16 +4281,16 @@ d = {
                 "worker/running.html#recentids.add",
                 "stylegen/worker/running.py",
             ),
+            "stylegen.worker.running.RecentIds.event": (
+                "worker/running.html#recentids.event",
+                "stylegen/worker/running.py",
+            ),
             "stylegen.worker.running.RunningJob": (
                 "worker/running.html#runningjob",
                 "stylegen/worker/running.py",
             ),
             "stylegen.worker.running.RunningJob.__post_init__": (
                 "worker/running.html#runningjob.__post_init__",
-                "stylegen/worker/running.py",
-            ),
-            "stylegen.worker.running.RunningJob.hangs": (
-                "worker/running.html#runningjob.hangs",
                 "stylegen/worker/running.py",
             ),
             "stylegen.worker.running.RunningJob.step": (
@@ -4319,6 +4319,10 @@ d = {
             ),
             "stylegen.worker.running.RunningJobs.overdue": (
                 "worker/running.html#runningjobs.overdue",
+                "stylegen/worker/running.py",
+            ),
+            "stylegen.worker.running._hangs": (
+                "worker/running.html#_hangs",
                 "stylegen/worker/running.py",
             ),
         },

@@ -239,6 +239,10 @@ class RabbitNode:
             raise RabbitError(f"{expression} failed\n{done.stdout}{done.stderr}")
         return done.stdout.removeprefix("{ok, ").removesuffix("}")
 
+    def version(self) -> str:
+        """RabbitMQ's version, as ``4.0.5``."""
+        return self.evaluate("rabbit_misc:version()").strip().strip('"')
+
     def enable(self, plugin: str) -> None:
         """Enable one of RabbitMQ's plugins, in place of others, while the node runs and for later.
 

@@ -32,7 +32,7 @@ from pika.data import encode_table
 
 # %% ../../nbs/queue/02_delivery.ipynb #247cb7e1
 OWN = "x-stylegen-"
-"""With this begin the names of a worker's headers; all others are the producer's or the broker's."""
+"""With this begin the names of a worker's headers; others are the producer's or the broker's."""
 
 ATTEMPT, REDELIVERIES, REDRIVES = f"{OWN}attempt", f"{OWN}redeliveries", f"{OWN}redrives"
 _LARGEST = 1000
@@ -72,9 +72,8 @@ class DeliveryCounts:
 MAX_HEADER_BYTES = 96 * 1024
 """Of a producer's headers; a frame holds 128 KiB unless the operator says otherwise."""
 
-_DEATHS = {
-    f"x-{turn}-death-{of}" for turn in ("first", "last") for of in ("exchange", "queue", "reason")
-}
+_TURNS, _PLACES = ("first", "last"), ("exchange", "queue", "reason")
+_DEATHS = {f"x-{at}-death-{of}" for at in _TURNS for of in _PLACES}
 _BROKERS = {"x-death", "x-delivery-count", "x-acquired-count", "CC", "BCC"} | _DEATHS
 _DEEPER = 64
 

@@ -28,6 +28,13 @@ class RecentIds:
     def __contains__(self, key: str) -> bool:
         return key in self._ids
 
+    def event(self, key: str) -> threading.Event:
+        """An event of its own for who asks; set, if the id is among them."""
+        event = threading.Event()
+        if key in self:
+            event.set()
+        return event
+
     def add(self, key: str) -> None:
         """Remember an id; the oldest is forgotten where there are too many."""
         self._ids[key] = None
@@ -73,10 +80,12 @@ class RunningJob:
         if self.clock() - self.began > self.limit:
             raise JobTimeout(f"the job took longer than {self.limit:g} s")
 
-    def hangs(self, earliest: float, moved: float) -> bool:
-        """Whether it began before `earliest`, and if it waits, no job moved since then."""
-        waits = not self.is_begun and moved >= earliest
-        return self.began < earliest and not (waits or self.ended.is_set())
+
+# %% ../../nbs/worker/01_running.ipynb #b0aa0034
+def _hangs(job: RunningJob, earliest: float, moved: float) -> bool:
+    """Whether it began before `earliest`; one that waits hangs only if no job moved since."""
+    is_late = job.began < earliest and not job.ended.is_set()
+    return is_late and (job.is_begun or moved < earliest)
 
 
 # %% ../../nbs/worker/01_running.ipynb #b8b638c9
@@ -94,10 +103,9 @@ class RunningJobs:
         key = str(generation_id)
         with self._changed:
             self._changed.wait_for(lambda: key not in self._jobs)
-            running = RunningJob(generation_id, self.limit, self._move, self._clock)
+            event = self._canceled.event(key)
+            running = RunningJob(generation_id, self.limit, self._move, self._clock, event)
             self._jobs[key] = running
-            if key in self._canceled:
-                running.canceled.set()
         try:
             yield running
         finally:
@@ -118,7 +126,6 @@ class RunningJobs:
 
     def overdue(self) -> list[int | str]:
         """Jobs that hang: 1.5 × the limit since their start, or since the last step of any job."""
-        earliest = self._clock() - 1.5 * self.limit
+        earliest, jobs = self._clock() - 1.5 * self.limit, self._jobs.values()
         with self._changed:
-            jobs = self._jobs.values()
-            return [job.generation_id for job in jobs if job.hangs(earliest, self._moved)]
+            return [job.generation_id for job in jobs if _hangs(job, earliest, self._moved)]
