@@ -40,9 +40,10 @@ is replaced by pictures in the artist's colour.
 - *Recovery*: from the end of the fault to the first job completed of those sent since, or else of
   those that were waiting (–: there were none).
 
-`make rabbitmq4` tries the broker's faults on RabbitMQ 4, too. A full work queue that refuses messages
-costs the killed worker's share and no more: two workers ended 160 to 170 jobs in 10 s, and 140 to 160
-with one of them killed in that time. (With one connection dropped at each refusal it was 31 to 110.)
+`make rabbitmq4` tries the broker's faults on RabbitMQ 4, too. A full work queue that refuses
+messages costs the killed worker's share and no more: two workers ended 160 to 170 jobs in 10 s, and
+140 to 160 with one of them killed in that time. (With the connection dropped at each refusal it was
+31 to 110.)
 """
 
 _TABLE = """
