@@ -11,12 +11,14 @@ PYTEST_OPTIONS := -q -p no:cacheprovider --numprocesses 6 --dist loadfile --no-l
 PYTEST := IN_TEST=1 HF_HUB_OFFLINE=1 pytest $(PYTEST_OPTIONS)
 # Takes both cores by itself, and is timed.
 DRY_RUN := tests/test_gpu_bench.py
+# Debian 13, made by `make rabbitmq4`.
+RABBITMQ4 := $(CURDIR)/out/rabbitmq4
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 300
 
-.PHONY: help install demo test check notebooks unit coverage prep outputs pocket pocket-report bench gpu gpu-pack faults mutants scale lab clean
+.PHONY: help install demo test check notebooks unit coverage prep outputs pocket pocket-report bench gpu gpu-pack faults rabbitmq4 mutants scale lab clean
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 install: $(VENV)/.installed  ## make .venv and install the project into it
 
@@ -97,6 +99,12 @@ gpu-pack: install  ## pack what a machine with a GPU lacks, and say the line to 
 
 faults: install programs  ## break every part while jobs run, count what became of them
 	$(BIN)/python tests/faults/run.py
+
+rabbitmq4: install programs  ## the broker's tests and faults against RabbitMQ 4, beside the machine's own
+	@mkdir -p out
+	@sh tools/rabbitmq4.sh $(RABBITMQ4)
+	RABBITMQ_ROOT=$(RABBITMQ4) $(PYTEST) tests/test_queue.py tests/test_retries.py tests/test_producers.py
+	RABBITMQ_ROOT=$(RABBITMQ4) $(BIN)/python tests/faults/run.py --only broker --save
 
 mutants: install programs  ## make small mistakes in the code: does a test notice? (an hour)
 	$(BIN)/python tools/mutants.py $(ARGS)

@@ -2596,6 +2596,10 @@ d = {
                 "queue/connection.html#_tolerantconnection._read_frame",
                 "stylegen/queue/connection.py",
             ),
+            "stylegen.queue.connection.account_name": (
+                "queue/connection.html#account_name",
+                "stylegen/queue/connection.py",
+            ),
             "stylegen.queue.connection.connect": (
                 "queue/connection.html#connect",
                 "stylegen/queue/connection.py",
@@ -2650,16 +2654,20 @@ d = {
                 "queue/consumer.html#_session.__init__",
                 "stylegen/queue/consumer.py",
             ),
-            "stylegen.queue.consumer._Session._acknowledge": (
-                "queue/consumer.html#_session._acknowledge",
+            "stylegen.queue.consumer._Session._end": (
+                "queue/consumer.html#_session._end",
                 "stylegen/queue/consumer.py",
             ),
-            "stylegen.queue.consumer._Session._on_done": (
-                "queue/consumer.html#_session._on_done",
+            "stylegen.queue.consumer._Session._end_now": (
+                "queue/consumer.html#_session._end_now",
                 "stylegen/queue/consumer.py",
             ),
             "stylegen.queue.consumer._Session._on_message": (
                 "queue/consumer.html#_session._on_message",
+                "stylegen/queue/consumer.py",
+            ),
+            "stylegen.queue.consumer._Session.consumers": (
+                "queue/consumer.html#_session.consumers",
                 "stylegen/queue/consumer.py",
             ),
             "stylegen.queue.consumer._Setup": (
@@ -2700,6 +2708,10 @@ d = {
             ),
         },
         "stylegen.queue.control": {
+            "stylegen.queue.control._acknowledge": (
+                "queue/control.html#_acknowledge",
+                "stylegen/queue/control.py",
+            ),
             "stylegen.queue.control.consume_control": (
                 "queue/control.html#consume_control",
                 "stylegen/queue/control.py",
@@ -2742,8 +2754,28 @@ d = {
                 "queue/delivery.html#_count",
                 "stylegen/queue/delivery.py",
             ),
+            "stylegen.queue.delivery._encoded_size": (
+                "queue/delivery.html#_encoded_size",
+                "stylegen/queue/delivery.py",
+            ),
+            "stylegen.queue.delivery._expiration": (
+                "queue/delivery.html#_expiration",
+                "stylegen/queue/delivery.py",
+            ),
+            "stylegen.queue.delivery.copy_properties": (
+                "queue/delivery.html#copy_properties",
+                "stylegen/queue/delivery.py",
+            ),
+            "stylegen.queue.delivery.foreign_headers": (
+                "queue/delivery.html#foreign_headers",
+                "stylegen/queue/delivery.py",
+            ),
             "stylegen.queue.delivery.from_pika": (
                 "queue/delivery.html#from_pika",
+                "stylegen/queue/delivery.py",
+            ),
+            "stylegen.queue.delivery.returned_queue": (
+                "queue/delivery.html#returned_queue",
                 "stylegen/queue/delivery.py",
             ),
         },
@@ -2802,6 +2834,10 @@ d = {
             ),
             "stylegen.queue.executor.SharedExclusiveLock.hold": (
                 "queue/executor.html#sharedexclusivelock.hold",
+                "stylegen/queue/executor.py",
+            ),
+            "stylegen.queue.executor._leave": (
+                "queue/executor.html#_leave",
                 "stylegen/queue/executor.py",
             ),
         },
@@ -4207,6 +4243,10 @@ d = {
                 "worker/delivery.html#_goes_to_retry",
                 "stylegen/worker/delivery.py",
             ),
+            "stylegen.worker.delivery._reason": (
+                "worker/delivery.html#_reason",
+                "stylegen/worker/delivery.py",
+            ),
             "stylegen.worker.delivery.do_delivery": (
                 "worker/delivery.html#do_delivery",
                 "stylegen/worker/delivery.py",
@@ -4456,6 +4496,26 @@ d = {
             ),
         },
         "stylegen.worker.running": {
+            "stylegen.worker.running.RecentIds": (
+                "worker/running.html#recentids",
+                "stylegen/worker/running.py",
+            ),
+            "stylegen.worker.running.RecentIds.__contains__": (
+                "worker/running.html#recentids.__contains__",
+                "stylegen/worker/running.py",
+            ),
+            "stylegen.worker.running.RecentIds.__init__": (
+                "worker/running.html#recentids.__init__",
+                "stylegen/worker/running.py",
+            ),
+            "stylegen.worker.running.RecentIds.add": (
+                "worker/running.html#recentids.add",
+                "stylegen/worker/running.py",
+            ),
+            "stylegen.worker.running.RecentIds.event": (
+                "worker/running.html#recentids.event",
+                "stylegen/worker/running.py",
+            ),
             "stylegen.worker.running.RunningJob": (
                 "worker/running.html#runningjob",
                 "stylegen/worker/running.py",
@@ -4490,6 +4550,10 @@ d = {
             ),
             "stylegen.worker.running.RunningJobs.overdue": (
                 "worker/running.html#runningjobs.overdue",
+                "stylegen/worker/running.py",
+            ),
+            "stylegen.worker.running._hangs": (
+                "worker/running.html#_hangs",
                 "stylegen/worker/running.py",
             ),
         },

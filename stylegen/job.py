@@ -213,7 +213,7 @@ def read_message(body: bytes) -> dict[str, Any]:
     """Read a message's bytes as a JSON object.
 
     Args:
-        body: UTF-8 encoded JSON, at most `MAX_MESSAGE_BYTES`.
+        body: UTF-8 encoded JSON, at most `MAX_MESSAGE_BYTES`; a byte order mark is passed over.
 
     Returns:
         The object's fields, not yet checked.
@@ -224,7 +224,7 @@ def read_message(body: bytes) -> dict[str, Any]:
     if len(body) > MAX_MESSAGE_BYTES:
         raise InvalidMessage(f"the message is longer than {MAX_MESSAGE_BYTES} bytes")
     try:
-        fields = json.loads(body.decode("utf-8"))
+        fields = json.loads(body.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise InvalidMessage(f"the message is not JSON ({type(error).__name__})") from None
     if not isinstance(fields, dict):

@@ -18,7 +18,13 @@ from typing import Any
 import pika
 from pika.exceptions import AMQPConnectionError
 
-_LIB = Path("/usr/lib/rabbitmq/bin")  # Debian's plain scripts; its wrappers want another user
+_LIB = "/usr/lib/rabbitmq/bin"  # Debian's plain scripts; its wrappers want another user
+_ROOT = os.environ.get("RABBITMQ_ROOT", "")
+"""Folder of another Debian, whose RabbitMQ is the one to test; empty for the machine's own."""
+
+_IN_ROOT = """\
+for folder in /proc /dev "${TMPDIR:-/tmp}"; do mount --bind "$folder" "$0$folder"; done
+exec chroot "$0" "$@\""""
 _START_LIMIT = 240.0
 _POLL = 0.1
 _STATES = """\
@@ -39,11 +45,14 @@ class RabbitError(RuntimeError):
     """RabbitMQ is not installed, or a node or one of its tools failed."""
 
 
-def _tool(name: str) -> str:
-    found = str(_LIB / name) if (_LIB / name).exists() else shutil.which(name)
-    if not found:
+def _tool(name: str) -> list[str]:
+    """The command that runs a tool; in another root, with this machine's folder for tests in it."""
+    path = f"{_ROOT}{_LIB}:{_ROOT}/usr/bin" if _ROOT else f"{_LIB}:{os.environ['PATH']}"
+    if not (found := shutil.which(name, path=path)):
         raise RabbitError(f"{name} not found: run tools/ensure_packages.sh")
-    return found
+    if not _ROOT:
+        return [found]
+    return ["unshare", "--mount", "sh", "-ec", _IN_ROOT, _ROOT, found.removeprefix(_ROOT)]
 
 
 def free_ports(count: int) -> list[int]:
@@ -114,8 +123,8 @@ class RabbitNode:
         """
         server = _tool("rabbitmq-server")
         if self._epmd is None:
-            self._epmd = self._spawn(_tool("epmd"), "-port", str(self._epmd_port))
-        self._server = self._spawn(server)
+            self._epmd = self._spawn(*_tool("epmd"), "-port", str(self._epmd_port))
+        self._server = self._spawn(*server)
         limit = time.monotonic() + _START_LIMIT
         while not self._answers():
             if self._server.poll() is not None or time.monotonic() > limit:
@@ -195,7 +204,7 @@ class RabbitNode:
         Raises:
             RabbitError: It failed.
         """
-        command = [_tool("rabbitmqctl"), "-q", "-n", self.name, *arguments]
+        command = [*_tool("rabbitmqctl"), "-q", "-n", self.name, *arguments]
         done = subprocess.run(
             command, env=self._environment, capture_output=True, text=True, timeout=60, check=False
         )
@@ -218,7 +227,7 @@ class RabbitNode:
             RabbitError: There is no such node, or it raised an error.
         """
         done = subprocess.run(
-            [_tool("erl_call"), "-sname", self.name, "-e"],
+            [*_tool("erl_call"), "-sname", self.name, "-e"],
             env=self._environment,
             input=f"{expression}.\n",
             capture_output=True,
@@ -229,6 +238,10 @@ class RabbitNode:
         if not done.stdout.startswith("{ok, "):
             raise RabbitError(f"{expression} failed\n{done.stdout}{done.stderr}")
         return done.stdout.removeprefix("{ok, ").removesuffix("}")
+
+    def version(self) -> str:
+        """RabbitMQ's version, as ``4.0.5``."""
+        return self.evaluate("rabbit_misc:version()").strip().strip('"')
 
     def enable(self, plugin: str) -> None:
         """Enable one of RabbitMQ's plugins, in place of others, while the node runs and for later.

@@ -11,6 +11,7 @@ __all__ = [
     "without_headers",
     "open_connection",
     "connect",
+    "account_name",
     "WrongQueue",
     "ensure_queue",
     "log_broker_error",
@@ -144,6 +145,12 @@ def connect(url: str) -> BlockingConnection:
         AMQPError: The broker can't be reached, or refuses.
     """
     return open_connection(connection_parameters(url))
+
+
+# %% ../../nbs/queue/00_connection.ipynb #b0aa0002
+def account_name(url: str) -> str:
+    """The account that an ``amqp(s)://`` address logs in with; `ValueError` if it can't be read."""
+    return str(connection_parameters(url).credentials.username)
 
 
 # %% ../../nbs/queue/00_connection.ipynb #3fd8feca

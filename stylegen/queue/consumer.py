@@ -10,9 +10,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -29,7 +29,7 @@ from stylegen.queue.connection import (
     reconnecting,
 )
 from .control import consume_control
-from .delivery import Delivery, from_pika
+from .delivery import Delivery, from_pika, returned_queue
 from .executor import TICK, CallbackRunner, JobExecutor
 from ..settings import QUEUE_NAME
 
@@ -62,6 +62,7 @@ class Unwatched:
 class _Setup:
     """What outlives a connection."""
 
+    parameters: pika.connection.Parameters
     queue_name: str
     prefetch_count: int
     jobs: JobExecutor
@@ -74,32 +75,36 @@ class _Setup:
 class _Session:
     """Consumes on one connection: hands messages over, acknowledges what is done."""
 
-    def __init__(self, connection: BlockingConnection, setup: _Setup) -> None:
-        ensure_queue(connection, setup.queue_name)
+    def __init__(self, connection: BlockingConnection, setup: _Setup, executor: Executor) -> None:
         self.connection, self.jobs, self.health = connection, setup.jobs, setup.health
-        self.channel = connection.channel()
-        self.channel.basic_qos(prefetch_count=setup.prefetch_count)
-        self.consumer_tag = self.channel.basic_consume(setup.queue_name, self._on_message)
-        control = consume_control(connection, setup.queue_name, setup.on_control)
+        self.channel, self.account = connection.channel(), setup.parameters.credentials.username
+        queues = {setup.queue_name: setup.prefetch_count, returned_queue(setup.queue_name): 1}
+        for queue_name, prefetch_count in queues.items():
+            ensure_queue(connection, queue_name)
+            self.channel.basic_qos(prefetch_count=prefetch_count)
+            self.channel.basic_consume(queue_name, self._on_message)
+        control = consume_control(connection, setup.queue_name, setup.on_control, executor)
         self.channels = [self.channel, *([control] if control else [])]
+        self.wanted_consumers = self.consumers
 
-    def _on_message(
-        self,
-        _channel: BlockingChannel,
-        method: pika.spec.Basic.Deliver,
-        properties: pika.BasicProperties,
-        body: bytes,
-    ) -> None:
-        delivery = from_pika(self.jobs.runner.connection_epoch, method, properties, body)
-        self.jobs.submit(delivery, self._on_done)
+    @property
+    def consumers(self) -> int:
+        """Queues that are consumed; the broker may cancel that."""
+        return sum(len(channel.consumer_tags) for channel in self.channels)
 
-    def _on_done(self, delivery: Delivery) -> None:
+    def _on_message(self, _: Any, method: Any, properties: Any, body: bytes) -> None:
+        epoch = self.jobs.runner.connection_epoch
+        delivery = from_pika(epoch, method, properties, body, self.account)
+        ends = (BlockingChannel.basic_ack, BlockingChannel.basic_nack)
+        self.jobs.submit(delivery, *(partial(self._end, end) for end in ends))
+
+    def _end(self, end: Callable[[BlockingChannel, int], None], delivery: Delivery) -> None:
         with suppress(ConnectionWrongStateError):
-            self.connection.add_callback_threadsafe(partial(self._acknowledge, delivery))
+            self.connection.add_callback_threadsafe(partial(self._end_now, end, delivery))
 
-    def _acknowledge(self, delivery: Delivery) -> None:
+    def _end_now(self, end: Callable[[BlockingChannel, int], None], delivery: Delivery) -> None:
         if delivery.connection_epoch == self.jobs.runner.connection_epoch:
-            self.channel.basic_ack(delivery.tag)
+            end(self.channel, delivery.tag)
 
 
 # %% ../../nbs/queue/05_consumer.ipynb #92cef382
@@ -115,13 +120,14 @@ def _consume(session: _Session) -> None:
         _tick(session)
         if session.jobs.runner.broker_error:
             raise session.jobs.runner.broker_error
-        if not all(channel.consumer_tags for channel in session.channels):
+        if session.consumers < session.wanted_consumers:
             raise ConsumerCancelled("the broker cancelled the consumer")
 
 
 # %% ../../nbs/queue/05_consumer.ipynb #baa71bbb
 def _drain(session: _Session) -> None:
-    session.channel.basic_cancel(session.consumer_tag)
+    for tag in session.channel.consumer_tags:
+        session.channel.basic_cancel(tag)
     while session.jobs.is_busy:
         _tick(session)
     read = threading.Event()
@@ -131,11 +137,11 @@ def _drain(session: _Session) -> None:
 
 
 # %% ../../nbs/queue/05_consumer.ipynb #ca294d56
-def _serve(parameters: pika.connection.Parameters, setup: _Setup) -> None:
+def _serve(setup: _Setup, control: Executor) -> None:
     setup.health.beat()
-    connection = open_connection(parameters)
+    connection = open_connection(setup.parameters)
     try:
-        session = _Session(connection, setup)
+        session = _Session(connection, setup, control)
         _log.info("waiting for jobs in queue %s", setup.queue_name)
         setup.health.connected = True
         setup.on_ready()
@@ -164,14 +170,13 @@ def _counting_from_one(state: RetryCallState) -> Iterator[None]:
 
 
 # %% ../../nbs/queue/05_consumer.ipynb #4485d7ae
-def _serve_until_stopped(parameters: pika.connection.Parameters, setup: _Setup) -> None:
-    runner, on_control = setup.jobs.runner, setup.on_control
+def _serve_until_stopped(setup: _Setup) -> None:
+    runner = setup.jobs.runner
     with ThreadPoolExecutor(1, thread_name_prefix="control") as control:
-        setup = replace(setup, on_control=lambda body: control.submit(on_control, body))
         for attempt in reconnecting(runner.stop):
             with attempt, _counting_from_one(attempt.retry_state):
                 if not runner.is_stopping:
-                    _serve(parameters, setup)
+                    _serve(setup, control)
     if runner.failure is not None:
         _log.error("a job could not be reported (%s)", type(runner.failure).__name__)
         raise runner.failure
@@ -214,9 +219,10 @@ def start_rabbitmq_consumer(
         BaseException: Whatever `callback` raised; its message stays in the queue.
     """
     runner = CallbackRunner(on_delivery or _with_body(callback), stop or threading.Event())
-    jobs = JobExecutor(runner, threads)
-    setup = _Setup(queue_name, prefetch_count, jobs, health or Unwatched(), on_ready, on_control)
-    _serve_until_stopped(connection_parameters(url, host=host, heartbeat=heartbeat), setup)
+    parameters = connection_parameters(url, host=host, heartbeat=heartbeat)
+    jobs, health = JobExecutor(runner, threads), health or Unwatched()
+    places = (parameters, queue_name, prefetch_count, jobs, health, on_ready, on_control)
+    _serve_until_stopped(_Setup(*places))
 
 
 # %% ../../nbs/queue/05_consumer.ipynb #c334815f

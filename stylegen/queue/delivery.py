@@ -4,27 +4,37 @@
 
 # %% auto #0
 __all__ = [
+    "OWN",
     "ATTEMPT",
     "REDELIVERIES",
     "REDRIVES",
+    "MAX_HEADER_BYTES",
     "POISON_REDELIVERIES",
+    "EXPIRATION",
     "DeliveryCounts",
+    "foreign_headers",
     "Delivery",
     "from_pika",
+    "copy_properties",
+    "returned_queue",
 ]
 
 # %% ../../nbs/queue/02_delivery.ipynb #d67ac94d
 import time
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pika
+from pika.data import encode_table
 
 # %% ../../nbs/queue/02_delivery.ipynb #247cb7e1
-ATTEMPT = "x-stylegen-attempt"
-REDELIVERIES = "x-stylegen-redeliveries"
-REDRIVES = "x-stylegen-redrives"
+OWN = "x-stylegen-"
+"""With this begin the names of a worker's headers; others are the producer's or the broker's."""
+
+ATTEMPT, REDELIVERIES, REDRIVES = f"{OWN}attempt", f"{OWN}redeliveries", f"{OWN}redrives"
 _LARGEST = 1000
 
 
@@ -58,9 +68,40 @@ class DeliveryCounts:
         return dict(zip((ATTEMPT, REDELIVERIES, REDRIVES), counts, strict=True))
 
 
+# %% ../../nbs/queue/02_delivery.ipynb #b0aa0007
+MAX_HEADER_BYTES = 96 * 1024
+"""Of a producer's headers; a frame holds 128 KiB unless the operator says otherwise."""
+
+_TURNS, _PLACES = ("first", "last"), ("exchange", "queue", "reason")
+_DEATHS = {f"x-{at}-death-{of}" for at in _TURNS for of in _PLACES}
+_BROKERS = {"x-death", "x-delivery-count", "x-acquired-count", "CC", "BCC"} | _DEATHS
+_DEEPER = 64
+
+
+def _encoded_size(name: str, value: Any) -> float:
+    for _ in range(_DEEPER):  # lists, since it will be encoded at a deeper stack
+        value = [value]
+    try:
+        return float(encode_table([], {name: value}))
+    except Exception:  # pylint: disable=broad-exception-caught
+        return float("inf")
+
+
+def foreign_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that neither a worker nor the broker wrote, as far as they can be sent on."""
+    room, kept = float(MAX_HEADER_BYTES), {}
+    for name, value in headers.items():
+        is_foreign = name not in _BROKERS and not str(name).startswith(OWN)
+        if is_foreign and (size := _encoded_size(name, value)) <= room:
+            room, kept[name] = room - size, value
+    return kept
+
+
 # %% ../../nbs/queue/02_delivery.ipynb #9a730bb6
 POISON_REDELIVERIES = 2
 """Redeliveries after which a message may be what kills the workers."""
+
+_plain_json = partial(pika.BasicProperties, content_type="application/json")
 
 
 @dataclass(frozen=True)
@@ -71,9 +112,10 @@ class Delivery:
         connection_epoch: Number of the connection that brought it.
         tag: The broker's name for it, on that connection only.
         body: The message's bytes.
-        headers: Its headers; anybody may have written them.
+        headers: Its headers; anybody may have written them, but for those that begin with `OWN`.
         redelivered: Whether it was delivered before, and not acknowledged.
         age: Seconds since it was published, where its producer says when.
+        properties: What else its producer said of it.
     """
 
     connection_epoch: int
@@ -82,6 +124,7 @@ class Delivery:
     headers: Mapping[str, Any] = field(default_factory=dict)
     redelivered: bool = False
     age: float | None = None
+    properties: pika.BasicProperties = field(default_factory=_plain_json, repr=False)
 
     @property
     def counts(self) -> DeliveryCounts:
@@ -100,14 +143,56 @@ def from_pika(
     method: pika.spec.Basic.Deliver | pika.spec.Basic.GetOk,
     properties: pika.BasicProperties,
     body: bytes,
+    account: str,
 ) -> Delivery:
-    """The delivery that pika's four values are."""
-    sent = properties.timestamp
+    """The delivery that pika's four values are; counts are those of this account, or none."""
+    sent, headers = properties.timestamp, properties.headers or {}
+    if properties.user_id != account:
+        headers = {name: value for name, value in headers.items() if not str(name).startswith(OWN)}
     return Delivery(
         epoch,
         method.delivery_tag,
         body,
-        properties.headers or {},
+        headers,
         bool(method.redelivered),
         time.time() - sent if sent else None,
+        properties,
     )
+
+
+# %% ../../nbs/queue/02_delivery.ipynb #b0aa000a
+EXPIRATION = f"{OWN}expiration"
+_LONGEST = 2**32 - 1
+
+
+def _expiration(delivery: Delivery) -> str | None:
+    """Milliseconds as text, as the broker takes them."""
+    text = str(delivery.properties.expiration or delivery.headers.get(EXPIRATION, ""))
+    is_valid = text.isascii() and text.isdigit() and len(text) < 11 and int(text) <= _LONGEST
+    return text if is_valid else None
+
+
+def copy_properties(
+    delivery: Delivery, headers: Mapping[str, Any], *, expires: bool = False
+) -> pika.BasicProperties:
+    """The properties with which a message is sent on.
+
+    Args:
+        delivery: The message.
+        headers: Ours; its producer's are added.
+        expires: Whether it goes to where it waits for a worker.
+
+    Returns:
+        All that its producer set, but for `user_id`.
+    """
+    copied, expiration = copy(delivery.properties), _expiration(delivery)
+    aside = {EXPIRATION: expiration} if expiration and not expires else {}
+    copied.expiration = expiration if expires else None
+    copied.headers = foreign_headers(delivery.headers) | aside | dict(headers)
+    return copied
+
+
+# %% ../../nbs/queue/02_delivery.ipynb #b0aa000d
+def returned_queue(queue_name: str) -> str:
+    """The queue of redelivered messages for which the work queue has no room."""
+    return f"{queue_name}.returned"

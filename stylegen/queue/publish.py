@@ -9,26 +9,34 @@ __all__ = ["PUBLISH_ATTEMPTS", "PUBLISH_WAIT", "publish_job", "publish_with_retr
 import logging
 import time
 from collections.abc import Mapping
+from copy import copy
 from typing import Any
 
 import pika
-from pika.exceptions import AMQPConnectionError, AMQPError
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from pika.exceptions import AMQPConnectionError, AMQPError, NackError
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    retry_if_not_exception_type,
+    stop_after_attempt,
+    wait_random_exponential,
+)
 
-from .connection import connect, ensure_queue, log_broker_error
+from .connection import account_name, connect, ensure_queue, log_broker_error
 from ..settings import QUEUE_NAME
 
 _log = logging.getLogger(__name__)
 
 
 # %% ../../nbs/queue/01_publish.ipynb #84b217a0
-def _persistent(headers: Mapping[str, Any] | None) -> pika.BasicProperties:
-    return pika.BasicProperties(
-        delivery_mode=2,
-        content_type="application/json",
-        headers=dict(headers or {}),
-        timestamp=int(time.time()),
+def _persistent(
+    headers: Mapping[str, Any] | None, properties: pika.BasicProperties | None, account: str
+) -> pika.BasicProperties:
+    sent = copy(properties) or pika.BasicProperties(
+        content_type="application/json", headers=dict(headers or {}), timestamp=int(time.time())
     )
+    sent.delivery_mode, sent.user_id = pika.DeliveryMode.Persistent.value, account
+    return sent
 
 
 def _log_alarm(*_: Any) -> None:
@@ -42,6 +50,7 @@ def publish_job(
     url: str,
     queue_name: str = QUEUE_NAME,
     headers: Mapping[str, Any] | None = None,
+    properties: pika.BasicProperties | None = None,
     arguments: dict[str, Any] | None = None,
 ) -> None:
     """Put one message into the queue and wait until the broker has stored it.
@@ -50,20 +59,25 @@ def publish_job(
         body: The message, UTF-8 JSON.
         url: Broker's ``amqp(s)://`` address.
         queue_name: Queue; made if there is none.
-        headers: The message's headers.
+        headers: A new message's headers.
+        properties: Instead: those of a message that is sent on, with its headers.
         arguments: Those that the queue must have.
 
     Raises:
         AMQPError: The broker cannot be reached, or did not take the message.
+        NackError: The same; the queue is full, and made to refuse then.
         WrongQueue: The queue has other arguments.
     """
-    connection = connect(url)
+    sent, connection = _persistent(headers, properties, account_name(url)), connect(url)
     try:
         connection.add_on_connection_blocked_callback(_log_alarm)
         ensure_queue(connection, queue_name, arguments)
         channel = connection.channel()
         channel.confirm_delivery()
-        channel.basic_publish("", queue_name, body, _persistent(headers), mandatory=True)
+        channel.basic_publish("", queue_name, body, sent, mandatory=True)
+    except NackError:
+        _log.warning("queue %s is full and refuses messages", queue_name)
+        raise
     finally:
         connection.close()
 
@@ -81,24 +95,27 @@ def publish_with_retries(
     *,
     url: str,
     queue_name: str,
-    headers: Mapping[str, Any],
+    headers: Mapping[str, Any] | None = None,
+    properties: pika.BasicProperties | None = None,
     arguments: dict[str, Any] | None = None,
 ) -> None:
     """`publish_job`, several times while the broker is away.
 
     Raises:
         AMQPError: The broker was away each time, or did not take the message.
+        NackError: The queue is full; that is not waited for.
         WrongQueue: The queue has other arguments.
     """
     attempts = Retrying(
         stop=stop_after_attempt(PUBLISH_ATTEMPTS),
         wait=PUBLISH_WAIT,
-        retry=retry_if_exception_type((AMQPError, OSError)),
+        retry=retry_if_exception_type((AMQPError, OSError))
+        & retry_if_not_exception_type(NackError),
         before_sleep=log_broker_error,
         reraise=True,
     )
-    options = {"url": url, "queue_name": queue_name, "headers": headers, "arguments": arguments}
+    place = {"url": url, "queue_name": queue_name, "arguments": arguments}
     try:
-        attempts(publish_job, body, **options)
+        attempts(publish_job, body, headers=headers, properties=properties, **place)
     except OSError as error:
         raise AMQPConnectionError(type(error).__name__) from None

@@ -22,9 +22,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pika.exceptions import NackError
+
 from ..job import RetriesExhausted, StylegenError
-from .connection import WrongQueue, connect, ensure_queue
-from .delivery import REDRIVES, Delivery, DeliveryCounts, from_pika
+from .connection import WrongQueue, account_name, connect, ensure_queue
+from stylegen.queue.delivery import (
+    OWN,
+    REDRIVES,
+    Delivery,
+    DeliveryCounts,
+    copy_properties,
+    from_pika,
+    returned_queue,
+)
 from .publish import publish_job, publish_with_retries
 from ..settings import MAX_REDELIVERIES, QUEUE_NAME, RETRY_DELAYS
 
@@ -69,7 +79,7 @@ def _is_transient(error: Exception) -> bool:
 
 
 # %% ../../nbs/queue/06_retries.ipynb #df365d74
-ERROR_CODE, ERROR = "x-stylegen-error-code", "x-stylegen-error"
+ERROR_CODE, ERROR = f"{OWN}error-code", f"{OWN}error"
 
 
 def retry_queue(queue_name: str, delay: int) -> str:
@@ -104,10 +114,13 @@ def _copy(
     url: str,
     queue_name: str,
     headers: dict[str, Any],
+    *,
     arguments: dict[str, Any] | None = None,
+    expires: bool = False,
 ) -> None:
+    properties = copy_properties(delivery, headers, expires=expires)
     publish_with_retries(
-        delivery.body, url=url, queue_name=queue_name, headers=headers, arguments=arguments
+        delivery.body, url=url, queue_name=queue_name, properties=properties, arguments=arguments
     )
 
 
@@ -134,15 +147,18 @@ class Retries:
         name = retry_queue(self.queue_name, delay)
         arguments = retry_queue_arguments(self.queue_name, delay)
         try:
-            _copy(delivery, self.url, name, counts.to_headers(), arguments)
+            _copy(delivery, self.url, name, counts.to_headers(), arguments=arguments)
         except WrongQueue:
             _log.error("queue %s would keep messages for ever: dead-lettered instead", name)
             self.dead_letter(delivery, "WRONG_QUEUE", f"queue {name} has other arguments")
 
     def requeue(self, delivery: Delivery) -> None:
-        """To the end of the work queue, counted."""
+        """To the end of the work queue, counted; if that is full, to the returned messages."""
         counts = replace(delivery.counts, redeliveries=delivery.counts.redeliveries + 1)
-        _copy(delivery, self.url, self.queue_name, counts.to_headers())
+        try:
+            _copy(delivery, self.url, self.queue_name, counts.to_headers(), expires=True)
+        except NackError:
+            _copy(delivery, self.url, returned_queue(self.queue_name), counts.to_headers())
 
     def dead_letter(self, delivery: Delivery, code: str, text: str) -> None:
         """To the dead letters, with the reason."""
@@ -183,9 +199,10 @@ def redrive(url: str, queue_name: str, chosen: Callable[[bytes], bool] = lambda 
         for _ in range(channel.queue_declare(dead, passive=True).method.message_count):
             method, properties, body = channel.basic_get(dead)
             if method and chosen(body):
-                letter = from_pika(0, method, properties, body)
+                letter = from_pika(0, method, properties, body, account_name(url))
                 headers = {REDRIVES: letter.counts.redrives + 1}
-                publish_job(body, url=url, queue_name=queue_name, headers=headers)
+                sent = copy_properties(letter, headers, expires=True)
+                publish_job(body, url=url, queue_name=queue_name, properties=sent)
                 channel.basic_ack(method.delivery_tag)
                 moved += 1
     finally:

@@ -68,7 +68,9 @@ def do_control(body: bytes, parts: Parts) -> None:
     try:
         if generation_id is None:
             raise InvalidMessage("a control message names no generation")
-        _RETRYING(cancel_job, generation_id, parts.store)
-        parts.running_jobs.cancel(generation_id)
+        if parts.running_jobs.cancel(generation_id):
+            _RETRYING(cancel_job, generation_id, parts.store)
+        else:
+            _RETRYING(mark_canceled, parts.store, generation_id)
     except Exception as error:  # pylint: disable=broad-exception-caught
         _log.warning("not canceled: %s", error if isinstance(error, StylegenError) else type(error))

@@ -8,7 +8,7 @@ __all__ = ["settle_delivery", "do_delivery"]
 # %% ../../nbs/worker/10_delivery.ipynb #4b9d8a0b
 import logging
 
-from ..job import RetriesExhausted, StorageError, StylegenError
+from ..job import InvalidMessage, RetriesExhausted, StorageError, StylegenError
 from ..logs import log_context
 from ..queue import Delivery, Retries, RetryState, retry_state
 from ..storage import ObjectDamaged
@@ -32,6 +32,17 @@ def _dead_letter(delivery: Delivery, parts: Parts, retries: Retries, code: str, 
     return code
 
 
+# %% ../../nbs/worker/10_delivery.ipynb #b0aa0021
+_PLAIN = {"none", "", "utf-8", "utf8", "identity"}
+
+
+def _reason(error: StylegenError, delivery: Delivery) -> str:
+    encoding = str(delivery.properties.content_encoding)[:40]
+    if not isinstance(error, InvalidMessage) or encoding.lower() in _PLAIN:
+        return str(error)
+    return f"{error}; its content_encoding is {encoding!a}, and only plain UTF-8 is read"
+
+
 # %% ../../nbs/worker/10_delivery.ipynb #1ed544fd
 def settle_delivery(delivery: Delivery, parts: Parts, retries: Retries) -> str:
     """Do a delivered job, requeue it, schedule a retry or dead-letter it; returns the outcome."""
@@ -42,9 +53,10 @@ def settle_delivery(delivery: Delivery, parts: Parts, retries: Retries) -> str:
     try:
         outcome = handle_generation_task(delivery.body, parts, state=state)
     except StylegenError as error:
-        _log.warning("not done: %s: %s", error.error_code, error)
+        reason = _reason(error, delivery)
+        _log.warning("not done: %s: %s", error.error_code, reason)
         if not _goes_to_retry(error, state):
-            return _dead_letter(delivery, parts, retries, error.error_code, str(error))
+            return _dead_letter(delivery, parts, retries, error.error_code, reason)
         retries.schedule_retry(delivery)
         parts.on_state("retry-published")
         return "retried"

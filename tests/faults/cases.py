@@ -276,6 +276,66 @@ def _quorum(ground: Ground) -> None:
     ground.healed()
 
 
+@case("broker: queue with priorities, worker killed with the urgent job", short=True)
+def _urgent(ground: Ground) -> None:
+    with ground.channel() as channel:
+        channel.queue_delete(ground.queue)
+    ground.declare(**{"x-max-priority": 9})
+    others = ground.order(30)
+    (urgent,) = ground.order(1, "held", priority=9)
+    worker = ground.start(STYLEGEN_PREFETCH="1")
+    ground.wait_progress(urgent)
+    worker.signal(signal.SIGKILL)
+    ground.inject()
+    ground.free(urgent)
+    ground.healed()
+    ground.wait_told([*others, urgent])
+    first = min(others, key=lambda number: ground.backend.told_at[number])
+    assert ground.backend.told_at[urgent] < ground.backend.told_at[first]
+
+
+def _keep_full(ground: Ground, stop: threading.Event) -> None:
+    """A producer that knows no pause; what is refused is not ordered."""
+    with ground.channel() as channel:
+        channel.confirm_delivery()
+        while not stop.is_set():
+            if not ground.order_on(channel, Expected(shared=True)):
+                stop.wait(0.01)
+
+
+def _full_queue(ground: Ground, **arguments: Any) -> None:
+    with ground.channel() as channel:
+        channel.queue_delete(ground.queue)
+    ground.declare(**{"x-max-length": 20, "x-overflow": "reject-publish"} | arguments)
+    stop = threading.Event()
+    producer = threading.Thread(target=_keep_full, args=(ground, stop))
+    producer.start()
+    try:
+        _, dying = ground.start(), ground.start()
+        rates = [ground.rate(10.0)]
+        for _ in range(3):
+            dying.signal(signal.SIGKILL)
+            ground.inject()
+            rates.append(ground.rate(10.0))
+    finally:
+        stop.set()
+        producer.join()
+    ground.healed()
+    print(f"ends per 10 s, with two workers and after each kill of one: {rates}")
+    assert f"queue {ground.queue} is full" in ground.logs()
+    assert min(rates[1:]) >= 0.5 * rates[0], f"ends per 10 s: {rates}"
+
+
+@case("broker: queue full and refusing, one of two workers killed three times")
+def _full_classic(ground: Ground) -> None:
+    _full_queue(ground)
+
+
+@case("broker: quorum queue full and refusing, one of two workers killed three times")
+def _full_quorum(ground: Ground) -> None:
+    _full_queue(ground, **{"x-queue-type": "quorum"})
+
+
 @case("broker: account without permissions for a while")
 def _no_permission(ground: Ground) -> None:
     ground.start()
@@ -607,6 +667,29 @@ def _kills(ground: Ground) -> None:
 def _kills_quorum(ground: Ground) -> None:
     _make_quorum(ground)
     _poisoned(ground)
+
+
+def _poison_among_many(ground: Ground) -> None:
+    worker = ground.start(STYLEGEN_MAX_REDELIVERIES="6", STYLEGEN_PREFETCH="3")
+    worker.allow(-signal.SIGKILL)
+    ground.order(50, expected=Expected(shared=True))
+    expected = Expected(FAILED, "RETRIES_EXHAUSTED", "RETRIES_EXHAUSTED")
+    (poison,) = ground.order(1, "poison", expected=expected)
+    ground.order(50, expected=Expected(shared=True))
+    ground.wait_told([poison], timeout=300)
+    ground.inject(len(worker.exits))
+    ground.healed()
+
+
+@case("model: one job of 101 kills the worker each time")
+def _poison_classic(ground: Ground) -> None:
+    _poison_among_many(ground)
+
+
+@case("model: one job of 101 kills the worker each time, quorum queue")
+def _poison_quorum(ground: Ground) -> None:
+    _make_quorum(ground)
+    _poison_among_many(ground)
 
 
 @case("model: the device is lost")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pika
-from pika.exceptions import ChannelClosedByBroker
+from pika.exceptions import ChannelClosedByBroker, NackError
 from PIL import Image
 from proxy import Backend, BucketFront, Proxy
 from rabbit import RabbitNode
@@ -221,18 +221,35 @@ class Ground:
             "webhook_url": self.origin,
         }
 
-    def order(self, count: int = 1, *tags: str, expected: Expected = Expected()) -> list[int]:
+    def order(
+        self,
+        count: int = 1,
+        *tags: str,
+        expected: Expected = Expected(),
+        priority: int | None = None,
+    ) -> list[int]:
         """Publish jobs, confirmed; their ids are in the ledger from then on."""
         numbers = [next(_NUMBERS) for _ in range(count)]
-        self.publish(*(self.fields(number, *tags) for number in numbers))
+        self.publish(*(self.fields(number, *tags) for number in numbers), priority=priority)
         self.expected |= dict.fromkeys(numbers, expected)
         if self._healed is not None:
             self._late += numbers
         return numbers
 
-    def publish(self, *messages: dict[str, Any]) -> None:
+    def order_on(self, channel: Any, expected: Expected) -> bool:
+        """Publish one job on a channel with confirms; whether the queue had room for it."""
+        number = next(_NUMBERS)
+        body = json.dumps(self.fields(number)).encode()
+        try:
+            channel.basic_publish("", self.queue, body, pika.BasicProperties(delivery_mode=2))
+        except NackError:
+            return False
+        self.expected[number] = expected
+        return True
+
+    def publish(self, *messages: dict[str, Any], priority: int | None = None) -> None:
         """Put messages into the queue as they are."""
-        kind = pika.BasicProperties(delivery_mode=2, timestamp=int(time.time()))
+        kind = pika.BasicProperties(delivery_mode=2, timestamp=int(time.time()), priority=priority)
         with self.channel() as channel:
             channel.confirm_delivery()
             for message in messages:
@@ -319,6 +336,12 @@ class Ground:
     def drawn(self, number: int) -> int:
         """How often the drawing of an id was begun."""
         return len(list(self.folder.glob(f"drawn-{number}-*")))
+
+    def rate(self, seconds: float) -> int:
+        """Jobs that end within so many seconds from now."""
+        before = len(self.backend.told_at)
+        time.sleep(seconds)  # the length of the measurement
+        return len(self.backend.told_at) - before
 
     def wait_told(self, numbers: list[int], timeout: float = 90) -> None:
         """Wait until each id has its terminal event."""
