@@ -31,6 +31,14 @@ d = {
             "stylegen.errors.StorageError": ("errors.html#storageerror", "stylegen/errors.py"),
             "stylegen.errors.StylegenError": ("errors.html#stylegenerror", "stylegen/errors.py"),
             "stylegen.errors.TransientError": ("errors.html#transienterror", "stylegen/errors.py"),
+            "stylegen.errors.UnexpectedError": (
+                "errors.html#unexpectederror",
+                "stylegen/errors.py",
+            ),
+            "stylegen.errors.UnexpectedError.of": (
+                "errors.html#unexpectederror.of",
+                "stylegen/errors.py",
+            ),
             "stylegen.errors.WebhookError": ("errors.html#webhookerror", "stylegen/errors.py"),
             "stylegen.errors.WebhookRefused": ("errors.html#webhookrefused", "stylegen/errors.py"),
             "stylegen.errors.WebhookUnanswered": (
@@ -4237,6 +4245,10 @@ d = {
         "stylegen.worker.delivery": {
             "stylegen.worker.delivery._dead_letter": (
                 "worker/delivery.html#_dead_letter",
+                "stylegen/worker/delivery.py",
+            ),
+            "stylegen.worker.delivery._do": (
+                "worker/delivery.html#_do",
                 "stylegen/worker/delivery.py",
             ),
             "stylegen.worker.delivery._goes_to_retry": (

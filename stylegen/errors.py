@@ -7,6 +7,7 @@ __all__ = [
     "StylegenError",
     "PermanentError",
     "TransientError",
+    "UnexpectedError",
     "InvalidMessage",
     "LoraNotFound",
     "LoraInvalid",
@@ -41,6 +42,15 @@ class TransientError(StylegenError):
     """The same job may succeed later."""
 
     transient = True
+
+
+class UnexpectedError(TransientError):
+    """What nobody expected, of any class; the text names the class alone."""
+
+    @classmethod
+    def of(cls, error: Exception) -> "UnexpectedError":
+        """The error to go on with instead of `error`, whose own text may quote anything."""
+        return cls(f"unexpected {type(error).__name__}")
 
 
 # %% ../nbs/01_errors.ipynb #1c8e2e09

@@ -122,6 +122,62 @@ def test_a_bucket_that_comes_back(
     assert consumer.is_alive()
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OverflowError("a customer's prompt"),
+        RecursionError("a customer's prompt"),
+        IndexError(),
+        MemoryError(),
+        AssertionError("a customer's prompt"),
+        UnicodeEncodeError("utf-8", "a customer's prompt", 0, 1, "surrogates not allowed"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_no_exception_of_a_job_ends_the_process(
+    flat: Parts,
+    retries: Retries,
+    order: Order,
+    backend: WebhookReceiver,
+    error: Exception,
+) -> None:
+    """Whatever it is: tried again, then a dead letter; its text is told to nobody."""
+
+    def on_state(state: str) -> None:
+        if state == "failed-reported":
+            raise error
+
+    parts = replace(flat, on_state=on_state)
+    flat.store.root.joinpath("generations").unlink()  # type: ignore[attr-defined]
+    poison = order | {"lora_model_url": "s3://models/none.safetensors"}
+    for fields in (poison, *(order | {"generation_id": number} for number in range(1, 6))):
+        publish_job(json.dumps(fields).encode(), url=retries.url, queue_name=retries.queue_name)
+    stop = threading.Event()
+    thread = threading.Thread(
+        target=start_rabbitmq_consumer,
+        args=(retries.queue_name,),
+        kwargs={
+            "on_delivery": partial(do_delivery, parts=parts, retries=retries),
+            "url": retries.url,
+            "stop": stop,
+        },
+        daemon=True,
+    )
+    thread.start()
+    ((headers, _),) = dead_letter(retries)
+    assert headers["x-stylegen-error-code"] == "GENERATION_FAILED"
+    assert headers["x-stylegen-error"] == f"unexpected {type(error).__name__}"
+    assert headers[ATTEMPT] == 2
+    assert backend.wait_for(5, "complete", timeout=30)
+    assert thread.is_alive()
+    stop.set()
+    thread.join(30)
+    assert "prompt" not in str(headers)
+    counted = parts.metrics.registry.get_sample_value
+    assert counted("stylegen_jobs_total", {"outcome": "GENERATION_FAILED"}) == 1
+    assert counted("stylegen_jobs_total", {"outcome": "retried"}) == 2
+
+
 def test_a_bucket_that_stays_away(
     flat: Parts, retries: Retries, order: Order, backend: WebhookReceiver, consumer: Any
 ) -> None:

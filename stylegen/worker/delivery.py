@@ -8,11 +8,19 @@ __all__ = ["settle_delivery", "do_delivery"]
 # %% ../../nbs/worker/10_delivery.ipynb #4b9d8a0b
 import logging
 
-from ..job import InvalidMessage, RetriesExhausted, StorageError, StylegenError
+from stylegen.job import (
+    DeviceLost,
+    InvalidMessage,
+    RetriesExhausted,
+    StorageError,
+    StylegenError,
+    UnexpectedError,
+)
 from ..logs import log_context
 from ..queue import Delivery, Retries, RetryState, retry_state
 from ..storage import ObjectDamaged
 from .flow import handle_generation_task
+from .outcome import Outcome
 from .parts import Parts
 from .request import known_generation_id
 
@@ -43,6 +51,18 @@ def _reason(error: StylegenError, delivery: Delivery) -> str:
     return f"{error}; its content_encoding is {encoding!a}, and only plain UTF-8 is read"
 
 
+# %% ../../nbs/worker/10_delivery.ipynb #1ed544fc
+def _do(delivery: Delivery, parts: Parts, state: RetryState) -> Outcome:
+    """Do the job; whatever nobody expected is one error of ours."""
+    try:
+        return handle_generation_task(delivery.body, parts, state=state)
+    except (StylegenError, DeviceLost):
+        raise
+    except Exception as error:  # pylint: disable=broad-exception-caught
+        _log.error("a job has come to an unexpected end", exc_info=error)
+        raise UnexpectedError.of(error) from None
+
+
 # %% ../../nbs/worker/10_delivery.ipynb #1ed544fd
 def settle_delivery(delivery: Delivery, parts: Parts, retries: Retries) -> str:
     """Do a delivered job, requeue it, schedule a retry or dead-letter it; returns the outcome."""
@@ -51,7 +71,7 @@ def settle_delivery(delivery: Delivery, parts: Parts, retries: Retries) -> str:
         retries.requeue(delivery)
         return "redelivered"
     try:
-        outcome = handle_generation_task(delivery.body, parts, state=state)
+        outcome = _do(delivery, parts, state)
     except StylegenError as error:
         reason = _reason(error, delivery)
         _log.warning("not done: %s: %s", error.error_code, reason)

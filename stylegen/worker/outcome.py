@@ -10,7 +10,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..job import GenerationJob, StylegenError
+from ..job import GenerationJob, StylegenError, UnexpectedError
 from ..storage import Manifest
 from stylegen.webhook import (
     complete_event_id,
@@ -61,7 +61,7 @@ def _code_and_text(generation_id: int | str, error: Exception) -> tuple[str, str
         _log.warning("generation %s failed: %s: %s", generation_id, code, text)
         return code, text
     _log.error("generation %s failed", generation_id, exc_info=error)
-    return StylegenError.error_code, f"unexpected {type(error).__name__}"
+    return StylegenError.error_code, str(UnexpectedError.of(error))
 
 
 # %% ../../nbs/worker/06_outcome.ipynb #8a23815d

@@ -41,8 +41,8 @@ is replaced by pictures in the artist's colour.
   those that were waiting (–: there were none).
 
 `make rabbitmq4` tries the broker's faults on RabbitMQ 4, too. A full work queue that refuses
-messages costs no more than the killed worker's share: its case prints how many jobs end in 10 s with
-two workers and after each kill of one, and is wrong at less than half.
+messages costs no more than the killed worker's share: its case prints how many jobs end in 10 s
+with two workers and after each kill of one, and is wrong at less than half.
 """
 
 _TABLE = """
