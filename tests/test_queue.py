@@ -423,7 +423,15 @@ def test_credentials_stay_out_of_the_log(
 
 
 @pytest.mark.parametrize(
-    "url", ["tr0ub4dor", "amqp://u:tr0ub4dor/x@host", "amqp://h/?heartbeat=tr0ub4dor"]
+    "url",
+    [
+        "tr0ub4dor",
+        "amqp://u:tr0ub4dor/x@host",
+        "amqp://h/?heartbeat=tr0ub4dor",
+        "amqps://h/?ssl_options={'password':'tr0ub4dor'",
+        "amqps://h/?ssl_options=" + 300 * "[" + "tr0ub4dor",
+        "https://u:tr0ub4dor@h/",
+    ],
 )
 def test_an_unreadable_url_is_not_quoted(url: str) -> None:
     with pytest.raises(ValueError) as caught:

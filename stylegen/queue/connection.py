@@ -63,8 +63,10 @@ def connection_parameters(
         ValueError: `url` cannot be read. The text holds no part of it.
     """
     try:
+        if url and not url.startswith(("amqp://", "amqps://")):
+            raise ValueError
         parameters = pika.URLParameters(url) if url else pika.ConnectionParameters(host)
-    except (ValueError, LookupError, TypeError):
+    except Exception:  # pylint: disable=broad-exception-caught  # it evaluates what a URL holds
         raise ValueError("not an amqp:// or amqps:// address") from None
     parameters.heartbeat = heartbeat
     parameters.blocked_connection_timeout = BLOCKED_TIMEOUT
