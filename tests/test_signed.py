@@ -157,6 +157,23 @@ def test_an_unusable_hand_costs_no_picture(painted: Parts, order: Order) -> None
     assert painted.store.read("generations/gen_500.jpg") is None
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"artist_name": "a\u202eb"},
+        {"signature": {"image_url": "s3://models/hand.png", "opacity": 0}},
+    ],
+    ids=["name", "opacity"],
+)
+def test_a_hand_excuses_neither_name_nor_ink(
+    painted: Parts, order: Order, changes: dict[str, Any]
+) -> None:
+    """The label has the name, and the picture the ink; nothing is drawn without them."""
+    asked = {"signature": {"image_url": "s3://models/hand.png"}} | changes
+    outcome = handle_generation_task(order | asked, replace(painted, draw=None))
+    assert outcome.error_code == "SIGNATURE_UNRENDERABLE"
+
+
 @pytest.mark.parametrize(("beyond", "code"), [(0, None), (1, "SIGNATURE_UNRENDERABLE")])
 def test_a_hand_has_five_mebibytes(
     painted: Parts, order: Order, beyond: int, code: str | None
