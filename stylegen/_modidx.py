@@ -50,6 +50,7 @@ d = {
             "stylegen.fields.Scheduler": ("fields.html#scheduler", "stylegen/fields.py"),
             "stylegen.fields._not_blank": ("fields.html#_not_blank", "stylegen/fields.py"),
             "stylegen.fields._printable": ("fields.html#_printable", "stylegen/fields.py"),
+            "stylegen.fields.check_weighted": ("fields.html#check_weighted", "stylegen/fields.py"),
             "stylegen.fields.get_resolution": ("fields.html#get_resolution", "stylegen/fields.py"),
         },
         "stylegen.fleet.affinity": {
@@ -252,6 +253,7 @@ d = {
                 "job.html#_message._null_is_missing",
                 "stylegen/job.py",
             ),
+            "stylegen.job._parsed_fast": ("job.html#_parsed_fast", "stylegen/job.py"),
             "stylegen.job.check_job": ("job.html#check_job", "stylegen/job.py"),
             "stylegen.job.job_digest": ("job.html#job_digest", "stylegen/job.py"),
             "stylegen.job.parse_job": ("job.html#parse_job", "stylegen/job.py"),
@@ -838,6 +840,10 @@ d = {
             ),
             "stylegen.pipeline.prompt._Placed.__init__": (
                 "pipeline/prompt.html#_placed.__init__",
+                "stylegen/pipeline/prompt.py",
+            ),
+            "stylegen.pipeline.prompt._encode_weighted": (
+                "pipeline/prompt.html#_encode_weighted",
                 "stylegen/pipeline/prompt.py",
             ),
             "stylegen.pipeline.prompt.encode_pieces": (

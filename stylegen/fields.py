@@ -13,8 +13,11 @@ __all__ = [
     "OptionalText",
     "Text",
     "Url",
+    "MAX_WEIGHTED_LENGTH",
+    "MAX_WEIGHTED_DEPTH",
     "get_resolution",
     "Scheduler",
+    "check_weighted",
 ]
 
 # %% ../nbs/02_fields.ipynb #11560c3f
@@ -93,3 +96,25 @@ def _not_blank(text: str) -> str:
 OptionalText = Annotated[StrictStr, Field(max_length=4096), AfterValidator(_printable)]
 Text = Annotated[OptionalText, AfterValidator(_not_blank)]
 Url = Annotated[Text, Field(max_length=2048)]
+
+# %% ../nbs/02_fields.ipynb #6a10c302
+MAX_WEIGHTED_LENGTH, MAX_WEIGHTED_DEPTH = 512, 8
+"""Characters of a text with weights, and brackets in brackets; its parser has no bounds itself."""
+
+
+def check_weighted(text: str) -> None:
+    """Check that a text with weights can be parsed in less than a second.
+
+    Args:
+        text: A prompt or negative prompt in compel's syntax; ``\\(`` is a letter.
+
+    Raises:
+        ValueError: It is longer than `MAX_WEIGHTED_LENGTH`, or nested beyond `MAX_WEIGHTED_DEPTH`.
+    """
+    if len(text) > MAX_WEIGHTED_LENGTH:
+        raise ValueError(f"longer than {MAX_WEIGHTED_LENGTH} characters with weights")
+    depth = 0
+    for bracket in re.findall(r"[()]", re.sub(r"\\[()]", "", text)):
+        depth = max(0, depth + (1 if bracket == "(" else -1))
+        if depth > MAX_WEIGHTED_DEPTH:
+            raise ValueError(f"brackets nested more than {MAX_WEIGHTED_DEPTH} deep")

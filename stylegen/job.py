@@ -10,6 +10,7 @@ __all__ = [
     "Position",
     "JPEG_QUALITY",
     "JPEG_SUBSAMPLING",
+    "PromptSyntax",
     "MAX_MESSAGE_BYTES",
     "SignatureOptions",
     "ExtraLora",
@@ -54,13 +55,14 @@ import json
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     StrictFloat,
     StrictInt,
-    StrictStr,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 
@@ -73,6 +75,7 @@ from stylegen.fields import (
     StyleId,
     Text,
     Url,
+    check_weighted,
 )
 
 # %% ../nbs/03_job.ipynb #2c047d7b
@@ -170,6 +173,22 @@ class _Message(BaseModel):
         return fields
 
 
+# %% ../nbs/03_job.ipynb #6a10c305
+def _parsed_fast(syntax: str | None, info: ValidationInfo) -> str | None:
+    """Check the texts that `syntax` is about; it stands behind them in the message."""
+    texts = {"prompt_tags": " ".join(info.data.get("prompt_tags", ()))}
+    texts["negative_prompt"] = info.data.get("negative_prompt", "")
+    for name, text in texts.items() if syntax else ():
+        try:
+            check_weighted(text)
+        except ValueError as error:
+            raise ValueError(f"{name} is {error}") from None
+    return syntax
+
+
+PromptSyntax = Annotated[Literal["compel"] | None, AfterValidator(_parsed_fast)]
+
+
 # %% ../nbs/03_job.ipynb #c98111c3
 class GenerationJob(_Message):
     """One picture to draw, as it comes from the queue. Unknown fields are ignored."""
@@ -180,7 +199,7 @@ class GenerationJob(_Message):
     prompt_tags: Annotated[tuple[Text, ...], Field(min_length=1, max_length=256)]
     artist_name: Annotated[Text, Field(max_length=200)]
     webhook_url: Url
-    aspect_ratio: StrictStr = "1:1"
+    aspect_ratio: OptionalText = "1:1"
     seed: Annotated[StrictInt, Field(ge=0, le=2**63 - 1)] = 42
     negative_prompt: OptionalText = ""
     num_inference_steps: Annotated[StrictInt, Field(ge=1, le=500)] = 50
@@ -188,7 +207,7 @@ class GenerationJob(_Message):
     scheduler: SchedulerName = "dpmsolver++"
     lora_scale: Scale = 1.0
     extra_loras: Annotated[tuple[ExtraLora, ...], Field(max_length=4)] = ()
-    prompt_syntax: Literal["compel"] | None = None
+    prompt_syntax: PromptSyntax = None
     speed_profile: Literal["guidance_interval", "ays"] | None = None
     signature: SignatureOptions = SignatureOptions()
 

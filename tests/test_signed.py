@@ -139,7 +139,9 @@ def test_opacity_is_the_share_of_the_ink(
     for opacity in (16, 64, 127, 160, 224):
         picture = stored(painted, order, signature=asked | {"opacity": opacity})
         assert strength(picture, solid) == pytest.approx(opacity / 255, abs=0.02), opacity
-    assert difference(stored(painted, order, signature=asked | {"opacity": 0})).max() <= JPEG_ERROR
+    if image_url is None:  # a drawn signature that nobody sees is refused
+        unseen = stored(painted, order, signature=asked | {"opacity": 0})
+        assert difference(unseen).max() <= JPEG_ERROR
     default = stored(painted, order, **({"signature": asked} if asked else {}))
     assert strength(default, solid) == pytest.approx(128 / 255, abs=0.02)
 
@@ -153,6 +155,23 @@ def test_an_unusable_hand_costs_no_picture(painted: Parts, order: Order) -> None
         outcome = handle_generation_task(order | {"signature": {"image_url": url}}, undrawable)
         assert outcome.error_code == "SIGNATURE_UNRENDERABLE"
     assert painted.store.read("generations/gen_500.jpg") is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"artist_name": "a\u202eb"},
+        {"signature": {"image_url": "s3://models/hand.png", "opacity": 0}},
+    ],
+    ids=["name", "opacity"],
+)
+def test_a_hand_excuses_neither_name_nor_ink(
+    painted: Parts, order: Order, changes: dict[str, Any]
+) -> None:
+    """The label has the name, and the picture the ink; nothing is drawn without them."""
+    asked = {"signature": {"image_url": "s3://models/hand.png"}} | changes
+    outcome = handle_generation_task(order | asked, replace(painted, draw=None))
+    assert outcome.error_code == "SIGNATURE_UNRENDERABLE"
 
 
 @pytest.mark.parametrize(("beyond", "code"), [(0, None), (1, "SIGNATURE_UNRENDERABLE")])

@@ -126,5 +126,5 @@ def layer_scaling(
     try:
         alpha = alphas[layer] if layer in alphas else _alpha(name, rank, config)
         return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, OverflowError, TypeError, ValueError):
         raise LoraInvalid("the file's alpha is not a number") from None

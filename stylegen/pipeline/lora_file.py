@@ -6,6 +6,7 @@
 __all__ = [
     "MAX_HEADER_BYTES",
     "MAX_TENSORS",
+    "MAX_METADATA",
     "MAX_RANK",
     "DTYPES",
     "DOWN",
@@ -27,6 +28,7 @@ from ..job import LoraInvalid
 # %% ../../nbs/pipeline/00_lora_file.ipynb #a2d68ceb
 MAX_HEADER_BYTES = 4 * 2**20
 MAX_TENSORS = 10_000
+MAX_METADATA = 1_000
 MAX_RANK = 512
 DTYPES = frozenset({"F16", "BF16", "F32"})
 
@@ -42,7 +44,7 @@ def read_header(path: Path) -> dict[str, Any]:
         Tensor name to ``{"dtype", "shape", "data_offsets"}``, without the metadata.
 
     Raises:
-        LoraInvalid: It is no safetensors file, or its header is too large.
+        LoraInvalid: It is no safetensors file, or its header or metadata are too large.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -54,7 +56,9 @@ def read_header(path: Path) -> dict[str, Any]:
             raise LoraInvalid("the file's safetensors header is not JSON") from None
     if not isinstance(header, dict):
         raise LoraInvalid("the file's safetensors header is not an object")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or len(metadata) > MAX_METADATA:
+        raise LoraInvalid(f"the file's metadata are not an object of up to {MAX_METADATA} keys")
     return header
 
 

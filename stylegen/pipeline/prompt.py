@@ -6,9 +6,10 @@
 __all__ = ["fits", "encode_pieces", "encode_prompt"]
 
 # %% ../../nbs/pipeline/06_prompt.ipynb #d4fb04a1
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..job import GenerationJob
+from ..job import GenerationJob, InvalidMessage
 from .device import execution_device
 
 if TYPE_CHECKING:
@@ -36,6 +37,24 @@ class _Placed:
         return self._model(*given, **options)
 
 
+# %% ../../nbs/pipeline/06_prompt.ipynb #6a10c307
+def _encode_weighted(compel: Any, text: str) -> "torch.Tensor":
+    """Parse and encode a text in compel's syntax."""
+    from pyparsing import ParserElement
+
+    ParserElement.enable_packrat(cache_size_limit=None)
+    try:
+        conjunction = compel.parse_prompt_string(text)
+    except Exception:  # pylint: disable=broad-exception-caught  # it fails in many ways
+        raise InvalidMessage("prompt_syntax: the prompt is not in compel's syntax") from None
+    try:
+        encoded: torch.Tensor
+        encoded, _ = compel.build_conditioning_tensor_for_conjunction(conjunction)
+    except (AssertionError, AttributeError, LookupError, TypeError, ValueError):
+        raise InvalidMessage("prompt_syntax: the prompt asks for what compel can't do") from None
+    return encoded
+
+
 # %% ../../nbs/pipeline/06_prompt.ipynb #fef606d6
 def encode_pieces(pipeline: Any, job: GenerationJob, device: Any) -> "torch.Tensor":
     """As `encode_prompt`, for prompts of any length, weighted where the job asks for it."""
@@ -58,7 +77,7 @@ def encode_pieces(pipeline: Any, job: GenerationJob, device: Any) -> "torch.Tens
         )
         return prompt_embeds
 
-    encode = compel.build_conditioning_tensor if job.prompt_syntax == "compel" else literal
+    encode = partial(_encode_weighted, compel) if job.prompt_syntax == "compel" else literal
     both = [encode(job.negative_prompt), encode(job.prompt)]
     return torch.cat(compel.pad_conditioning_tensors_to_same_length(both))
 

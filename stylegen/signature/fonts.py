@@ -19,6 +19,7 @@ __all__ = [
 ]
 
 # %% ../../nbs/signature/01_fonts.ipynb #a496d12c
+import re
 import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
@@ -34,10 +35,12 @@ _REFUSED = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 JOINERS = "\u200c\u200d"
 """Zero-width characters that Persian and Hindi names need."""
 MAX_NAME_LENGTH = 256
+_IGNORABLE = re.compile("[\u00ad\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+"""Soft hyphens and variation selectors: a reader sees the letter without them."""
 
 
 def normalise_name(artist_name: str) -> str:
-    """A name in NFC, each run of spaces as one space, none around it.
+    """A name in NFC, each run of spaces as one space, none around it, no variation selectors.
 
     Args:
         artist_name: As the job has it.
@@ -53,7 +56,7 @@ def normalise_name(artist_name: str) -> str:
         raise SignatureUnrenderable(
             f"the artist's name is longer than {MAX_NAME_LENGTH} characters"
         )
-    name = " ".join(unicodedata.normalize("NFC", artist_name.strip(" ")).split(" "))
+    name = unicodedata.normalize("NFC", _IGNORABLE.sub("", artist_name)).strip(" ")
     if any(unicodedata.category(c) in _REFUSED and c not in JOINERS for c in name):
         raise SignatureUnrenderable("the artist's name holds control or invisible characters")
     name = " ".join(name.split())

@@ -19,6 +19,7 @@ from stylegen.signature import (
     add_signature_image,
     add_watermark,
     create_text_overlay,
+    normalise_name,
     read_signature_image,
 )
 from stylegen.storage import (
@@ -66,11 +67,16 @@ def make_signer(job: GenerationJob, parts: Parts) -> Callable[["Image"], "Image"
         SignatureUnrenderable: The name can't be drawn, or the signature's picture is unusable.
         StorageError: The bucket can't be reached.
     """
+    from PIL import Image
+
     name, font = job.artist_name, parts.font
     position, opacity = job.signature.position, job.signature.opacity
     if job.signature.image_url:
+        normalise_name(name)  # the label has it
         image = _fetch_signature_image(job.signature.image_url, parts.store)
-        return partial(add_signature_image, signature=image, position=position, opacity=opacity)
+        sign = partial(add_signature_image, signature=image, position=position, opacity=opacity)
+        sign(Image.new("RGB", job.resolution))
+        return sign
     create_text_overlay(name, opacity, size=job.resolution, font_path=font)
     return partial(
         add_watermark, artist_name=name, position=position, opacity=opacity, font_path=font
