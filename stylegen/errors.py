@@ -73,7 +73,7 @@ class LoraInvalid(PermanentError):
 
 
 class SignatureUnrenderable(PermanentError):
-    """No installed font can draw the artist's name."""
+    """The signature can't be drawn or would not be seen: its letters, its picture or its ink."""
 
     error_code = "SIGNATURE_UNRENDERABLE"
 
