@@ -58,7 +58,7 @@ for _name, _bytes in {
 }.items():
     _raw(_name, DEAD, lambda fields, data=_bytes: data)  # type: ignore[misc]
 _raw("UTF-16", DEAD, lambda fields: json.dumps(fields).encode("utf-16"))
-_raw("a byte order mark", DEAD, lambda fields: b"\xef\xbb\xbf" + json.dumps(fields).encode())
+_raw("a byte order mark", "complete", lambda fields: b"\xef\xbb\xbf" + json.dumps(fields).encode())
 _raw(
     "Latin-1",
     DEAD,
