@@ -30,6 +30,16 @@ FAR, MAX_FAR = 32, 0.002
 nbval.kernel.KernelManager = ForkedKernel
 
 
+LONGEST_FIRST = ("test_engine.py", "test_docs.py", "test_semantics.py", "test_pocket.py")
+"""Files that take minutes; begun last, they would be waited for by processes with nothing to do."""
+
+
+def pytest_collection_modifyitems(items: list[Any]) -> None:
+    """Begin with the longest files; all others stay in their order."""
+    order = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
 def pytest_itemcollected(item: Any) -> None:
     """Skip cells that nbdev would not run; compare the others, and their pictures as well.
 

@@ -401,6 +401,10 @@ d = {
                 "pipeline/attention.html#crossattentioncache.put",
                 "stylegen/pipeline/attention.py",
             ),
+            "stylegen.pipeline.attention.CrossAttentionCache.remove": (
+                "pipeline/attention.html#crossattentioncache.remove",
+                "stylegen/pipeline/attention.py",
+            ),
         },
         "stylegen.pipeline.batch": {
             "stylegen.pipeline.batch.Batch": (
@@ -413,6 +417,10 @@ d = {
             ),
             "stylegen.pipeline.batch.Batch.prepare_thread": (
                 "pipeline/batch.html#batch.prepare_thread",
+                "stylegen/pipeline/batch.py",
+            ),
+            "stylegen.pipeline.batch.Batch.remove": (
+                "pipeline/batch.html#batch.remove",
                 "stylegen/pipeline/batch.py",
             ),
             "stylegen.pipeline.batch.Batch.step": (
@@ -469,6 +477,10 @@ d = {
                 "pipeline/batched_lora.html#batchedlora.put",
                 "stylegen/pipeline/batched_lora.py",
             ),
+            "stylegen.pipeline.batched_lora.BatchedLora.remove": (
+                "pipeline/batched_lora.html#batchedlora.remove",
+                "stylegen/pipeline/batched_lora.py",
+            ),
             "stylegen.pipeline.batched_lora.Buffer": (
                 "pipeline/batched_lora.html#buffer",
                 "stylegen/pipeline/batched_lora.py",
@@ -515,6 +527,10 @@ d = {
             ),
             "stylegen.pipeline.batched_lora.Hooks.module_of": (
                 "pipeline/batched_lora.html#hooks.module_of",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.Hooks.remove": (
+                "pipeline/batched_lora.html#hooks.remove",
                 "stylegen/pipeline/batched_lora.py",
             ),
             "stylegen.pipeline.batched_lora._merge_rows": (
@@ -601,6 +617,10 @@ d = {
             ),
             "stylegen.pipeline.encode_decode.EncodeDecode.finish": (
                 "pipeline/encode_decode.html#encodedecode.finish",
+                "stylegen/pipeline/encode_decode.py",
+            ),
+            "stylegen.pipeline.encode_decode.EncodeDecode.remove": (
+                "pipeline/encode_decode.html#encodedecode.remove",
                 "stylegen/pipeline/encode_decode.py",
             ),
             "stylegen.pipeline.encode_decode.initial_noise": (

@@ -152,6 +152,44 @@ def stock(
     return latents[-1], np.int16(picture)
 
 
+@pytest.mark.parametrize(
+    ("options", "rounding"),
+    [({}, 0), ({"merge_loras": True}, 0), ({"compile_backend": "eager"}, 1e-3)],
+    ids=["plain", "merged", "compiled"],
+)
+def test_an_engine_leaves_its_pipeline_as_it_was(
+    pocket: Path, jobs: list[GenerationJob], options: dict[str, Any], rounding: float
+) -> None:
+    """One at a time; closed, it is stock diffusers again, bit for bit, and may have another.
+
+    But for the order of a compiled UNet's numbers in memory, which stays, and another rounding.
+    """
+
+    def stock_pictures(pipeline: Any) -> np.ndarray:
+        drawn = pipeline(
+            ["blue star"] * 4,
+            num_inference_steps=2,
+            generator=torch.Generator().manual_seed(0),
+            output_type="np",
+        )
+        return np.asarray(drawn.images)
+
+    pipeline = load_pipeline(str(pocket / "pocket"), device="cpu")
+    before, scheduler = stock_pictures(pipeline), pipeline.scheduler
+    lora = packaged() / "pocket-loras/mosaic.safetensors"  # with layers of the text encoder
+    first = Engine(pipeline, **options)
+    with pytest.raises(ValueError, match="has an engine already"):
+        Engine(pipeline)
+    drawn = np.asarray(first.draw(jobs[0], lora))
+    first.close()
+    assert pipeline.scheduler is scheduler
+    assert np.abs(stock_pictures(pipeline) - before).max() <= rounding
+    second = Engine(pipeline, **options)
+    assert np.array_equal(drawn, np.asarray(second.draw(jobs[0], lora)))
+    second.close()
+    assert not any(module._forward_hooks for module in pipeline.unet.modules())
+
+
 @pytest.mark.parametrize("merged", [False, True])
 def test_mixed_batch_is_stock_diffusers(
     pocket: Path, jobs: list[GenerationJob], merged: bool

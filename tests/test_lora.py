@@ -250,10 +250,11 @@ def test_an_adapter_is_its_files(engine: Engine, styles: list[Path]) -> None:
     assert engine.adapters.get(path) is new
 
 
-def test_an_engine_keeps_as_many_adapters_as_it_may(engine: Engine, styles: list[Path]) -> None:
+def test_an_engine_keeps_as_many_adapters_as_it_may(pocket: Path, styles: list[Path]) -> None:
     """As many bytes as its caller says; the artist of long ago is read anew."""
-    room = read_adapter(styles[0], engine.pipeline).nbytes
-    small = Engine(engine.pipeline, cache_bytes=room)
+    pipeline = load_pipeline(str(pocket / "pocket"), device="cpu")
+    room = read_adapter(styles[0], pipeline).nbytes
+    small = Engine(pipeline, cache_bytes=room)
     first = small.adapters.get(styles[0])
     assert small.adapters.get(styles[0]) is first
     small.adapters.get(styles[1])

@@ -52,6 +52,7 @@ class CrossAttentionCache:
         self._layers = [
             layer for layer in named if stays and isinstance(layer.processor, AttnProcessor2_0)
         ]
+        self._usual = [layer.processor for layer in self._layers]
         for layer in self._layers:
             layer.set_processor(CachedKVProcessor())
 
@@ -62,3 +63,8 @@ class CrossAttentionCache:
                 projection(prompt_embeds).unflatten(-1, (layer.heads, -1)).transpose(1, 2)
                 for projection in (layer.to_k, layer.to_v)
             )
+
+    def remove(self) -> None:
+        """Leave the UNet with the processors that it had."""
+        for layer, processor in zip(self._layers, self._usual, strict=True):
+            layer.set_processor(processor)

@@ -69,6 +69,7 @@ class Conditioning:
     def __init__(self, unet: Any, lora: BatchedLora, is_compiled: bool) -> None:
         self._lora, self._is_compiled = lora, is_compiled
         self._cross_attention = CrossAttentionCache(unet)
+        self.remove = self._cross_attention.remove
         self._shown: tuple[tuple[Task, ...], tuple[int, ...]] | None = None
         self._prompt_embeds: Any = None
 
@@ -118,6 +119,12 @@ class Batch:
         self._conditioning = Conditioning(unet, self.lora, static)
         if backend:
             compile_unet(pipeline.unet, backend)
+
+    def remove(self) -> None:
+        """Leave the UNet as it was."""
+        self._conditioning.remove()
+        self.lora.remove()
+        self._unet._compiled_call_impl = None  # pylint: disable=protected-access
 
     def prepare_thread(self) -> None:
         """Make ready the thread that is going to take the steps."""

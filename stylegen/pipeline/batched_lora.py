@@ -17,6 +17,7 @@ __all__ = [
 
 # %% ../../nbs/pipeline/05_batched_lora.ipynb #4d2f6721
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -172,6 +173,7 @@ class Hooks:
     def __init__(self, model: Any, merged: bool) -> None:
         self._model, self._merged = model, merged
         self._hooked: dict[str, Any] = {}
+        self._undo = ExitStack()
         self.live: dict[Any, tuple[Any, Any]] = {}
         self.own: dict[Any, Any] = {}
 
@@ -180,11 +182,16 @@ class Hooks:
         if layer not in self._hooked:
             module = self._model.get_submodule(layer.partition(".")[2])
             if self._merged and is_matrix(module):
+                self._undo.callback(setattr, module, "forward", module.forward)
                 module.forward = partial(self._replace, module, module.forward)
             else:
-                module.register_forward_hook(self._add)
+                self._undo.callback(module.register_forward_hook(self._add).remove)
             self._hooked[layer] = module
         return self._hooked[layer]
+
+    def remove(self) -> None:
+        """Leave the layers as they were."""
+        self._undo.close()
 
     def _add(self, module: Any, inputs: tuple[Any, ...], output: "torch.Tensor") -> Any:
         if module not in self.live:
@@ -244,3 +251,8 @@ class BatchedLora:
     def clear(self) -> None:
         """No row has an adapter: the base model as it is."""
         self._hooks.live, self._hooks.own, self._shown = {}, {}, ()
+
+    def remove(self) -> None:
+        """Leave the model as it was; nothing is put any more."""
+        self.clear()
+        self._hooks.remove()

@@ -75,6 +75,10 @@ class EncodeDecode:
         self._lora = BatchedLora(pipeline.text_encoder, "text_encoder", device=self._device)
         self._fresh = {name: make_scheduler(name, pipeline.scheduler.config) for name in SCHEDULERS}
 
+    def remove(self) -> None:
+        """Leave the text encoder as it was."""
+        self._lora.remove()
+
     def begin(self, task: Task) -> None:
         """Encode the prompt, make the scheduler, draw the noise."""
         job = task.job

@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from ..job import GenerationJob
 from .adapter import Adapter, mix_adapters, read_adapter
@@ -47,6 +48,10 @@ def job_adapter(
 
 
 # %% ../../nbs/pipeline/17_engine.ipynb #62043d97
+_in_use: WeakSet[Any] = WeakSet()
+"""UNets that an engine has changed."""
+
+
 class Engine:
     """Draws jobs, up to `batch` of them at a time, on a thread of its own.
 
@@ -59,6 +64,9 @@ class Engine:
             takes them beforehand.
         merge_loras: Each picture has the UNet's matrices for itself, its LoRAs merged into them:
             faster steps, more memory. The whole model must lie on its device.
+
+    Raises:
+        ValueError: The pipeline has an engine already; two would draw each other's styles.
     """
 
     def __init__(
@@ -70,6 +78,9 @@ class Engine:
         compile_backend: str | None = None,
         merge_loras: bool = False,
     ) -> None:
+        if pipeline.unet in _in_use:
+            raise ValueError("the pipeline has an engine already: close that one first")
+        _in_use.add(pipeline.unet)
         self.pipeline, self.batch = pipeline, batch
         self.adapters = AdapterCache(partial(read_adapter, pipeline=pipeline), cache_bytes)
         active = ActiveBatch(Batch(pipeline, compile_backend, merge_loras), batch)
@@ -149,5 +160,8 @@ class Engine:
         warm_up(self.loop, self.batch)
 
     def close(self) -> None:
-        """Finish what was begun or waits, then end the thread."""
+        """Finish what was begun or waits, end the thread, and leave the pipeline as it was."""
         self.loop.close()
+        self.loop.active.batch.remove()
+        self.loop.encode_decode.remove()
+        _in_use.discard(self.pipeline.unet)
