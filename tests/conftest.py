@@ -3,6 +3,7 @@
 None of them is skipped when it can't be had: a test that does not run proves nothing.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,6 +62,20 @@ def pocket(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lora = folder / f"models/{name}.safetensors"
         lora.rename(lora.with_stem(f"style_{style}"))
     return folder
+
+
+@pytest.fixture(name="environment")
+def _environment(pocket: Path, rabbit: RabbitNode) -> dict[str, str]:
+    """A worker's, with the pocket model, a folder and a broker."""
+    return os.environ | {
+        "INTERNAL_API_TOKEN": TOKEN,
+        "WEBHOOK_ALLOWED_ORIGINS": "http://127.0.0.1:8099",
+        "RABBITMQ_URL": rabbit.url,
+        "STYLEGEN_STORAGE_FOLDER": str(pocket),
+        "STYLEGEN_MODEL": str(pocket / "pocket"),
+        "STYLEGEN_DEVICE": "cpu",
+        "STYLEGEN_QUEUE": "supervised",
+    }
 
 
 @pytest.fixture(scope="session")

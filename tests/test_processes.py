@@ -1,7 +1,6 @@
 """How processes begin and end: early, late, and when their supervisor dies."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -13,8 +12,6 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import TOKEN
-from rabbit import RabbitNode
 from waiting import wait_until
 
 from stylegen.logs import set_up_logging, threads_logged
@@ -22,20 +19,6 @@ from stylegen.settings import load_settings
 from stylegen.worker import cli, main
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(name="environment")
-def _environment(pocket: Path, rabbit: RabbitNode) -> dict[str, str]:
-    """A worker's, with the pocket model and a broker."""
-    return os.environ | {
-        "INTERNAL_API_TOKEN": TOKEN,
-        "WEBHOOK_ALLOWED_ORIGINS": "http://127.0.0.1:8099",
-        "RABBITMQ_URL": rabbit.url,
-        "STYLEGEN_STORAGE_FOLDER": str(pocket),
-        "STYLEGEN_MODEL": str(pocket / "pocket"),
-        "STYLEGEN_DEVICE": "cpu",
-        "STYLEGEN_QUEUE": "processes",
-    }
 
 
 def catches(process: int, number: signal.Signals) -> bool:

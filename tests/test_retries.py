@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -67,15 +68,15 @@ def _retries(rabbit: RabbitNode) -> Retries:
     return Retries(rabbit.url, f"test-{uuid.uuid4().hex}", (1, 1), max_redeliveries=2)
 
 
-@pytest.fixture(name="consumer")
-def _consumer(flat: Parts, retries: Retries) -> Iterator[threading.Thread]:
+@contextmanager
+def consuming(parts: Parts, retries: Retries) -> Iterator[threading.Thread]:
     """The worker's consumer on a thread."""
     stop = threading.Event()
     thread = threading.Thread(
         target=start_rabbitmq_consumer,
         args=(retries.queue_name,),
         kwargs={
-            "on_delivery": partial(do_delivery, parts=flat, retries=retries),
+            "on_delivery": partial(do_delivery, parts=parts, retries=retries),
             "url": retries.url,
             "stop": stop,
         },
@@ -86,6 +87,13 @@ def _consumer(flat: Parts, retries: Retries) -> Iterator[threading.Thread]:
     stop.set()
     thread.join(30)
     assert not thread.is_alive(), "the consumer did not end"
+
+
+@pytest.fixture(name="consumer")
+def _consumer(flat: Parts, retries: Retries) -> Iterator[threading.Thread]:
+    """That consumer, with those parts."""
+    with consuming(flat, retries) as thread:
+        yield thread
 
 
 def dead_letter(retries: Retries, count: int = 1) -> list[tuple[dict[str, Any], bytes]]:
@@ -152,26 +160,13 @@ def test_no_exception_of_a_job_ends_the_process(
     poison = order | {"lora_model_url": "s3://models/none.safetensors"}
     for fields in (poison, *(order | {"generation_id": number} for number in range(1, 6))):
         publish_job(json.dumps(fields).encode(), url=retries.url, queue_name=retries.queue_name)
-    stop = threading.Event()
-    thread = threading.Thread(
-        target=start_rabbitmq_consumer,
-        args=(retries.queue_name,),
-        kwargs={
-            "on_delivery": partial(do_delivery, parts=parts, retries=retries),
-            "url": retries.url,
-            "stop": stop,
-        },
-        daemon=True,
-    )
-    thread.start()
-    ((headers, _),) = dead_letter(retries)
-    assert headers["x-stylegen-error-code"] == "GENERATION_FAILED"
-    assert headers["x-stylegen-error"] == f"unexpected {type(error).__name__}"
-    assert headers[ATTEMPT] == 2
-    assert backend.wait_for(5, "complete", timeout=30)
-    assert thread.is_alive()
-    stop.set()
-    thread.join(30)
+    with consuming(parts, retries) as consumer:
+        ((headers, _),) = dead_letter(retries)
+        assert headers["x-stylegen-error-code"] == "GENERATION_FAILED"
+        assert headers["x-stylegen-error"] == f"unexpected {type(error).__name__}"
+        assert headers[ATTEMPT] == 2
+        assert backend.wait_for(5, "complete", timeout=30)
+        assert consumer.is_alive()
     assert "prompt" not in str(headers)
     counted = parts.metrics.registry.get_sample_value
     assert counted("stylegen_jobs_total", {"outcome": "GENERATION_FAILED"}) == 1

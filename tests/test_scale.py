@@ -250,19 +250,12 @@ def probe(port: int) -> int:
     return 0
 
 
-def test_supervisor_replaces_and_ends_workers(rabbit: RabbitNode, pocket: Path) -> None:
+def test_supervisor_replaces_and_ends_workers(
+    rabbit: RabbitNode, environment: dict[str, str]
+) -> None:
     """Two real workers, each with its probe; one is killed and comes back; SIGTERM ends both."""
     port = neighbouring_ports()
-    environment = os.environ | {
-        "INTERNAL_API_TOKEN": TOKEN,
-        "WEBHOOK_ALLOWED_ORIGINS": "http://127.0.0.1:8099",
-        "RABBITMQ_URL": rabbit.url,
-        "STYLEGEN_STORAGE_FOLDER": str(pocket),
-        "STYLEGEN_MODEL": str(pocket / "pocket"),
-        "STYLEGEN_DEVICE": "cpu",
-        "STYLEGEN_QUEUE": "supervised",
-        "STYLEGEN_HEALTH_PORT": str(port),
-    }
+    environment |= {"STYLEGEN_HEALTH_PORT": str(port)}
     command = [sys.executable, "-m", "stylegen.fleet.supervisor", "--workers", "2"]
     with subprocess.Popen(
         command, env=environment, stderr=subprocess.PIPE, text=True, cwd="/"
