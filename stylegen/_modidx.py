@@ -315,10 +315,6 @@ d = {
                 "pipeline/adapter.html#_without_pixels",
                 "stylegen/pipeline/adapter.py",
             ),
-            "stylegen.pipeline.adapter.file_digest": (
-                "pipeline/adapter.html#file_digest",
-                "stylegen/pipeline/adapter.py",
-            ),
             "stylegen.pipeline.adapter.mix_adapters": (
                 "pipeline/adapter.html#mix_adapters",
                 "stylegen/pipeline/adapter.py",
@@ -3314,16 +3310,16 @@ d = {
                 "storage/cache.html#versions.write",
                 "stylegen/storage/cache.py",
             ),
-            "stylegen.storage.cache._digest": (
-                "storage/cache.html#_digest",
-                "stylegen/storage/cache.py",
-            ),
             "stylegen.storage.cache._make_locked": (
                 "storage/cache.html#_make_locked",
                 "stylegen/storage/cache.py",
             ),
             "stylegen.storage.cache._read_note": (
                 "storage/cache.html#_read_note",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.file_digest": (
+                "storage/cache.html#file_digest",
                 "stylegen/storage/cache.py",
             ),
             "stylegen.storage.cache.job_folder": (

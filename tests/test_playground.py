@@ -24,7 +24,6 @@ from s3_server import S3Server
 from safetensors.torch import save_file
 
 from stylegen.job import GenerationJob, LoraInvalid, OutOfMemory, parse_job
-from stylegen.pipeline.adapter import file_digest
 from stylegen.pipeline.engine import Engine
 from stylegen.playground import Playground, cells
 from stylegen.playground.backend import Backend, engine_backend
@@ -40,6 +39,7 @@ from stylegen.pocket import packaged
 from stylegen.queue import dead_letters, publish_job
 from stylegen.signature.provenance import read_provenance
 from stylegen.storage import FolderStore, make_s3_store
+from stylegen.storage.cache import file_digest
 from stylegen.webhook import WebhookReceiver
 from stylegen.worker import Parts, handle_generation_task
 

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .adapter import Adapter, file_digest
+from .adapter import Adapter
+from ..storage.cache import file_digest
 
 
 # %% ../../nbs/pipeline/03_adapter_cache.ipynb #1c323863

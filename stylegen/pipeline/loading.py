@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .adapter import file_digest
+from ..storage.cache import file_digest
 from ..settings import SD15
 
 _log = logging.getLogger(__name__)

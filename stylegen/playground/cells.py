@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..job import GenerationJob
-from ..pipeline.adapter import file_digest
+from ..storage.cache import file_digest
 from .drawing import Picture, png
 from .library import LoraFile
 from .recipe import recipe_id

@@ -5,6 +5,7 @@
 # %% auto #0
 __all__ = [
     "MAX_TRIES",
+    "file_digest",
     "Blobs",
     "Versions",
     "job_folder",
@@ -40,11 +41,12 @@ _log = logging.getLogger(__name__)
 
 
 # %% ../../nbs/storage/10_cache.ipynb #640e0f20
-def _digest(file: Path) -> str:
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file's content, hexadecimal."""
     digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(2**20):
-            digest.update(chunk)
+    with open(path, "rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
     return digest.hexdigest()
 
 
@@ -64,7 +66,7 @@ class Blobs:
 
     def add(self, file: Path) -> Path:
         """Move a file of the same disk here; returns its path."""
-        blob = self.path(_digest(file))
+        blob = self.path(file_digest(file))
         self.folder.mkdir(parents=True, exist_ok=True)
         os.replace(file, blob)
         return blob

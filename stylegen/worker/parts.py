@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..job import GenerationJob
-from ..pipeline.adapter import file_digest
+from ..storage.cache import file_digest
 from ..pipeline.task import Draw
 from ..signature.c2pa import ContentCredentials
 from ..signature.label import Label, encode_labelled
