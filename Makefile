@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
+# Hundreds of processes run the same modules: they are compiled once, whatever the caller prefers.
+unexport PYTHONDONTWRITEBYTECODE
 # Processes with a broker, a bucket, kernels and ports of their own; a file's tests stay together.
 # Six for two cores, since many tests wait.
 PYTEST_OPTIONS := -q -p no:cacheprovider --numprocesses 6 --dist loadfile --no-loadscope-reorder \

@@ -17,7 +17,10 @@ from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.manager import KernelManager
 from jupyter_client.provisioning import LocalProvisioner
 
-LIBRARIES = ["boto3", "diffusers", "ipywidgets", "peft", "pika", "PIL", "pydantic_settings"]
+LIBRARIES = [
+    *("boto3", "diffusers", "fastcore.all", "ipywidgets", "jsonschema", "nbdev.showdoc", "peft"),
+    *("pika", "PIL", "pydantic_settings", "requests", "tenacity"),
+]
 PIPELINE = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion"
 """What diffusers imports only when it is asked for."""
 
