@@ -354,11 +354,19 @@ def test_a_broken_palette(size: int) -> None:
     read_or_refused(joined(chunks))
 
 
-@pytest.mark.parametrize("sides", [(100_000, 100_000), (4097, 1), (0, 0), (2**31, 1)])
-def test_a_bomb(sides: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("sides", "named"),
+    [
+        ((100_000, 100_000), "not a PNG"),
+        ((4097, 1), "over 4096 pixels"),
+        ((0, 0), "not a PNG"),
+        ((2**31, 1), "not a PNG"),
+    ],
+)
+def test_a_bomb(sides: tuple[int, int], named: str) -> None:
     """Its size is looked at before its pixels."""
     header = struct.pack(">II", *sides) + parts(GOOD[0])[0][1][8:]
-    with pytest.raises(SignatureUnrenderable):
+    with pytest.raises(SignatureUnrenderable, match=named):
         read_signature_image(joined([(b"IHDR", header), *parts(GOOD[0])[1:]]))
 
 

@@ -1,5 +1,6 @@
 """The tool that makes small mistakes: which it makes, and whether it sees what notices them."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,28 @@ def test_sample() -> None:
     assert names == [str(each) for each in mutants.sampled("small", CODE, 16, seed=1)]
     assert names != [str(each) for each in mutants.sampled("small", CODE, 16, seed=2)]
     assert sum("LIMIT = " in name or "NAME = " in name for name in names) == 2
+
+
+def test_notebook(tmp_path: Path) -> None:
+    """The notebook that a module comes from has the same change, in the same cell."""
+    sources = [
+        "#| export\nfrom stylegen.other import LIMIT\n\nBOTH = LIMIT + 1\n",
+        "BOTH = LIMIT + 1",
+    ]
+    cells = [{"id": f"c{number}", "source": [source]} for number, source in enumerate(sources)]
+    (tmp_path / "nbs").mkdir()
+    path = tmp_path / "nbs/00_small.ipynb"
+    path.write_text(json.dumps({"cells": cells}), encoding="utf-8")
+    code = "# %% ../nbs/00_small.ipynb #c0\nfrom .other import LIMIT\n\nBOTH = LIMIT + 1\n"
+    changed = mutants.notebooks_with(code, code.replace("+ 1", "- 1"), tmp_path)
+    cells[0]["source"] = sources[0].replace("+ 1", "- 1")
+    assert {name: json.loads(text)["cells"] for name, text in changed.items()} == {
+        path: [cells[0], {"id": "c1", "source": [sources[1]]}]
+    }
+    with mutants.replaced(changed):
+        assert path.read_text(encoding="utf-8") == changed[path]
+    assert not mutants.notebooks_with(code, code, tmp_path)
+    assert json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"] == [sources[0]]
 
 
 def test_run(

@@ -1,12 +1,13 @@
 """The consumer against a real broker: the ways in which a message could get lost or done twice."""
 
 import logging
+import re
 import ssl
 import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
@@ -459,6 +460,14 @@ def test_a_refused_queue_is_not_made_plain(rabbit: RabbitNode) -> None:
     assert caught.value.reply_code == 405
 
 
+def test_the_broker_shows_whose_connection_it_is(rabbit: RabbitNode) -> None:
+    """An operator tells ours apart in ``rabbitmqctl list_connections client_properties``."""
+    with closing(connect(rabbit.url)):
+        told = rabbit.evaluate("rabbit_networking:connection_info_all([client_properties])")
+    texts = [bytes(map(int, each.split(","))) for each in re.findall(r"#Bin<([\d,]+)>", told)]
+    assert texts[-2:] == [b"connection_name", b"stylegen"]
+
+
 def test_a_message_without_headers_has_been_through_nothing() -> None:
     """Nor has one whose counts are not given."""
     assert DeliveryCounts() == DeliveryCounts.from_headers({}) == DeliveryCounts(0, 0, 0)
@@ -468,9 +477,10 @@ def test_a_stale_delivery_is_neither_run_nor_reported() -> None:
     ran: list[bytes] = []
     done: list[Delivery] = []
     runner = CallbackRunner(lambda delivery: ran.append(delivery.body), threading.Event())
-    jobs, stale = JobExecutor(runner), Delivery(runner.connection_epoch, 1, b"stale")
-    jobs.next_epoch()
-    jobs.submit(stale, done.append).result()
+    jobs = JobExecutor(runner)
+    for stale in (Delivery(runner.connection_epoch, 1, b"stale") for _ in range(2)):
+        jobs.next_epoch()
+        jobs.submit(stale, done.append).result()
     jobs.submit(Delivery(runner.connection_epoch, 1, b"fresh"), done.append).result()
     assert ran == [b"fresh"] and [each.body for each in done] == [b"fresh"]
 

@@ -635,6 +635,17 @@ def test_a_redriven_job_that_waits_can_be_canceled(
     assert told == ["LORA_NOT_FOUND", None, "CANCELED"]
 
 
+@pytest.mark.parametrize("body", [b"{}", b'{"generation_id": null}', b"[]", b"\xff"])
+def test_a_control_message_without_an_id_is_named(
+    flat: Parts, body: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It can be no job's."""
+    do_control(body, flat)
+    assert [record.getMessage() for record in caplog.records] == [
+        "not canceled: a control message names no generation"
+    ]
+
+
 def test_no_progress_after_the_end(
     flat: Parts, retries: Retries, order: Order, tmp_path: Path
 ) -> None:

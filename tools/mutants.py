@@ -3,9 +3,10 @@
 mutmut's operators make the mutants of functions; constants and regular expressions of a module get
 a few of our own. A sample of each module is drawn by the seed, larger for a larger module. One run
 of the tests under coverage tells which of them pass through a line; those of a mutated line are run
-on a copy of the tree that holds the mutant, the quickest first, until one fails; then mypy is
-asked, as in ``make check``. Survivors are printed with their lines; those that nothing can tell
-apart are in ``tools/mutants.toml``, each with the reason.
+on a copy of the tree that holds the mutant, the quickest first, until one fails; then the module's
+notebook with the same change is, by nbval; then mypy is asked, as in ``make check``. Survivors are
+printed with their lines; those that nothing can tell apart are in ``tools/mutants.toml``, each with
+the reason.
 
 Texts for people, in errors and in the log, are left alone: their wording is no behaviour.
 """
@@ -14,6 +15,7 @@ import argparse
 import ast
 import difflib
 import itertools
+import json
 import os
 import random
 import re
@@ -29,6 +31,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import cache_from_source
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -45,59 +48,59 @@ REASONS = Path(__file__).with_name("mutants.toml")
 TESTS = {
     "webhook/origins": ["webhook", "webhook_hostile", "flow"],
     "webhook/events": ["webhook", "retries", "flow"],
-    "webhook/connection": ["webhook_hostile", "webhook"],
-    "webhook/request": ["webhook", "webhook_hostile", "flow"],
-    "webhook/delivery": ["webhook", "webhook_hostile", "retries", "flow"],
-    "webhook/progress": ["webhook", "flow"],
-    "queue/connection": ["queue", "retries"],
-    "queue/publish": ["queue", "retries", "producers"],
-    "queue/delivery": ["queue", "retries", "producers"],
-    "queue/executor": ["queue", "retries"],
-    "queue/control": ["queue", "retries", "consumer", "producers"],
-    "queue/consumer": ["queue", "retries", "consumer", "producers"],
+    "webhook/connection": ["limits", "webhook_hostile", "webhook"],
+    "webhook/request": ["limits", "webhook", "webhook_hostile", "flow"],
+    "webhook/delivery": ["limits", "webhook", "webhook_hostile", "retries", "flow"],
+    "webhook/progress": ["limits", "webhook", "flow"],
+    "queue/connection": ["limits", "queue", "retries"],
+    "queue/publish": ["limits", "queue", "retries", "producers"],
+    "queue/delivery": ["limits", "queue", "retries", "producers"],
+    "queue/executor": ["limits", "queue", "retries"],
+    "queue/control": ["limits", "queue", "retries", "consumer", "producers"],
+    "queue/consumer": ["limits", "queue", "retries", "consumer", "producers"],
     "queue/retries": ["retries", "consumer", "flow", "producers"],
-    "storage/store": ["storage", "flow"],
+    "storage/store": ["limits", "storage", "flow"],
     "storage/keys": ["storage", "flow"],
     "storage/folder": ["storage", "flow", "retries"],
-    "storage/s3_client": ["storage"],
-    "storage/conditional": ["storage", "retries"],
-    "storage/s3": ["storage", "settings_effect"],
+    "storage/s3_client": ["limits", "storage"],
+    "storage/conditional": ["limits", "storage", "retries"],
+    "storage/s3": ["limits", "storage", "settings_effect"],
     "storage/download": ["storage", "flow"],
-    "storage/lora": ["storage", "flow"],
-    "storage/cache": ["storage", "flow"],
+    "storage/lora": ["limits", "storage", "flow"],
+    "storage/cache": ["limits", "storage", "flow"],
     "storage/picture": ["storage", "flow"],
     "storage/manifest": ["storage", "flow", "retries"],
-    "pipeline/lora_file": ["lora", "hostile_jobs"],
+    "pipeline/lora_file": ["limits", "lora", "hostile_jobs"],
     "pipeline/dialects": ["lora", "engine"],
     "pipeline/adapter": ["lora", "engine", "hostile_jobs"],
     "pipeline/adapter_cache": ["lora", "settings_effect"],
-    "pipeline/layout": ["engine"],
+    "pipeline/layout": ["limits", "engine"],
     "pipeline/batched_lora": ["engine"],
     "pipeline/loading": ["engine", "settings_effect"],
     "pipeline/schedulers": ["engine_guidance", "engine"],
     "pipeline/device": ["engine"],
     "pipeline/task": ["engine_guidance", "engine"],
-    "pipeline/admission": ["engine"],
+    "pipeline/admission": ["limits", "engine"],
     "pipeline/attention": ["engine"],
-    "pipeline/batch": ["engine_guidance", "engine"],
+    "pipeline/batch": ["limits", "engine_guidance", "engine"],
     "pipeline/encode_decode": ["engine_guidance", "engine", "semantics", "hostile_jobs"],
     "pipeline/loop": ["engine"],
     "pipeline/warm_up": ["engine"],
     "pipeline/engine": ["engine_guidance", "engine", "semantics"],
-    "signature/overlay": ["signature", "signed", "hostile_jobs"],
-    "signature/fonts": ["signature", "settings_effect"],
-    "signature/text": ["signature", "signed", "hostile_jobs"],
-    "signature/image": ["signature", "signed", "hostile_jobs"],
+    "signature/overlay": ["limits", "signature", "signed", "hostile_jobs"],
+    "signature/fonts": ["limits", "signature", "settings_effect"],
+    "signature/text": ["limits", "signature", "signed", "hostile_jobs"],
+    "signature/image": ["limits", "signature", "signed", "hostile_jobs"],
     "signature/label": ["label", "provenance", "signed", "settings_effect"],
     "signature/provenance": ["label", "provenance"],
     "signature/c2pa": ["label"],
     "settings": ["settings_effect", "flow", "consumer", "processes"],
-    "worker/running": ["health", "retries"],
+    "worker/running": ["limits", "health", "retries"],
     "worker/watchdog": ["health"],
-    "worker/probes": ["health", "hostile_probes"],
+    "worker/probes": ["limits", "health", "hostile_probes"],
     "worker/parts": ["flow", "retries", "settings_effect", "signed"],
     "worker/wiring": ["settings_effect", "consumer"],
-    "worker/picture": ["flow", "signed", "settings_effect"],
+    "worker/picture": ["limits", "flow", "signed", "settings_effect"],
     "worker/request": ["flow", "retries"],
     "worker/outcome": ["flow", "retries"],
     "worker/report": ["flow", "retries", "health"],
@@ -111,8 +114,11 @@ TESTS = {
 """For each module, by its path, the tests that are about it, as in ``tests/test_NAME.py``."""
 LEAST = 3
 """Mutants of the smallest module."""
-QUICK = ("-p", "no:cacheprovider", "-p", "no:nbval")
+QUICK = ("-p", "no:nbval")
 """nbval takes two seconds to import, and none of these tests is a notebook."""
+NOTEBOOK = ("--nbval", "--nbval-current-env", "--nbval-cell-timeout", "120")
+EXPORTED = re.compile(r"^# %% \.\./(?:\.\./)?(nbs/\S+\.ipynb) #(\w+)$", re.MULTILINE)
+"""What nbdev writes above the code of a cell: its notebook, and its id."""
 ENOUGH = 120.0
 """Seconds of tests that pass through a line; the slowest beyond that are left out."""
 SLACK = 30.0, 6.0
@@ -260,6 +266,55 @@ def _mutant(module: str, code: str, changed: str) -> Mutant:
     return Mutant(module, low + 1, before, after, changed)
 
 
+def is_in_function(mutant: Mutant) -> bool:
+    """Whether a mutant's line is in a function, and not run by the import."""
+    return any(
+        isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.body[0].lineno <= mutant.line <= (node.end_lineno or 0)
+        for node in ast.walk(ast.parse(mutant.code))
+    )
+
+
+def notebooks_with(code: str, changed: str, folder: Path) -> dict[Path, str]:
+    """The notebooks below a folder that a module's code is exported from, with a change of it."""
+    found: dict[Path, str] = {}
+    old, new = (EXPORTED.split(text)[1:] for text in (code, changed))
+    for name, cell_id, before, after in zip(old[::3], old[1::3], old[2::3], new[2::3]):
+        if before != after:
+            path = folder / name
+            notebook = json.loads(found.get(path) or path.read_text(encoding="utf-8"))
+            (cell,) = (each for each in notebook["cells"] if each["id"] == cell_id)
+            cell["source"] = _with_change("".join(cell["source"]), before, after)
+            found[path] = json.dumps(notebook)
+    return found
+
+
+def _with_change(source: str, before: str, after: str) -> str:
+    """A cell's source, changed as the code was that is exported from it."""
+    old, new = before.splitlines(keepends=True), after.splitlines(keepends=True)
+    for kind, low, high, start, stop in difflib.SequenceMatcher(None, old, new).get_opcodes():
+        if kind != "equal":
+            source = source.replace("".join(old[low:high]), "".join(new[start:stop]), 1)
+    return source
+
+
+@contextmanager
+def replaced(texts: dict[Path, str]) -> Iterator[None]:
+    """Files with other texts meanwhile; a module that was compiled is compiled again."""
+    before = {path: path.read_text(encoding="utf-8") for path in texts}
+
+    def write(contents: dict[Path, str]) -> None:
+        for path, text in contents.items():
+            path.write_text(text, encoding="utf-8")
+            Path(cache_from_source(str(path))).unlink(missing_ok=True)
+
+    write(texts)
+    try:
+        yield
+    finally:
+        write(before)
+
+
 class Tree:
     """A copy of the project in which one module can be changed."""
 
@@ -275,8 +330,8 @@ class Tree:
 
     def run(self, tests: Iterable[str], *options: str, limit: float | None = None) -> int:
         """Run pytest here until a test fails; its exit code, or 1 when it hangs."""
-        words = ["pytest", "-q", "-x", *QUICK, *options, *tests]
-        own = {"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        words = ["pytest", "-q", "-x", "-p", "no:cacheprovider", *options, *tests]
+        own = {"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": ""}
         offline = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         measure = () if limit else ("-m", "coverage", "run")
         with (
@@ -305,12 +360,14 @@ class Tree:
         """Whether tests and types pass with the mutant; tests take so many seconds without it."""
         each, limit = (SLACK[0] + SLACK[1] * seconds for seconds in (slowest, whole))
         path = self.folder / "stylegen" / f"{mutant.module}.py"
-        before = path.read_bytes()
-        path.write_text(mutant.code, encoding="utf-8")
-        try:
-            return not self.run(tests, f"--timeout={each:.0f}", limit=limit) and self.is_typed()
-        finally:
-            path.write_bytes(before)
+        notebooks = notebooks_with(path.read_text(encoding="utf-8"), mutant.code, self.folder)
+        names = map(str, notebooks)
+        with replaced({path: mutant.code} | notebooks):
+            return not (
+                self.run(tests, *QUICK, f"--timeout={each:.0f}", limit=limit)
+                or (notebooks and self.run(names, *NOTEBOOK, limit=SLACK[0] * SLACK[1]))
+                or not self.is_typed()
+            )
 
     def is_typed(self) -> bool:
         """Whether mypy finds nothing here."""
@@ -348,7 +405,7 @@ class Map:
         with ThreadPoolExecutor(trees.count) as pool:
             list(pool.map(lambda name: self._learn(name, trees), names))
         with trees.lent() as tree:
-            if tree.run(self.seconds, "--collect-only", limit=SLACK[0] * SLACK[1]):
+            if tree.run(self.seconds, *QUICK, "--collect-only", limit=SLACK[0] * SLACK[1]):
                 raise SystemExit("pytest does not find the tests that it has just run")
 
     def _learn(self, name: str, trees: Trees) -> None:
@@ -358,7 +415,7 @@ class Map:
                 "concurrency = thread\ndata_file = coverage\n",
                 encoding="utf-8",
             )
-            if tree.run([f"tests/test_{name}.py"], "--junitxml=junit.xml"):
+            if tree.run([f"tests/test_{name}.py"], *QUICK, "--junitxml=junit.xml"):
                 text = (tree.folder / "log").read_text(encoding="utf-8")
                 raise SystemExit(f"tests/test_{name}.py fails without a mutant:\n{text[-3000:]}")
             self._read(name, tree.folder)
@@ -382,9 +439,11 @@ class Map:
         With it the seconds that the slowest takes, and all of them.
 
         The module's own tests, where none is known to: other processes run some lines, and the
-        import others.
+        import others, in whichever test it comes first.
         """
         reached = self.lines.get((mutant.module, mutant.line), set())
+        if not is_in_function(mutant):
+            reached = set()
         files = [f"tests/test_{name}.py" for name in TESTS[mutant.module]]
         own = {file: place for place, file in enumerate(files)}
         ordered = sorted(

@@ -55,7 +55,7 @@ def cancel_job(generation_id: int | str, store: Store) -> bool:
 # %% ../../nbs/worker/09_cancel.ipynb #761bb05d
 _RETRYING = Retrying(
     stop=stop_after_attempt(4),
-    wait=wait_random_exponential(multiplier=1, max=10),
+    wait=wait_random_exponential(multiplier=1),
     retry=retry_if_exception_type(StorageError),
     reraise=True,
 )
