@@ -3480,12 +3480,20 @@ d = {
                 "storage/folder.html#file_path",
                 "stylegen/storage/folder.py",
             ),
+            "stylegen.storage.folder.make_private": (
+                "storage/folder.html#make_private",
+                "stylegen/storage/folder.py",
+            ),
             "stylegen.storage.folder.path_below": (
                 "storage/folder.html#path_below",
                 "stylegen/storage/folder.py",
             ),
             "stylegen.storage.folder.replace_file": (
                 "storage/folder.html#replace_file",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.save_private": (
+                "storage/folder.html#save_private",
                 "stylegen/storage/folder.py",
             ),
         },
