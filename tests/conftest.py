@@ -3,6 +3,7 @@
 None of them is skipped when it can't be had: a test that does not run proves nothing.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -37,6 +38,17 @@ def _answers_may_fail(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(WebhookReceiver, "handle_error", handle_error)
     yield
     assert not errors, errors
+
+
+@pytest.fixture(autouse=True)
+def _logging_stays() -> Iterator[None]:
+    """What a worker's set-up did to the logging is undone."""
+    loggers = [logging.root, *map(logging.getLogger, ("stylegen", "pika", "waitress"))]
+    handlers, levels = logging.root.handlers[:], [logger.level for logger in loggers]
+    yield
+    logging.root.handlers[:] = handlers
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")
