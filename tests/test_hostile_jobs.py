@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from lora_files import write_diffusers
 from PIL import Image
@@ -141,7 +142,7 @@ ATOMS = [
 ]
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@examples(25)
 @given(unit=st.lists(st.sampled_from(ATOMS), min_size=1, max_size=6).map("".join))
 def test_every_repetition_parses_fast(engine: Engine, unit: str) -> None:
     """Whatever is repeated up to the greatest length: an error is the message's."""
@@ -190,7 +191,7 @@ JSON = st.recursive(
 NAMES = sorted(GenerationJob.model_fields)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@examples(300)
 @given(changes=st.dictionaries(st.sampled_from(NAMES), JSON, max_size=4))
 def test_any_fields_are_a_job_or_one_error(changes: dict[str, Any]) -> None:
     """Whatever a field holds."""
@@ -205,7 +206,7 @@ def test_any_fields_are_a_job_or_one_error(changes: dict[str, Any]) -> None:
             check_weighted(job.prompt)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@examples(200)
 @given(start=st.integers(0, 200), length=st.integers(0, 20), patch=st.binary(max_size=20))
 def test_any_bytes_are_a_job_or_one_error(start: int, length: int, patch: bytes) -> None:
     """A good message with a few of its bytes exchanged."""
@@ -269,7 +270,7 @@ def test_metadata_are_bounded_before_they_are_read(engine: Engine, lora: Path) -
     assert time.process_time() - began < 1
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@examples(150)
 @given(
     place=st.floats(0, 1),
     length=st.integers(0, 12),
@@ -362,7 +363,7 @@ def test_a_bomb(sides: tuple[int, int]) -> None:
         read_signature_image(joined([(b"IHDR", header), *parts(GOOD[0])[1:]]))
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@examples(400)
 @given(data=st.data(), good=st.sampled_from(GOOD))
 def test_any_png_is_a_signature_or_an_error(data: st.DataObject, good: bytes) -> None:
     """A good one with a chunk changed, taken out or put in; checksums are right."""

@@ -21,7 +21,8 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from s3_server import (
@@ -903,7 +904,7 @@ _FIELDS = tuple(asdict(Manifest(7, "digest", "complete", RESULT, "complete_7")))
 
 
 @given(field=st.sampled_from(_FIELDS + tuple(RESULT)), value=_JSON)
-@settings(max_examples=300, derandomize=True, deadline=None)
+@examples(300)
 def test_whatever_a_manifest_holds_it_is_ours_or_damaged(field: str, value: Any) -> None:
     """And what counts as ours can be sent."""
     changed = {field: value} if field in _FIELDS else {"payload": RESULT | {field: value}}
@@ -917,7 +918,7 @@ def test_whatever_a_manifest_holds_it_is_ours_or_damaged(field: str, value: Any)
 
 
 @given(st.binary(max_size=64))
-@settings(max_examples=200, derandomize=True, deadline=None)
+@examples(200)
 def test_bytes_are_no_manifest(data: bytes) -> None:
     with pytest.raises(ObjectDamaged):
         read_manifest(data, 7)
