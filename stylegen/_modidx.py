@@ -3088,6 +3088,14 @@ d = {
             ),
         },
         "stylegen.signature.image": {
+            "stylegen.signature.image._in_eight_bits": (
+                "signature/image.html#_in_eight_bits",
+                "stylegen/signature/image.py",
+            ),
+            "stylegen.signature.image._to_rgba": (
+                "signature/image.html#_to_rgba",
+                "stylegen/signature/image.py",
+            ),
             "stylegen.signature.image._with_halo": (
                 "signature/image.html#_with_halo",
                 "stylegen/signature/image.py",

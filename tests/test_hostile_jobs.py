@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import examples
@@ -324,7 +325,36 @@ def joined(chunks: list[tuple[bytes, bytes]]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + body
 
 
+def raw_png(colour_type: int, depth: int, ground: int, ink: int, *, key: bool) -> bytes:
+    """Ink on a ground of each kind that PNG knows (its specification, 11.2.2), by its samples.
+
+    Args:
+        colour_type: 0 grey, 2 colours, 3 a palette, 4 grey and alpha, 6 colours and alpha.
+        depth: Bits of a sample.
+        ground: Sample of the ground; transparent where there is an alpha.
+        ink: Sample of the ink.
+        key: Whether the ground's sample is named as the transparent one.
+    """
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour_type]
+    samples = np.full((16, 32, channels), ground)
+    samples[4:12, 4:28] = ink
+    if colour_type in (4, 6):
+        samples[..., -1] = 0
+        samples[4:12, 4:28, -1] = 2**depth - 1
+    bits = samples.reshape(16, -1, 1) >> np.arange(depth - 1, -1, -1) & 1
+    rows = np.packbits(bits.reshape(16, -1).astype(np.uint8), axis=1)
+    extra = [(b"PLTE", bytes(range(6)))] if colour_type == 3 else []
+    if key:
+        extra += [(b"tRNS", b"\0" if colour_type == 3 else struct.pack(">H", ground) * channels)]
+    header = struct.pack(">IIBBBBB", 32, 16, depth, colour_type, 0, 0, 0)
+    data = zlib.compress(np.pad(rows, ((0, 0), (1, 0))).tobytes())
+    return joined([(b"IHDR", header), *extra, (b"IDAT", data), (b"IEND", b"")])
+
+
+KINDS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+EACH_KIND = [(colour_type, depth) for colour_type, depths in KINDS.items() for depth in depths]
 GOOD = [
+    *(raw_png(*kind, 0, 1, key=kind[0] in (0, 2, 3)) for kind in EACH_KIND),
     png("RGBA"),
     png("P", transparency=0),
     png("LA"),
@@ -348,19 +378,47 @@ def read_or_refused(data: bytes) -> None:
         pass
 
 
+@pytest.mark.parametrize("colour_type, depth", EACH_KIND)
+def test_each_kind_of_png_is_read_right_or_refused(colour_type: int, depth: int) -> None:
+    """By its bits, palette, alpha or one transparent colour: the ink, and nothing else."""
+    top = 2**depth - 1
+    pairs = {(0, top), (top, 0), (top // 3, 2 * top // 3)} - {(0, 0)}
+    for ground, ink in pairs if colour_type != 3 else {(0, 1)}:
+        has_alpha = colour_type in (4, 6)
+        signature = read_signature_image(
+            raw_png(colour_type, depth, ground, ink, key=not has_alpha)
+        )
+        shade = 255 * ink // top if colour_type != 3 else 4
+        ((count, pixel),) = signature.getcolors()
+        assert (signature.size, count, pixel[3]) == ((24, 8), 24 * 8, 255)
+        assert abs(pixel[1] - shade) <= 1
+        if not has_alpha:
+            with pytest.raises(SignatureUnrenderable, match="transparent ground"):
+                read_signature_image(raw_png(colour_type, depth, ground, ink, key=False))
+
+
+@pytest.mark.parametrize("colour_type", [0, 2])
+def test_one_transparent_colour_of_16_bits_makes_no_other_transparent(colour_type: int) -> None:
+    """Not the one whose high byte is its low byte."""
+    signature = read_signature_image(raw_png(colour_type, 16, 0x1234, 0x3412, key=True))
+    assert signature.size == (24, 8)
+    with pytest.raises(SignatureUnrenderable):  # alike in the eight bits that are shown
+        read_signature_image(raw_png(colour_type, 16, 0x12FF, 0x12FE, key=True))
+
+
 @pytest.mark.parametrize("size", [0, 1, 2, 4, 767])
 def test_a_broken_palette(size: int) -> None:
     """Of no colours, or of a part of one."""
-    chunks = [(k, c[:size] if k == b"PLTE" else c) for k, c in parts(GOOD[1])]
+    chunks = [(k, c[:size] if k == b"PLTE" else c) for k, c in parts(png("P", transparency=0))]
     read_or_refused(joined(chunks))
 
 
 @pytest.mark.parametrize("sides", [(100_000, 100_000), (4097, 1), (0, 0), (2**31, 1)])
 def test_a_bomb(sides: tuple[int, int]) -> None:
     """Its size is looked at before its pixels."""
-    header = struct.pack(">II", *sides) + parts(GOOD[0])[0][1][8:]
+    header = struct.pack(">II", *sides) + parts(png("RGBA"))[0][1][8:]
     with pytest.raises(SignatureUnrenderable):
-        read_signature_image(joined([(b"IHDR", header), *parts(GOOD[0])[1:]]))
+        read_signature_image(joined([(b"IHDR", header), *parts(png("RGBA"))[1:]]))
 
 
 @examples(400)
