@@ -3114,6 +3114,10 @@ d = {
                 "signature/label.html#label",
                 "stylegen/signature/label.py",
             ),
+            "stylegen.signature.label._recipe": (
+                "signature/label.html#_recipe",
+                "stylegen/signature/label.py",
+            ),
             "stylegen.signature.label.encode_labelled": (
                 "signature/label.html#encode_labelled",
                 "stylegen/signature/label.py",
