@@ -80,7 +80,8 @@ def create_file(path: Path, data: bytes) -> bool:
 # %% ../../nbs/storage/02_folder.ipynb #bdd480e9
 def make_private(folder: Path) -> Path:
     """Make a folder, and those above it that are missing, for this user only; returns it."""
-    for each in reversed([folder, *folder.parents]):
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    for each in reversed(missing):
         each.mkdir(0o700, exist_ok=True)
     return folder
 
