@@ -1130,14 +1130,15 @@ def test_a_full_disk_is_made_room_on_and_named(server: S3Server, tmp_path: Path)
 
 
 def test_what_the_cache_holds_is_private(server: S3Server, tmp_path: Path) -> None:
-    before = os.umask(0o022)
+    """Whatever the umask lets pass; also the folders, or others could exchange what lies there."""
+    before, home = os.umask(0), tmp_path / "made"
     try:
-        with LoraFiles(s3_store(server), tmp_path / "cache").get(_lora(server.client(), "mine")):
-            files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
-            assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+        with LoraFiles(s3_store(server), home / "cache").get(_lora(server.client(), "mine")):
+            kept = [home, *home.rglob("*")]
+            modes = [(path.is_dir(), stat.S_IMODE(path.stat().st_mode)) for path in kept]
     finally:
         os.umask(before)
-    assert len(files) == 3
+    assert set(modes) == {(True, 0o700), (False, 0o600)} and modes.count((False, 0o600)) == 3
 
 
 def test_a_folders_pictures_can_be_served_and_its_manifests_are_private(tmp_path: Path) -> None:
