@@ -17,7 +17,7 @@ DRY_RUN := tests/test_gpu_bench.py
 RABBITMQ4 := $(CURDIR)/out/rabbitmq4
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 300
 
-.PHONY: help install demo test check notebooks unit coverage prep outputs pocket pocket-report bench gpu gpu-pack faults rabbitmq4 mutants scale lab clean
+.PHONY: help install demo test check notebooks unit coverage prep outputs pocket pocket-report bench gpu gpu-pack faults rabbitmq4 fuzz mutants scale lab clean
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -107,6 +107,9 @@ rabbitmq4: install programs  ## the broker's tests and faults against RabbitMQ 4
 	@sh tools/rabbitmq4.sh $(RABBITMQ4)
 	RABBITMQ_ROOT=$(RABBITMQ4) $(PYTEST) tests/test_queue.py tests/test_retries.py tests/test_producers.py
 	RABBITMQ_ROOT=$(RABBITMQ4) $(BIN)/python tests/faults/run.py --only broker --save
+
+fuzz: install programs  ## try random inputs at every border, for 20 minutes; ARGS are tools/fuzz.py's
+	HF_HUB_OFFLINE=1 $(BIN)/python tools/fuzz.py $(ARGS)
 
 mutants: install programs  ## make small mistakes in the code: does a test notice? (an hour)
 	$(BIN)/python tools/mutants.py $(ARGS)

@@ -3088,6 +3088,14 @@ d = {
             ),
         },
         "stylegen.signature.image": {
+            "stylegen.signature.image._in_eight_bits": (
+                "signature/image.html#_in_eight_bits",
+                "stylegen/signature/image.py",
+            ),
+            "stylegen.signature.image._to_rgba": (
+                "signature/image.html#_to_rgba",
+                "stylegen/signature/image.py",
+            ),
             "stylegen.signature.image._with_halo": (
                 "signature/image.html#_with_halo",
                 "stylegen/signature/image.py",
@@ -3104,6 +3112,10 @@ d = {
         "stylegen.signature.label": {
             "stylegen.signature.label.Label": (
                 "signature/label.html#label",
+                "stylegen/signature/label.py",
+            ),
+            "stylegen.signature.label._recipe": (
+                "signature/label.html#_recipe",
                 "stylegen/signature/label.py",
             ),
             "stylegen.signature.label.encode_labelled": (
@@ -3480,12 +3492,20 @@ d = {
                 "storage/folder.html#file_path",
                 "stylegen/storage/folder.py",
             ),
+            "stylegen.storage.folder.make_private": (
+                "storage/folder.html#make_private",
+                "stylegen/storage/folder.py",
+            ),
             "stylegen.storage.folder.path_below": (
                 "storage/folder.html#path_below",
                 "stylegen/storage/folder.py",
             ),
             "stylegen.storage.folder.replace_file": (
                 "storage/folder.html#replace_file",
+                "stylegen/storage/folder.py",
+            ),
+            "stylegen.storage.folder.save_private": (
+                "storage/folder.html#save_private",
                 "stylegen/storage/folder.py",
             ),
         },

@@ -71,7 +71,6 @@ def _traceback(error: BaseException | None) -> str:
 
 # %% ../nbs/04_logs.ipynb #04276a46
 _SILENT_LOGGERS = ("pika", "waitress")
-_NOISY_LOGGERS = ("boto3", "botocore", "s3transfer", "urllib3")
 _FIELDS = "%(asctime)s %(levelname)s %(name)s %(generation_id)s %(message)s"
 
 
@@ -81,7 +80,7 @@ def set_up_logging(
     """Log to standard error: lines on a terminal, JSON elsewhere.
 
     Args:
-        level: The least level that is logged.
+        level: The least level that is logged; of libraries at least INFO.
         secrets: Texts that must never be logged.
         stream: Another stream than standard error.
     """
@@ -90,10 +89,10 @@ def set_up_logging(
     on_terminal = handler.stream.isatty()
     handler.setFormatter(logging.Formatter(_FIELDS) if on_terminal else JsonFormatter(_FIELDS))
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.root.setLevel(max(logging.root.level, logging.INFO))
+    logging.getLogger("stylegen").setLevel(level)
     for library in _SILENT_LOGGERS:
         logging.getLogger(library).setLevel(logging.CRITICAL)
-    for library in _NOISY_LOGGERS:
-        logging.getLogger(library).setLevel(logging.INFO)
 
 
 # %% ../nbs/04_logs.ipynb #6b1f20a2

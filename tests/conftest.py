@@ -3,6 +3,7 @@
 None of them is skipped when it can't be had: a test that does not run proves nothing.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from rabbit import RabbitNode
 from s3_server import S3Server
 
@@ -21,7 +23,18 @@ from stylegen.webhook import WebhookReceiver
 from stylegen.worker import Parts
 
 TOKEN = "t0ken-of-the-tests"
+settings.register_profile("tests", deadline=None, database=None, derandomize=True)
+settings.register_profile("fuzz", deadline=None, database=None, max_examples=1000, print_blob=True)
+settings.load_profile("tests")
 collect_ignore = ["gpu"]  # has a conftest of its own: see there how it is run
+
+
+def examples(count: int) -> settings:
+    """How many inputs a test tries, always the same; `make fuzz` tries ten times as many, others.
+
+    The profile's number is a percentage: hypothesis tries a hundred unless told otherwise.
+    """
+    return settings(max_examples=count * settings().max_examples // 100)
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +50,17 @@ def _answers_may_fail(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(WebhookReceiver, "handle_error", handle_error)
     yield
     assert not errors, errors
+
+
+@pytest.fixture(autouse=True)
+def _logging_stays() -> Iterator[None]:
+    """What a worker's set-up did to the logging is undone."""
+    loggers = [logging.root, *map(logging.getLogger, ("stylegen", "pika", "waitress"))]
+    handlers, levels = logging.root.handlers[:], [logger.level for logger in loggers]
+    yield
+    logging.root.handlers[:] = handlers
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import examples
+from hypothesis import settings
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(ROOT.glob("nbs/**/*.ipynb"))
 sys.path.insert(0, str(ROOT / "tools"))
+import fuzz  # noqa: E402  pylint: disable=wrong-import-position,import-error
 from covered import table  # noqa: E402  pylint: disable=wrong-import-position,import-error
 
 
@@ -50,6 +53,40 @@ def test_hooks_need_no_network() -> None:
         folders = f"{Path(sys.executable).parent}:/usr/bin:/bin"
         assert hook["language"] == "system" and shutil.which(program, path=folders)
         assert all((ROOT / word).exists() for word in words if not word.startswith("-"))
+
+
+REPORT = """
+tests/test_storage.py::test_bytes_are_no_manifest:
+    - 200 passing, 0 failing, and 22 invalid test cases
+tests/test_hostile_jobs.py::test_any_png_is_a_signature_or_an_error:
+    - 40 passing examples, 2 failing examples, 1 invalid examples
+FAILED tests/test_hostile_jobs.py::test_any_png_is_a_signature_or_an_error - ValueError: bad
+"""
+
+
+@pytest.mark.parametrize("is_good", [True, False])
+def test_the_fuzzer_says_what_it_tried(
+    is_good: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the words of either version of hypothesis; a round that tries nothing proves nothing."""
+    report = REPORT if not is_good else REPORT.partition("FAILED")[0]
+    monkeypatch.setattr(fuzz, "run_round", lambda seed, tests: (report, is_good))
+    assert fuzz.fuzz(0, ["tests"]) is is_good
+    said = capsys.readouterr().out
+    assert f"242 inputs tried, foreign exceptions {int(not is_good)}" in said
+    assert is_good or "a_signature_or_an_error: ValueError: bad" in said.splitlines()[-1]
+    monkeypatch.setattr(fuzz, "run_round", lambda seed, tests: ("no tests ran", True))
+    assert not fuzz.fuzz(0, ["tests"])
+
+
+def test_each_random_test_takes_its_number_from_the_profile() -> None:
+    """Else `make fuzz` would try the same inputs again."""
+    assert examples(30).max_examples == 30 and examples(30).derandomize
+    assert settings.get_profile("fuzz").max_examples == 1000
+    assert not settings.get_profile("fuzz").derandomize
+    for path in ROOT.glob("tests/test_*.py"):
+        code = path.read_text(encoding="utf-8")
+        assert len(re.findall("^@given", code, re.M)) == len(re.findall("^@examples", code, re.M))
 
 
 def test_what_tests_miss_by_room() -> None:

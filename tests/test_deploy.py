@@ -28,6 +28,7 @@ from rabbit import RabbitNode
 
 from stylegen.fleet.affinity import affinity_queues
 from stylegen.fleet.loadgen import LoadReceiver
+from stylegen.job import WebhookError
 from stylegen.queue import dead_letters, publish_job
 from stylegen.settings import Settings
 from stylegen.storage import MAX_LORA_BYTES
@@ -134,6 +135,7 @@ def test_compose_follows_its_specification() -> None:
     assert set(services) == {"rabbitmq", "s3", "models", "worker", "backend"}
     assert services["worker"]["read_only"] and services["worker"]["cap_drop"] == ["ALL"]
     assert not [name for name, service in services.items() if "ports" in service]
+    assert services["rabbitmq"]["image"].startswith("rabbitmq:4.")
     assert set(services["worker"]["environment"]) <= SETTINGS
 
 
@@ -388,6 +390,19 @@ def test_query_parses_and_uses_known_metrics(query: str) -> None:
     for pattern in patterns:
         chosen = [name for name in [*queues, *dead, *others] if re.fullmatch(pattern, name)]
         assert chosen in (queues, dead)
+
+
+def test_the_receivers_alert_names_each_error_that_rings_it() -> None:
+    """By its chapter of the troubleshooting."""
+    groups = manifest("PrometheusRule")["spec"]["groups"]
+    rules = {rule["alert"]: rule for group in groups for rule in group["rules"]}
+    named = re.findall(
+        r"[A-Z_]{8,}", rules["StylegenReceiverRefuses"]["annotations"]["description"]
+    )
+    kinds = [WebhookError, *WebhookError.__subclasses__()]
+    assert sorted(named) == sorted(kind.error_code for kind in kinds)
+    chapters = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    assert all(f"## {name}\n" in chapters for name in named)
 
 
 def test_worker_has_these_metrics() -> None:

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import logging
 import shutil
 import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import replace
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from standardwebhooks import Webhook
 
 from stylegen.job import GenerationJob, InvalidMessage, WebhookError, check_job, job_digest
+from stylegen.logs import set_up_logging
 from stylegen.pipeline import load_pipeline
 from stylegen.pipeline.engine import Engine
 from stylegen.signature.provenance import read_provenance
@@ -243,6 +245,54 @@ def test_the_picture_says_what_it_is(parts: Parts, order: Order) -> None:
     assert found["artist"] == order["artist_name"]
     assert "trainedAlgorithmicMedia" in str(found)
     assert b"heart" not in data
+
+
+def test_customers_words_reach_no_log(
+    parts: Parts, order: Order, s3: S3Server, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nor the artist's name: of jobs that are drawn, refused or fail, by no library, at DEBUG."""
+    client, models = s3.client(), parts.store.root / "models"  # type: ignore[attr-defined]
+    for bucket in ("words", "models"):
+        client.create_bucket(Bucket=bucket)
+    client.upload_file(str(models / "style_10.safetensors"), "models", "style_10.safetensors")
+    bucket = replace(
+        parts,
+        store=S3Store("words", client),
+        labelling=Labelling("pocket", level="full", copyright="{artist}"),
+        idempotent=True,
+    )
+    words = order | {
+        "num_inference_steps": 2,
+        "prompt_tags": ["Quillwort", "heart, " * 90],
+        "negative_prompt": "Bogmyrtle, " * 40,
+        "artist_name": "Cloudberry",
+    }
+    changes = [
+        {},
+        {"prompt_tags": ["(Quillwort)1.2"], "prompt_syntax": "compel", "aspect_ratio": "Quillwort"},
+        {"prompt_tags": ['("Quillwort", "b").blend(1)'], "prompt_syntax": "compel"},
+        {"artist_name": "Cloudberry\ue000"},
+        {"artist_name": "Cloudberry" * 40},
+        {"negative_prompt": "Bogmyrtle" * 999_999},
+        {"prompt_tags": [["Quillwort"]], "negative_prompt": ["Bogmyrtle"]},
+    ]
+    log = StringIO()
+    logging.root.setLevel(logging.DEBUG)
+    set_up_logging("DEBUG", stream=log)
+    outcomes = [
+        handle_generation_task(words | {"generation_id": 600 + number} | change, bucket)
+        for number, change in enumerate(changes)
+    ]
+    codes = [outcome.error_code for outcome in outcomes]
+    invalid = "INVALID_MESSAGE"
+    assert codes == [None, None, invalid, "SIGNATURE_UNRENDERABLE", *[invalid] * 3]
+    picture = client.get_object(Bucket="words", Key="generations/gen_600.jpg")["Body"].read()
+    assert all(word in picture for word in (b"Quillwort", b"Bogmyrtle", b"Cloudberry"))
+    lines = [json.loads(line) for line in log.getvalue().splitlines()]
+    said = log.getvalue() + "".join(capfd.readouterr())
+    assert not [word for word in ("Quillwort", "Bogmyrtle", "Cloudberry") if word in said]
+    at_debug = {line["name"].split(".")[0] for line in lines if line["levelname"] == "DEBUG"}
+    assert at_debug == {"stylegen"}
 
 
 @pytest.mark.parametrize("kind", ["pickle", "text", "stranger", "nan", "partial"])

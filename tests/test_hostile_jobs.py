@@ -8,9 +8,11 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from lora_files import write_diffusers
 from PIL import Image
@@ -141,7 +143,7 @@ ATOMS = [
 ]
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@examples(25)
 @given(unit=st.lists(st.sampled_from(ATOMS), min_size=1, max_size=6).map("".join))
 def test_every_repetition_parses_fast(engine: Engine, unit: str) -> None:
     """Whatever is repeated up to the greatest length: an error is the message's."""
@@ -190,7 +192,7 @@ JSON = st.recursive(
 NAMES = sorted(GenerationJob.model_fields)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@examples(300)
 @given(changes=st.dictionaries(st.sampled_from(NAMES), JSON, max_size=4))
 def test_any_fields_are_a_job_or_one_error(changes: dict[str, Any]) -> None:
     """Whatever a field holds."""
@@ -205,7 +207,7 @@ def test_any_fields_are_a_job_or_one_error(changes: dict[str, Any]) -> None:
             check_weighted(job.prompt)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@examples(200)
 @given(start=st.integers(0, 200), length=st.integers(0, 20), patch=st.binary(max_size=20))
 def test_any_bytes_are_a_job_or_one_error(start: int, length: int, patch: bytes) -> None:
     """A good message with a few of its bytes exchanged."""
@@ -269,7 +271,7 @@ def test_metadata_are_bounded_before_they_are_read(engine: Engine, lora: Path) -
     assert time.process_time() - began < 1
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@examples(150)
 @given(
     place=st.floats(0, 1),
     length=st.integers(0, 12),
@@ -323,7 +325,36 @@ def joined(chunks: list[tuple[bytes, bytes]]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + body
 
 
+def raw_png(colour_type: int, depth: int, ground: int, ink: int, *, key: bool) -> bytes:
+    """Ink on a ground of each kind that PNG knows (its specification, 11.2.2), by its samples.
+
+    Args:
+        colour_type: 0 grey, 2 colours, 3 a palette, 4 grey and alpha, 6 colours and alpha.
+        depth: Bits of a sample.
+        ground: Sample of the ground; transparent where there is an alpha.
+        ink: Sample of the ink.
+        key: Whether the ground's sample is named as the transparent one.
+    """
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour_type]
+    samples = np.full((16, 32, channels), ground)
+    samples[4:12, 4:28] = ink
+    if colour_type in (4, 6):
+        samples[..., -1] = 0
+        samples[4:12, 4:28, -1] = 2**depth - 1
+    bits = samples.reshape(16, -1, 1) >> np.arange(depth - 1, -1, -1) & 1
+    rows = np.packbits(bits.reshape(16, -1).astype(np.uint8), axis=1)
+    extra = [(b"PLTE", bytes(range(6)))] if colour_type == 3 else []
+    if key:
+        extra += [(b"tRNS", b"\0" if colour_type == 3 else struct.pack(">H", ground) * channels)]
+    header = struct.pack(">IIBBBBB", 32, 16, depth, colour_type, 0, 0, 0)
+    data = zlib.compress(np.pad(rows, ((0, 0), (1, 0))).tobytes())
+    return joined([(b"IHDR", header), *extra, (b"IDAT", data), (b"IEND", b"")])
+
+
+KINDS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+EACH_KIND = [(colour_type, depth) for colour_type, depths in KINDS.items() for depth in depths]
 GOOD = [
+    *(raw_png(*kind, 0, 1, key=kind[0] in (0, 2, 3)) for kind in EACH_KIND),
     png("RGBA"),
     png("P", transparency=0),
     png("LA"),
@@ -347,10 +378,38 @@ def read_or_refused(data: bytes) -> None:
         pass
 
 
+@pytest.mark.parametrize("colour_type, depth", EACH_KIND)
+def test_each_kind_of_png_is_read_right_or_refused(colour_type: int, depth: int) -> None:
+    """By its bits, palette, alpha or one transparent colour: the ink, and nothing else."""
+    top = 2**depth - 1
+    pairs = {(0, top), (top, 0), (top // 3, 2 * top // 3)} - {(0, 0)}
+    for ground, ink in pairs if colour_type != 3 else {(0, 1)}:
+        has_alpha = colour_type in (4, 6)
+        signature = read_signature_image(
+            raw_png(colour_type, depth, ground, ink, key=not has_alpha)
+        )
+        shade = 255 * ink // top if colour_type != 3 else 4
+        ((count, pixel),) = signature.getcolors()
+        assert (signature.size, count, pixel[3]) == ((24, 8), 24 * 8, 255)
+        assert abs(pixel[1] - shade) <= 1
+        if not has_alpha:
+            with pytest.raises(SignatureUnrenderable, match="transparent ground"):
+                read_signature_image(raw_png(colour_type, depth, ground, ink, key=False))
+
+
+@pytest.mark.parametrize("colour_type", [0, 2])
+def test_one_transparent_colour_of_16_bits_makes_no_other_transparent(colour_type: int) -> None:
+    """Not the one whose high byte is its low byte."""
+    signature = read_signature_image(raw_png(colour_type, 16, 0x1234, 0x3412, key=True))
+    assert signature.size == (24, 8)
+    with pytest.raises(SignatureUnrenderable):  # alike in the eight bits that are shown
+        read_signature_image(raw_png(colour_type, 16, 0x12FF, 0x12FE, key=True))
+
+
 @pytest.mark.parametrize("size", [0, 1, 2, 4, 767])
 def test_a_broken_palette(size: int) -> None:
     """Of no colours, or of a part of one."""
-    chunks = [(k, c[:size] if k == b"PLTE" else c) for k, c in parts(GOOD[1])]
+    chunks = [(k, c[:size] if k == b"PLTE" else c) for k, c in parts(png("P", transparency=0))]
     read_or_refused(joined(chunks))
 
 
@@ -365,12 +424,12 @@ def test_a_broken_palette(size: int) -> None:
 )
 def test_a_bomb(sides: tuple[int, int], named: str) -> None:
     """Its size is looked at before its pixels."""
-    header = struct.pack(">II", *sides) + parts(GOOD[0])[0][1][8:]
+    header = struct.pack(">II", *sides) + parts(png("RGBA"))[0][1][8:]
     with pytest.raises(SignatureUnrenderable, match=named):
-        read_signature_image(joined([(b"IHDR", header), *parts(GOOD[0])[1:]]))
+        read_signature_image(joined([(b"IHDR", header), *parts(png("RGBA"))[1:]]))
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@examples(400)
 @given(data=st.data(), good=st.sampled_from(GOOD))
 def test_any_png_is_a_signature_or_an_error(data: st.DataObject, good: bytes) -> None:
     """A good one with a chunk changed, taken out or put in; checksums are right."""

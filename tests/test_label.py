@@ -4,12 +4,15 @@ import hashlib
 import io
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import c2pa
 import pytest
 from certificates import write_chain
+from painter import ORDER, painting_parts
 from PIL import Image
 from sd_parsers import ParserManager
 
@@ -17,6 +20,7 @@ from stylegen.job import GenerationJob, InvalidMessage, check_job
 from stylegen.signature.c2pa import ContentCredentials, c2pa_manifest
 from stylegen.signature.label import Label, encode_labelled, infotext, srgb_profile
 from stylegen.signature.provenance import read_job, read_provenance
+from stylegen.webhook import WebhookReceiver
 from stylegen.worker import Labelling, Parts, handle_generation_task
 
 GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -129,6 +133,67 @@ def test_too_long_a_recipe_is_an_error() -> None:
     """A JPEG segment holds 64 kB; more is refused, not cut."""
     with pytest.raises(InvalidMessage):
         encode_labelled(PICTURE, full_label(prompt_tags=["heart" * 500] * 60))
+
+
+HOSTILE = {
+    "lone surrogate": "a\ud800b",
+    "NUL": "a\0b",
+    "from right to left": "a\u202eb\u202cc",
+    "10 kB": "rose " * 2000,
+    "4 kB": "각" * 4096,
+    "XML": "<&>\"'&amp;&#0;",
+    "end of CDATA": "a ]]> b",
+    "entities": "<!-- --> <!DOCTYPE x [<!ENTITY y 'z'>]> &y;",
+    "end of the packet": '</rdf:RDF></x:xmpmeta><?xpacket end="w"?>',
+    "no characters": "a\ufffeb\uffffc",
+    "private and beyond": "\ue000\U000f0000 𝕏 🜁",
+    "a template": "{properties} {0} %s ${x} \\u0000",
+    "JSON": '"], "seed": 7, "x": ["',
+    "lines": "a\u2028b\u2029c",
+    "byte order mark": "\ufeffa",
+    "many accents": "a" + "\u0301" * 100,
+    "another recipe": "Negative prompt: b Steps: 1, Seed: 9",
+}
+
+
+@pytest.mark.parametrize(
+    "tags, code", [(3, None), (20, "INVALID_MESSAGE"), (256, "INVALID_MESSAGE")]
+)
+def test_a_long_prompt_is_labelled_or_refused(
+    backend: WebhookReceiver, tags: int, code: str | None
+) -> None:
+    """12 kB fit into a JPEG's segments; 80 kB and 1 MB, twice that in UTF-16, do not."""
+    parts = replace(painting_parts(backend.url), labelling=Labelling("pocket", level="full"))
+    order = ORDER | {"webhook_url": backend.url, "prompt_tags": ["<rose>" * 680] * tags}
+    assert handle_generation_task(order, parts).error_code == code
+
+
+@pytest.mark.parametrize("field", ["prompt_tags", "negative_prompt", "artist_name"])
+def test_hostile_texts_are_refused_or_written(
+    backend: WebhookReceiver, tmp_path: Path, field: str
+) -> None:
+    """With the full label: the message's error, or a picture whose label is read as written."""
+    parts = replace(painting_parts(backend.url), labelling=Labelling("pocket", level="full"))
+    root: Path = parts.store.root  # type: ignore[attr-defined]
+    base, written = ORDER | {"webhook_url": backend.url, "num_inference_steps": 1}, {}
+    for number, text in enumerate(HOSTILE.values(), 1):
+        value = [text] if field == "prompt_tags" else text
+        order = base | {"generation_id": number, field: value}
+        outcome = handle_generation_task(json.dumps(order).encode(), parts)
+        if outcome.error_code is None:
+            written[root / f"generations/gen_{number}.jpg"] = order
+        else:
+            signature = {"SIGNATURE_UNRENDERABLE"} if field == "artist_name" else set()
+            assert outcome.error_code in {"INVALID_MESSAGE"} | signature, ascii(text[:20])
+    assert len(written) >= (5 if field == "artist_name" else 14)
+    command = ["exiftool", "-json", "-G1", *map(str, written)]
+    run = subprocess.run(command, capture_output=True, check=True)
+    for (path, order), seen in zip(written.items(), json.loads(run.stdout), strict=True):
+        assert not [name for name in seen if "Warning" in name or "Error" in name], seen
+        assert read_job(path)[field] == json.loads(seen["XMP-stylegen:Job"])[field] == order[field]
+        with Image.open(path) as image:
+            assert ElementTree.fromstring(image.info["xmp"])
+            image.load()
 
 
 def test_profile_is_the_same_every_time() -> None:

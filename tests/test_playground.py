@@ -4,8 +4,10 @@ import json
 import os
 import re
 import socket
+import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -853,6 +855,39 @@ def test_presets(panel: Playground) -> None:
     files.name.value = "../evil"
     files.save.click()
     assert "name" in panel.status.text
+
+
+def test_what_is_kept_is_private(
+    painter: Painter, loras: Path, pocket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures, presets and tables hold prompts; a umask that hides nothing changes nothing."""
+    (tmp_path / "temporary").mkdir(mode=0o700)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    backend, store = Backend(painter, "models/painter", digest="d1ge57"), FolderStore(pocket)
+    before = os.umask(0)
+    try:
+        for home, draws in (("home/kept", backend), ("home", painter)):
+            listing = partial(folder_loras, loras)
+            panel = Playground(draws, listing, store=store, folder=tmp_path / home)
+            fetched = {"style_id": 10, "lora_model_url": "s3://models/style_10.safetensors"}
+            panel.open(as_json(panel.job().model_copy(update=fetched)).encode())
+            generate(panel)
+            panel.compare.axes.x.name.value, panel.compare.axes.x.values.value = "seed", "0, 1"
+            panel.compare.draw.click()
+            assert panel.wait(60)
+            panel.compare.sheet.export.click()
+            panel.history.files.name.value = "star"
+            panel.history.files.save.click()
+            panel.history.gallery.tiles[0].button.click()
+            panel.history.chosen.save()
+    finally:
+        os.umask(before)
+    made = [tmp_path / name for name in ("home", "temporary")]
+    written = made + [path for folder in made for path in folder.rglob("*")]
+    modes = {(path.is_dir(), stat.S_IMODE(path.stat().st_mode)) for path in written}
+    assert modes == {(True, 0o700), (False, 0o600)}
+    kinds = Counter(path.suffix for path in written if path.is_file())
+    assert kinds == {".png": 12, ".json": 4, ".jpg": 2, ".safetensors": 2}
 
 
 def test_uploads(panel: Playground) -> None:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -112,18 +112,13 @@ def test_the_password_by_itself_is_secret() -> None:
 
 
 @pytest.fixture(name="command")
-def _command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., int]]:
-    """`main` with these secrets; leaves the test's logging as it was."""
-    import logging
-
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
+def _command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+    """`main` with these secrets."""
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("WEBHOOK_ALLOWED_ORIGINS", "http://127.0.0.1:1")
     monkeypatch.setenv("STYLEGEN_STORAGE_FOLDER", str(tmp_path))
-    yield main
-    root.handlers[:], root.level = before, level
+    return main
 
 
 def raising(error: BaseException) -> Callable[..., None]:
@@ -177,16 +172,11 @@ def test_ctrl_c_is_130(command: Callable[..., int], monkeypatch: pytest.MonkeyPa
 
 def test_a_thread_ends_in_a_line(capfd: pytest.CaptureFixture[str]) -> None:
     """Its name and where it ended; nothing of what the exception quotes."""
-    import logging
-
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
     set_up_logging("INFO")
     with threads_logged():
         thread = threading.Thread(target=int, args=("a customer's prompt",), name="progress")
         thread.start()
         thread.join()
-    root.handlers[:], root.level = before, level
     (line,) = capfd.readouterr().err.splitlines()
     message = json.loads(line)
     assert "thread progress" in message["message"] and "ValueError" in message["exc_info"]

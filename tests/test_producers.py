@@ -2,19 +2,23 @@
 
 import gzip
 import json
+import struct
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pika
 import pytest
+from conftest import examples
 from corpus.headers import PROPERTIES
+from hypothesis import given
+from hypothesis import strategies as st
 from painter import ORDER, painting_parts
 from pika.adapters.blocking_connection import BlockingChannel
 from rabbit import RabbitNode
@@ -32,7 +36,14 @@ from stylegen.queue import (
     redrive,
     start_rabbitmq_consumer,
 )
-from stylegen.queue.delivery import from_pika, returned_queue
+from stylegen.queue.connection import _TolerantConnection
+from stylegen.queue.delivery import (
+    EXPIRATION,
+    copy_properties,
+    foreign_headers,
+    from_pika,
+    returned_queue,
+)
 from stylegen.storage import FolderStore
 from stylegen.webhook import WebhookReceiver
 from stylegen.worker import do_control, do_delivery
@@ -235,6 +246,118 @@ def test_the_foreign_headers_that_fit_are_kept(rabbit: RabbitNode, retries: Retr
     assert {name: kept.get(name) for name in headers} == dict.fromkeys(headers) | {
         "traceparent": "00"
     }
+
+
+# Any properties
+
+FLAGS = {
+    name.removeprefix("FLAG_").lower(): flag
+    for name, flag in vars(pika.BasicProperties).items()
+    if name.startswith("FLAG_")
+}
+SHORT_TEXTS = sorted(set(FLAGS) - {"headers", "delivery_mode", "priority", "timestamp"})
+SIZES = dict(zip(b"tbBUsuIiLlfdTD", (1, 1, 1, 2, 2, 2, 4, 4, 8, 8, 4, 8, 8, 5), strict=True))
+"""Bytes of each kind of value whose length is fixed (AMQP 0-9-1, 4.2.1, and RabbitMQ's own)."""
+
+
+def short_text(data: bytes) -> bytes:
+    """With its length in a byte."""
+    return bytes([len(data)]) + data
+
+
+def sized(data: bytes) -> bytes:
+    """With its length in four."""
+    return struct.pack(">I", len(data)) + data
+
+
+TEXTS = st.binary(max_size=12) | st.text(max_size=12).map(str.encode)
+NAMES = st.sampled_from(
+    [name.encode() for name in (ATTEMPT, REDELIVERIES, REDRIVES, EXPIRATION, "x-death", "CC")]
+)
+FIXED = st.one_of(
+    (st.binary(min_size=size, max_size=size) | st.just(b"\xff" * size)).map(bytes([kind]).__add__)
+    for kind, size in SIZES.items()
+)
+VALUES = st.recursive(
+    FIXED
+    | st.just(b"V")
+    | st.tuples(st.sampled_from([b"S", b"x"]), TEXTS.map(sized)).map(b"".join),
+    lambda inner: st.lists(inner, max_size=3).map(lambda items: b"A" + sized(b"".join(items)))
+    | st.lists(st.tuples(TEXTS.map(short_text), inner).map(b"".join), max_size=3).map(
+        lambda items: b"F" + sized(b"".join(items))
+    ),
+    max_leaves=6,
+)
+TABLES = st.lists(st.tuples((NAMES | TEXTS).map(short_text), VALUES).map(b"".join), max_size=5).map(
+    lambda items: sized(b"".join(items))
+)
+PARTS = {name: TEXTS.map(short_text) for name in SHORT_TEXTS} | {
+    "headers": TABLES,
+    "delivery_mode": st.binary(min_size=1, max_size=1),
+    "priority": st.binary(min_size=1, max_size=1),
+    "timestamp": st.binary(min_size=8, max_size=8)
+    | st.integers(0, 2**33).map(lambda seconds: struct.pack(">Q", seconds)),
+    "user_id": st.just(short_text(b"guest")) | TEXTS.map(short_text),
+    "expiration": (TEXTS | st.integers(0, 2**33).map(lambda n: str(n).encode())).map(short_text),
+}
+
+
+def read(properties: bytes) -> pika.BasicProperties:
+    """What a connection makes of a message's properties as they come from the broker."""
+    content = struct.pack(">HHQ", pika.BasicProperties.INDEX, 0, 2) + properties
+    connection = _TolerantConnection.__new__(_TolerantConnection)
+    connection._frame_buffer = b"\x02\0\1" + sized(content) + b"\xce"
+    used, frame = connection._read_frame()
+    assert used == len(connection._frame_buffer)
+    return frame.properties
+
+
+@dataclass(frozen=True)
+class Kept(Retries):
+    """Sends nothing; keeps where a message would go."""
+
+    ways: list[str] = field(default_factory=list)
+
+    def requeue(self, delivery: Delivery) -> None:
+        """Keep the way."""
+        self.ways.append("redelivered")
+
+    def dead_letter(self, delivery: Delivery, code: str, text: str) -> None:
+        """Keep the way; its reason must be one that can be written."""
+        assert text.encode()
+        self.ways.append(code)
+
+
+PARTS_OF_A_WORKER = painting_parts()
+
+
+@examples(100)
+@given(chosen=st.fixed_dictionaries({}, optional=PARTS), redelivered=st.booleans())
+def test_any_properties_keep_no_message_from_its_way(
+    chosen: dict[str, bytes], redelivered: bool
+) -> None:
+    """Whatever the broker lets pass: it is settled, and what is sent on says the same."""
+    ordered = sorted(chosen, key=lambda name: -FLAGS[name])
+    flags = struct.pack(">H", sum(FLAGS[name] for name in chosen))
+    properties = read(flags + b"".join(chosen[name] for name in ordered))
+    method = pika.spec.Basic.Deliver(delivery_tag=1, redelivered=redelivered)
+    delivery, kept = from_pika(0, method, properties, b"no job", "guest"), Kept("amqp://localhost")
+    counts = delivery.counts.to_headers()
+    assert all(0 <= count <= 1000 for count in counts.values())
+    assert properties.user_id == "guest" or not any(counts.values())
+    do_delivery(delivery, PARTS_OF_A_WORKER, kept)
+    assert kept.ways in (["redelivered"], ["INVALID_MESSAGE"])
+    for expires in (False, True):
+        copied = copy_properties(delivery, counts, expires=expires)
+        copied.user_id = "guest"
+        again = read(b"".join(copied.encode()))
+        assert all(
+            getattr(again, name) == getattr(properties, name)
+            for name in {*SHORT_TEXTS, "priority", "timestamp"} - {"user_id", "expiration"}
+        )
+        twice = from_pika(0, method, again, b"", "guest")
+        assert twice.counts == delivery.counts
+        assert foreign_headers(twice.headers) == foreign_headers(delivery.headers)
 
 
 # Counts

@@ -6,7 +6,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, JpegImagePlugin
 
@@ -55,7 +56,7 @@ def test_optional_facts_are_left_out():
     assert not {"lora_sha256", "copyright"} & set(found)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.text(st.characters(exclude_categories=["Cc", "Cs", "Cn"]), min_size=1, max_size=200))
 def test_any_artist_round_trips(name):
     """Any script, any XML syntax."""

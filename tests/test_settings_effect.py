@@ -183,16 +183,9 @@ def _world(
 ) -> Iterator[World]:
     import torch
 
-    root, threads = logging.getLogger(), torch.get_num_threads()
-    loggers = [root, *map(logging.getLogger, ("pika", "boto3", "botocore", "s3transfer"))]
-    loggers += [logging.getLogger("urllib3")]
-    before = [logger.level for logger in loggers]
-    handlers = root.handlers[:]
+    threads = torch.get_num_threads()
     yield World(request, tmp_path, order)
     torch.set_num_threads(threads)
-    root.handlers[:] = handlers
-    for logger, level in zip(loggers, before, strict=True):
-        logger.setLevel(level)
 
 
 # Webhooks
@@ -388,6 +381,8 @@ def _log_level(world: World) -> None:
         )
         assert main(["--cancel", "no id"]) == 2
         assert logging.getLogger("stylegen.worker").getEffectiveLevel() == getattr(logging, level)
+        of_libraries = logging.ERROR if level == "ERROR" else logging.INFO
+        assert logging.getLogger("PIL.PngImagePlugin").getEffectiveLevel() == of_libraries
     assert world.settings().log_level == "INFO"
 
 

@@ -8,7 +8,8 @@ import matplotlib
 import numpy as np
 import pytest
 from fontTools import subset
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageChops, features
 
@@ -59,7 +60,7 @@ def changed(before: Image.Image, after: Image.Image) -> tuple[int, int, int, int
     return ImageChops.difference(before, after).getbbox()
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(names, sides, sides, positions, st.integers(20, 255))
 def test_signature_stays_inside_margins(name, width, height, position, opacity):
     """It changes pixels, all of them in its corner and none in the margin; size and mode stay."""
@@ -81,7 +82,7 @@ def test_signature_stays_inside_margins(name, width, height, position, opacity):
     assert x <= left and y <= top and right <= x + overlay.width and bottom <= y + overlay.height
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(names, positions)
 def test_opacity_zero_leaves_the_picture_equal(name, position):
     """Opacity 0 is no signature."""
@@ -89,7 +90,7 @@ def test_opacity_zero_leaves_the_picture_equal(name, position):
     assert add_watermark(ground, name, position, 0) == ground
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(names)
 def test_no_ink_is_cut_off(name):
     """The overlay's outermost pixels are empty: no letter is cropped."""

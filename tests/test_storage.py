@@ -21,7 +21,8 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from s3_server import (
@@ -903,7 +904,7 @@ _FIELDS = tuple(asdict(Manifest(7, "digest", "complete", RESULT, "complete_7")))
 
 
 @given(field=st.sampled_from(_FIELDS + tuple(RESULT)), value=_JSON)
-@settings(max_examples=300, derandomize=True, deadline=None)
+@examples(300)
 def test_whatever_a_manifest_holds_it_is_ours_or_damaged(field: str, value: Any) -> None:
     """And what counts as ours can be sent."""
     changed = {field: value} if field in _FIELDS else {"payload": RESULT | {field: value}}
@@ -917,7 +918,7 @@ def test_whatever_a_manifest_holds_it_is_ours_or_damaged(field: str, value: Any)
 
 
 @given(st.binary(max_size=64))
-@settings(max_examples=200, derandomize=True, deadline=None)
+@examples(200)
 def test_bytes_are_no_manifest(data: bytes) -> None:
     with pytest.raises(ObjectDamaged):
         read_manifest(data, 7)
@@ -1129,14 +1130,15 @@ def test_a_full_disk_is_made_room_on_and_named(server: S3Server, tmp_path: Path)
 
 
 def test_what_the_cache_holds_is_private(server: S3Server, tmp_path: Path) -> None:
-    before = os.umask(0o022)
+    """Whatever the umask lets pass; also the folders, or others could exchange what lies there."""
+    before, home = os.umask(0), tmp_path / "made"
     try:
-        with LoraFiles(s3_store(server), tmp_path / "cache").get(_lora(server.client(), "mine")):
-            files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
-            assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+        with LoraFiles(s3_store(server), home / "cache").get(_lora(server.client(), "mine")):
+            kept = [home, *home.rglob("*")]
+            modes = [(path.is_dir(), stat.S_IMODE(path.stat().st_mode)) for path in kept]
     finally:
         os.umask(before)
-    assert len(files) == 3
+    assert set(modes) == {(True, 0o700), (False, 0o600)} and modes.count((False, 0o600)) == 3
 
 
 def test_a_folders_pictures_can_be_served_and_its_manifests_are_private(tmp_path: Path) -> None:

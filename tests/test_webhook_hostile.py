@@ -18,7 +18,8 @@ import psutil
 import pytest
 import tenacity
 from certificates import server_context, tls_receiver, write_chain
-from hypothesis import example, given, settings
+from conftest import examples
+from hypothesis import example, given
 from hypothesis import strategies as st
 from painter import ORDER, painting_parts
 
@@ -80,7 +81,7 @@ _DATES = st.builds(
 )
 
 
-@settings(derandomize=True, max_examples=500, deadline=None, database=None)
+@examples(500)
 @given(st.text() | _DATES | st.from_regex(r"[\d:,\s+A-Za-z-]{0,40}"))
 @example("0:0 ,")
 @example("- 1 Jan 2 3")
@@ -246,7 +247,7 @@ def test_no_whole_answer_is_none(answer: Talk) -> None:
     assert time.process_time() - began < 5
 
 
-@settings(derandomize=True, max_examples=60, deadline=None, database=None)
+@examples(60)
 @given(
     st.sampled_from([b"", OK, b"HTTP/1.1 302 Found\r\n", b"HTTP/1.1 503 x\r\n", HINT]),
     st.lists(

@@ -6,8 +6,6 @@
 __all__ = ["loras_of", "save_cell", "load_cell", "find_cell"]
 
 # %% ../../nbs/playground/04_cells.ipynb #cb50c56e
-import os
-import threading
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +14,7 @@ from PIL import Image
 
 from ..job import GenerationJob
 from ..storage.cache import file_digest
+from ..storage.folder import save_private
 from .drawing import Picture, png
 from .library import LoraFile
 from .recipe import recipe_id
@@ -62,13 +61,10 @@ def save_cell(picture: Picture, loras: Sequence[LoraFile], folder: Path) -> Path
     Raises:
         OSError: It can't be written, or the first LoRA does not lie here.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / _cell_name(picture.job, loras)
-    part = path.with_suffix(f".{threading.get_ident()}.part")
     job = picture.job.model_dump_json()
-    part.write_bytes(png(picture.image, job=job, model=picture.model, digest=picture.digest))
-    os.replace(part, path)
-    return path
+    data = png(picture.image, job=job, model=picture.model, digest=picture.digest)
+    return save_private(path, data)
 
 
 # %% ../../nbs/playground/04_cells.ipynb #8bd3a95d

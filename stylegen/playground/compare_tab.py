@@ -41,6 +41,7 @@ from .layout import line, with_class
 from .press import Press
 from .recipe import AXES, parse_values
 from .sheet import table_html
+from ..storage.folder import save_private
 
 # %% ../../nbs/playground/22_compare_tab.ipynb #df793ab9
 SUGGESTIONS = {
@@ -146,9 +147,7 @@ def save_grid(grid: Grid, folder: Path) -> list[Path]:
     rows = json.dumps(job_table(grid), ensure_ascii=False, indent=1) + "\n"
     digest = hashlib.sha256(rows.encode() + grid.sheet().tobytes()).hexdigest()[:12]
     path = save_sheet(grid, folder / f"grid-{digest}.png")
-    table = path.with_suffix(".json")
-    table.write_text(rows, encoding="utf-8")
-    return [path, table]
+    return [path, save_private(path.with_suffix(".json"), rows.encode())]
 
 
 # %% ../../nbs/playground/22_compare_tab.ipynb #ed2711cb

@@ -7,7 +7,6 @@ __all__ = ["as_json", "save_picture", "open_job", "Presets"]
 
 # %% ../../nbs/playground/08_files.ipynb #19eb61bf
 import json
-import os
 import re
 from io import BytesIO
 from pathlib import Path
@@ -19,6 +18,7 @@ from ..job import GenerationJob, InvalidMessage, read_message
 from .drawing import Picture
 from ..signature.label import Label, encode_labelled
 from ..signature.provenance import read_job
+from ..storage.folder import save_private
 
 
 # %% ../../nbs/playground/08_files.ipynb #019f920b
@@ -41,8 +41,7 @@ def save_picture(picture: Picture, path: Path) -> Path:
     job, model = picture.job, Path(picture.model).name
     digest = picture.digest or None
     label = Label(job.generation_id, job.artist_name, model, model_sha256=digest, job=job)
-    path.write_bytes(encode_labelled(picture.image, label))
-    return path
+    return save_private(path, encode_labelled(picture.image, label))
 
 
 # %% ../../nbs/playground/08_files.ipynb #136d6a22
@@ -93,11 +92,7 @@ class Presets:
     def save(self, name: str, job: GenerationJob) -> Path:
         """Write a preset, over an older one of that name; `InvalidMessage` for a wrong name."""
         path = _preset_path(self.folder, name)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(as_json(job) + "\n", encoding="utf-8")
-        os.replace(part, path)
-        return path
+        return save_private(path, f"{as_json(job)}\n".encode())
 
     def load(self, name: str) -> dict[str, Any]:
         """A preset's fields; `InvalidMessage` if there is no such preset, or it holds no job."""

@@ -33,6 +33,7 @@ from .drawing import draw_all, png
 from .library import LoraFile
 from .recipe import with_changes
 from .sheet import Key, draw_sheet, image_html, table_html
+from ..storage.folder import save_private
 
 _log = logging.getLogger(__name__)
 
@@ -172,8 +173,7 @@ def grid_bundle(drawn: Grid) -> dict[str, str | bytes]:
 def save_sheet(drawn: Grid, path: Path, *, side: int = 512) -> Path:
     """Write the sheet as a PNG that holds the table of jobs in its text chunk ``jobs``."""
     jobs = json.dumps(job_table(drawn), ensure_ascii=False)
-    path.write_bytes(png(drawn.sheet(side), jobs=jobs))
-    return path
+    return save_private(path, png(drawn.sheet(side), jobs=jobs))
 
 
 # %% ../../nbs/playground/06_grid.ipynb #dbb3bb7b

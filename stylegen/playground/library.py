@@ -27,15 +27,16 @@ from typing import Any
 from ..job import LoraInvalid, LoraNotFound
 from ..pipeline.lora_file import check_lora_file
 from ..storage import MAX_LORA_BYTES, Store, download_object, lora_errors
+from ..storage.folder import make_private
 
 
 # %% ../../nbs/playground/00_library.ipynb #7e459347
 def _download(name: str, url: str, store: Store, path: Path) -> None:
     """Fetch a LoRA's file to its place; what goes wrong names the LoRA."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = make_private(path.parent)
     with lora_errors(name):
         part = download_object(
-            url, store, max_bytes=MAX_LORA_BYTES, suffix=".safetensors", folder=path.parent
+            url, store, max_bytes=MAX_LORA_BYTES, suffix=".safetensors", folder=folder
         )
     os.replace(part, path)
 

@@ -41,6 +41,7 @@ from .production import BrokerPanel
 from .runner import Progress, Runner, Status
 from .session import Load, Session
 from ..storage import Store
+from ..storage.folder import make_private
 
 # %% ../../nbs/playground/25_panel.ipynb #b18db107
 CSS = """<style>
@@ -109,7 +110,7 @@ class Parts:
     def __init__(
         self, session: Session, folder: Path, tags: Sequence[str], broker_panel: BrokerPanel
     ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private(folder)
         progress, status = Progress(), Status()
         self.toolbar = Toolbar(session, progress, status)
         self.runner = Runner(self.toolbar.busy, status.fail)

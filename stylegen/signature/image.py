@@ -19,6 +19,26 @@ from PIL import Image, ImageFilter, ImageStat
 from ..job import Position, SignatureUnrenderable
 from .overlay import fade, paste_overlay
 
+# %% ../../nbs/signature/03_image.ipynb #8fe6d169
+_DEPTH_AT = 24  # of a PNG: after its mark, and the length, kind and size in its first chunk
+
+
+def _in_eight_bits(sample: int, depth: int) -> int:
+    return sample >> 8 if depth == 16 else 255 * sample // (2**depth - 1)
+
+
+def _to_rgba(image: Image.Image, depth: int) -> Image.Image:
+    """A PNG's picture whose samples have `depth` bits."""
+    key = image.info.get("transparency")
+    if image.mode == "I;16":
+        image = image.point(lambda sample: sample / 256)
+    if isinstance(key, tuple):
+        image.info["transparency"] = tuple(_in_eight_bits(sample, depth) for sample in key)
+    elif image.mode in ("L", "I;16") and key is not None:
+        image.info["transparency"] = _in_eight_bits(key, depth)
+    return image.convert("RGBA")
+
+
 # %% ../../nbs/signature/03_image.ipynb #1b6dd8f9
 MAX_SIGNATURE_PIXELS = 4096
 """Of a side, before anything is decoded."""
@@ -40,7 +60,7 @@ def read_signature_image(data: bytes) -> Image.Image:
         with Image.open(BytesIO(data), formats=("PNG",)) as image:
             if max(image.size) > MAX_SIGNATURE_PIXELS:
                 raise SignatureUnrenderable(f"the signature is over {MAX_SIGNATURE_PIXELS} pixels")
-            signature: Image.Image = image.convert("RGBA")
+            signature = _to_rgba(image, data[_DEPTH_AT])
     except SignatureUnrenderable:
         raise
     except Exception:  # pylint: disable=broad-exception-caught  # broken PNGs fail in many ways

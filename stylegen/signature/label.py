@@ -127,10 +127,17 @@ _PACKET = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 </rdf:Description></rdf:RDF></x:xmpmeta>
 <?xpacket end="w"?>"""
 
-# %% ../../nbs/signature/04_label.ipynb #08d1476b
+# %% ../../nbs/signature/04_label.ipynb #cf8278e7
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
+def _recipe(job: GenerationJob) -> str:
+    """A job as JSON that XML can hold, without its webhook."""
+    text = job.model_dump_json(exclude={"webhook_url"})
+    return _NOT_XML.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+# %% ../../nbs/signature/04_label.ipynb #08d1476b
 def label_xmp(label: Label) -> bytes:
     """A label as an XMP packet (ISO 16684-1).
 
@@ -155,7 +162,7 @@ def label_xmp(label: Label) -> bytes:
     if label.copyright_notice:
         right = element('rdf:li xml:lang="x-default"', label.copyright_notice, "rdf:li")
         properties.append(f"<dc:rights><rdf:Alt>{right}</rdf:Alt></dc:rights>")
-    recipe = label.job and label.job.model_dump_json(exclude={"webhook_url"})
+    recipe = label.job and _recipe(label.job)
     own = {"ModelSha256": label.model_sha256, "LoraSha256": label.lora_sha256, "Job": recipe}
     properties += [element(f"stylegen:{name}", value) for name, value in own.items() if value]
     namespaces = " ".join(f'xmlns:{name}="{uri}"' for name, uri in NAMESPACES.items())

@@ -34,6 +34,7 @@ from weakref import WeakValueDictionary
 
 from ..job import StorageError
 from .download import downloaded
+from .folder import make_private
 from .lora import MAX_LORA_BYTES
 from .store import DiskError, Source
 
@@ -67,7 +68,7 @@ class Blobs:
     def add(self, file: Path) -> Path:
         """Move a file of the same disk here; returns its path."""
         blob = self.path(file_digest(file))
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_private(self.folder)
         os.replace(file, blob)
         return blob
 
@@ -112,7 +113,7 @@ class Versions:
         note = {"version": version, "sha256": blob.stem, "size": blob.stat().st_size}
         part.touch(0o600)
         part.write_text(json.dumps(note), "utf-8")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_private(self.folder)
         os.replace(part, self._note(url))
 
     def prune(self) -> None:
@@ -138,7 +139,7 @@ def _make_locked(folders: Path) -> tuple[Path, int]:
 @contextmanager
 def job_folder(folders: Path) -> Iterator[Path]:
     """A folder of a job's own below `folders`, locked, and removed afterwards."""
-    folders.mkdir(parents=True, exist_ok=True)
+    make_private(folders)
     folder, handle = _make_locked(folders)
     try:
         yield folder

@@ -9,6 +9,8 @@ __all__ = [
     "beside",
     "replace_file",
     "create_file",
+    "make_private",
+    "save_private",
     "file_path",
     "path_below",
     "FolderSource",
@@ -73,6 +75,22 @@ def create_file(path: Path, data: bytes) -> bool:
         except FileExistsError:
             return False
     return True
+
+
+# %% ../../nbs/storage/02_folder.ipynb #bdd480e9
+def make_private(folder: Path) -> Path:
+    """Make a folder, and those above it that are missing, for this user only; returns it."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    for each in reversed(missing):
+        each.mkdir(0o700, exist_ok=True)
+    return folder
+
+
+def save_private(path: Path, data: bytes) -> Path:
+    """Write a file in one step, for this user only, as are the folders made for it; returns it."""
+    make_private(path.parent)
+    replace_file(path, data)
+    return path
 
 
 # %% ../../nbs/storage/02_folder.ipynb #1d43dde5

@@ -82,7 +82,7 @@ class Parts:
         loras: Cache of LoRA files; None fetches each anew.
         idempotent: Whether results are stored, and reported again instead of drawn again.
         running_jobs: The jobs that run now, and their time limit.
-        breaker: Which receivers failed a moment ago.
+        breaker: Which receivers did not answer a moment ago.
         metrics: What ``/metrics`` shows.
         on_state: Called when a job is validated, generated, uploaded, committed, notified.
     """
