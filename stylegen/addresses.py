@@ -4,6 +4,7 @@
 
 # %% auto #0
 __all__ = [
+    "BUCKET_NAME",
     "check_host",
     "url_host",
     "check_lone_host",
@@ -111,7 +112,7 @@ def broker_parameters(url: str) -> pika.URLParameters:
     if not (match := _BROKER_URL.fullmatch(url)):
         raise ValueError(
             "not an amqp(s)://user:password@host:port/vhost, special characters percent-encoded"
-        )
+        ) from None
     _check_authority(match)
     try:
         return pika.URLParameters(url)
@@ -120,7 +121,8 @@ def broker_parameters(url: str) -> pika.URLParameters:
 
 
 # %% ../nbs/05_addresses.ipynb #3112c5ac
-_BUCKET = re.compile(r"(?!.*\.\.)(?!([0-9]+\.){3}[0-9]+$)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_LABEL = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
+BUCKET_NAME = re.compile(rf"(?![0-9.]+$)(?=.{{3,63}}$){_LABEL}(?:\.{_LABEL})*")
 
 
 def check_bucket(name: str) -> None:
@@ -129,7 +131,7 @@ def check_bucket(name: str) -> None:
     Raises:
         ValueError: It breaks S3's rules, or is a URL.
     """
-    if not _BUCKET.fullmatch(name):
+    if not BUCKET_NAME.fullmatch(name):
         raise ValueError(
             "not a bucket's bare name: 3 to 63 lower-case letters, digits, hyphens and dots"
         )
