@@ -4255,12 +4255,32 @@ d = {
             ),
         },
         "stylegen.worker.check": {
+            "stylegen.worker.check._Unfit": (
+                "worker/check.html#_unfit",
+                "stylegen/worker/check.py",
+            ),
             "stylegen.worker.check._answer": (
                 "worker/check.html#_answer",
                 "stylegen/worker/check.py",
             ),
+            "stylegen.worker.check._ask_rights": (
+                "worker/check.html#_ask_rights",
+                "stylegen/worker/check.py",
+            ),
             "stylegen.worker.check._check_broker": (
                 "worker/check.html#_check_broker",
+                "stylegen/worker/check.py",
+            ),
+            "stylegen.worker.check._check_cache": (
+                "worker/check.html#_check_cache",
+                "stylegen/worker/check.py",
+            ),
+            "stylegen.worker.check._check_device": (
+                "worker/check.html#_check_device",
+                "stylegen/worker/check.py",
+            ),
+            "stylegen.worker.check._check_font": (
+                "worker/check.html#_check_font",
                 "stylegen/worker/check.py",
             ),
             "stylegen.worker.check._check_labels": (
@@ -4271,12 +4291,24 @@ d = {
                 "worker/check.html#_check_model",
                 "stylegen/worker/check.py",
             ),
+            "stylegen.worker.check._check_safety": (
+                "worker/check.html#_check_safety",
+                "stylegen/worker/check.py",
+            ),
             "stylegen.worker.check._check_scripts": (
                 "worker/check.html#_check_scripts",
                 "stylegen/worker/check.py",
             ),
             "stylegen.worker.check._check_storage": (
                 "worker/check.html#_check_storage",
+                "stylegen/worker/check.py",
+            ),
+            "stylegen.worker.check._model_config": (
+                "worker/check.html#_model_config",
+                "stylegen/worker/check.py",
+            ),
+            "stylegen.worker.check._show_origins": (
+                "worker/check.html#_show_origins",
                 "stylegen/worker/check.py",
             ),
             "stylegen.worker.check.check_machine": (

@@ -107,7 +107,7 @@ TESTS = {
     "worker/cancel": ["retries", "flow"],
     "worker/delivery": ["retries", "consumer", "health", "producers"],
     "worker/consumer": ["health", "settings_effect", "consumer"],
-    "worker/check": ["settings_effect", "flow"],
+    "worker/check": ["check", "settings_effect", "flow"],
     "worker/cli": ["flow", "retries", "settings_effect", "consumer", "processes"],
 }
 """For each module, by its path, the tests that are about it, as in ``tests/test_NAME.py``."""
