@@ -9,6 +9,34 @@ d = {
         "lib_path": "stylegen",
     },
     "syms": {
+        "stylegen.addresses": {
+            "stylegen.addresses._check_authority": (
+                "addresses.html#_check_authority",
+                "stylegen/addresses.py",
+            ),
+            "stylegen.addresses.broker_parameters": (
+                "addresses.html#broker_parameters",
+                "stylegen/addresses.py",
+            ),
+            "stylegen.addresses.check_bucket": (
+                "addresses.html#check_bucket",
+                "stylegen/addresses.py",
+            ),
+            "stylegen.addresses.check_host": ("addresses.html#check_host", "stylegen/addresses.py"),
+            "stylegen.addresses.check_http_url": (
+                "addresses.html#check_http_url",
+                "stylegen/addresses.py",
+            ),
+            "stylegen.addresses.check_lone_host": (
+                "addresses.html#check_lone_host",
+                "stylegen/addresses.py",
+            ),
+            "stylegen.addresses.check_origin": (
+                "addresses.html#check_origin",
+                "stylegen/addresses.py",
+            ),
+            "stylegen.addresses.url_host": ("addresses.html#url_host", "stylegen/addresses.py"),
+        },
         "stylegen.errors": {
             "stylegen.errors.Canceled": ("errors.html#canceled", "stylegen/errors.py"),
             "stylegen.errors.Conflict": ("errors.html#conflict", "stylegen/errors.py"),
@@ -784,6 +812,10 @@ d = {
             ),
             "stylegen.pipeline.loop.Loop.close": (
                 "pipeline/loop.html#loop.close",
+                "stylegen/pipeline/loop.py",
+            ),
+            "stylegen.pipeline.loop.Loop.give_up": (
+                "pipeline/loop.html#loop.give_up",
                 "stylegen/pipeline/loop.py",
             ),
             "stylegen.pipeline.loop.WaitingLine": (
@@ -2960,16 +2992,16 @@ d = {
                 "settings.html#modelsettings",
                 "stylegen/settings.py",
             ),
-            "stylegen.settings.ModelSettings._fast_without_offload": (
-                "settings.html#modelsettings._fast_without_offload",
+            "stylegen.settings.ModelSettings._without_offload": (
+                "settings.html#modelsettings._without_offload",
                 "stylegen/settings.py",
             ),
             "stylegen.settings.PictureSettings": (
                 "settings.html#picturesettings",
                 "stylegen/settings.py",
             ),
-            "stylegen.settings.PictureSettings._certificate_and_key": (
-                "settings.html#picturesettings._certificate_and_key",
+            "stylegen.settings.PictureSettings._with_its_certificate": (
+                "settings.html#picturesettings._with_its_certificate",
                 "stylegen/settings.py",
             ),
             "stylegen.settings.ProcessSettings": (
@@ -3001,15 +3033,11 @@ d = {
                 "settings.html#webhooksettings._are_origins",
                 "stylegen/settings.py",
             ),
-            "stylegen.settings.WebhookSettings._is_base64": (
-                "settings.html#webhooksettings._is_base64",
-                "stylegen/settings.py",
-            ),
-            "stylegen.settings.WebhookSettings._is_there": (
-                "settings.html#webhooksettings._is_there",
-                "stylegen/settings.py",
-            ),
             "stylegen.settings._Variables": ("settings.html#_variables", "stylegen/settings.py"),
+            "stylegen.settings._Variables._is_one_line": (
+                "settings.html#_variables._is_one_line",
+                "stylegen/settings.py",
+            ),
             "stylegen.settings._Variables._strip": (
                 "settings.html#_variables._strip",
                 "stylegen/settings.py",
@@ -3017,7 +3045,6 @@ d = {
             "stylegen.settings._passwords": ("settings.html#_passwords", "stylegen/settings.py"),
             "stylegen.settings._shown": ("settings.html#_shown", "stylegen/settings.py"),
             "stylegen.settings._split": ("settings.html#_split", "stylegen/settings.py"),
-            "stylegen.settings.check_host": ("settings.html#check_host", "stylegen/settings.py"),
             "stylegen.settings.load_settings": (
                 "settings.html#load_settings",
                 "stylegen/settings.py",
@@ -3028,6 +3055,10 @@ d = {
             ),
             "stylegen.settings.settings_table": (
                 "settings.html#settings_table",
+                "stylegen/settings.py",
+            ),
+            "stylegen.settings.unknown_variables": (
+                "settings.html#unknown_variables",
                 "stylegen/settings.py",
             ),
         },
@@ -3841,6 +3872,40 @@ d = {
                 "stylegen/storage/store.py",
             ),
         },
+        "stylegen.variables": {
+            "stylegen.variables._check_exists": (
+                "variables.html#_check_exists",
+                "stylegen/variables.py",
+            ),
+            "stylegen.variables._check_file": (
+                "variables.html#_check_file",
+                "stylegen/variables.py",
+            ),
+            "stylegen.variables._check_folder": (
+                "variables.html#_check_folder",
+                "stylegen/variables.py",
+            ),
+            "stylegen.variables._check_header_secret": (
+                "variables.html#_check_header_secret",
+                "stylegen/variables.py",
+            ),
+            "stylegen.variables._check_queue_name": (
+                "variables.html#_check_queue_name",
+                "stylegen/variables.py",
+            ),
+            "stylegen.variables._check_signing_secret": (
+                "variables.html#_check_signing_secret",
+                "stylegen/variables.py",
+            ),
+            "stylegen.variables._expanded": ("variables.html#_expanded", "stylegen/variables.py"),
+            "stylegen.variables._model": ("variables.html#_model", "stylegen/variables.py"),
+            "stylegen.variables._upper": ("variables.html#_upper", "stylegen/variables.py"),
+            "stylegen.variables.check_one_line": (
+                "variables.html#check_one_line",
+                "stylegen/variables.py",
+            ),
+            "stylegen.variables.checked_by": ("variables.html#checked_by", "stylegen/variables.py"),
+        },
         "stylegen.webhook.connection": {
             "stylegen.webhook.connection.Address": (
                 "webhook/connection.html#address",
@@ -4210,12 +4275,32 @@ d = {
             ),
         },
         "stylegen.worker.check": {
+            "stylegen.worker.check._Unfit": (
+                "worker/check.html#_unfit",
+                "stylegen/worker/check.py",
+            ),
             "stylegen.worker.check._answer": (
                 "worker/check.html#_answer",
                 "stylegen/worker/check.py",
             ),
+            "stylegen.worker.check._ask_rights": (
+                "worker/check.html#_ask_rights",
+                "stylegen/worker/check.py",
+            ),
             "stylegen.worker.check._check_broker": (
                 "worker/check.html#_check_broker",
+                "stylegen/worker/check.py",
+            ),
+            "stylegen.worker.check._check_cache": (
+                "worker/check.html#_check_cache",
+                "stylegen/worker/check.py",
+            ),
+            "stylegen.worker.check._check_device": (
+                "worker/check.html#_check_device",
+                "stylegen/worker/check.py",
+            ),
+            "stylegen.worker.check._check_font": (
+                "worker/check.html#_check_font",
                 "stylegen/worker/check.py",
             ),
             "stylegen.worker.check._check_labels": (
@@ -4226,12 +4311,24 @@ d = {
                 "worker/check.html#_check_model",
                 "stylegen/worker/check.py",
             ),
+            "stylegen.worker.check._check_safety": (
+                "worker/check.html#_check_safety",
+                "stylegen/worker/check.py",
+            ),
             "stylegen.worker.check._check_scripts": (
                 "worker/check.html#_check_scripts",
                 "stylegen/worker/check.py",
             ),
             "stylegen.worker.check._check_storage": (
                 "worker/check.html#_check_storage",
+                "stylegen/worker/check.py",
+            ),
+            "stylegen.worker.check._model_config": (
+                "worker/check.html#_model_config",
+                "stylegen/worker/check.py",
+            ),
+            "stylegen.worker.check._show_origins": (
+                "worker/check.html#_show_origins",
                 "stylegen/worker/check.py",
             ),
             "stylegen.worker.check.check_machine": (

@@ -8,7 +8,6 @@ __all__ = [
     "RETRY_DELAYS",
     "MAX_REDELIVERIES",
     "SD15",
-    "check_host",
     "WebhookSettings",
     "QueueSettings",
     "StorageSettings",
@@ -18,13 +17,15 @@ __all__ = [
     "Settings",
     "SettingsError",
     "load_settings",
+    "unknown_variables",
     "settings_table",
     "settings_help",
 ]
 
 # %% ../nbs/00_settings.ipynb #2783c5a7
 import re
-from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote
@@ -32,18 +33,40 @@ from urllib.parse import unquote
 from pydantic import (
     BeforeValidator,
     Field,
-    PositiveInt,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from .addresses import check_origin
+from stylegen.variables import (
+    BrokerUrl,
+    BucketName,
+    ExistingPath,
+    FilePath,
+    FolderPath,
+    HeaderSecret,
+    Host,
+    HttpUrl,
+    LogLevel,
+    ModelName,
+    QueueName,
+    Region,
+    RetryDelay,
+    Seconds,
+    SigningSecret,
+    check_one_line,
+)
+
 
 # %% ../nbs/00_settings.ipynb #ea950e1f
 class _Variables(BaseSettings):
-    model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, populate_by_name=True)
+    model_config = SettingsConfigDict(
+        frozen=True, env_ignore_empty=True, populate_by_name=True, validate_default=True
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -52,6 +75,12 @@ class _Variables(BaseSettings):
         stripped = {k: v.strip() if isinstance(v, str) else v for k, v in values.items()}
         return {name: value for name, value in stripped.items() if value != ""}
 
+    @field_validator("*")
+    @classmethod
+    def _is_one_line(cls, value: Any) -> Any:
+        check_one_line(value)
+        return value
+
 
 def _split(value: object) -> object:
     if isinstance(value, str):
@@ -59,48 +88,18 @@ def _split(value: object) -> object:
     return value
 
 
-# %% ../nbs/00_settings.ipynb #3c844a2f
-_HOST_NAME = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?")
-_IPV6 = re.compile(r"\[([0-9a-f:]+)\]")
-_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
-
-
-def check_host(host: str) -> None:
-    """Check that a URL's host is the same to every reader.
-
-    Args:
-        host: A name, an IPv4 address, or an IPv6 address in brackets; in lower case.
-
-    Raises:
-        ValueError: It is none of these, or an odd spelling of an address.
-    """
-    try:
-        if literal := _IPV6.fullmatch(host):
-            if IPv6Address(literal[1]).ipv4_mapped:
-                raise AddressValueError
-        elif _NUMBER.fullmatch(host.rstrip(".").rpartition(".")[2]):
-            IPv4Address(host)
-        elif not _HOST_NAME.fullmatch(host):
-            raise ValueError("not a host's name or address")
-    except AddressValueError:  # its text would show the value
-        raise ValueError("not an address in its plain spelling") from None
-
-
 # %% ../nbs/00_settings.ipynb #1b27d81c
-_ORIGIN = re.compile(r"(?i)https?://(?P<host>[^/:]+|\[[^/]+\])(:(?P<port>[0-9]{1,5}))?/?")
-
-
 class WebhookSettings(_Variables):
     """Who receives webhooks, and how they are signed."""
 
-    internal_api_token: SecretStr = Field(description="Bearer token of every webhook")
-    webhook_secret: SecretStr | None = Field(
+    internal_api_token: HeaderSecret = Field(description="Bearer token of every webhook")
+    webhook_secret: SigningSecret | None = Field(
         None, description="signs webhooks by Standard Webhooks (`whsec_…`, base64)"
     )
     webhook_allowed_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
         min_length=1, description="origins that may receive webhooks, separated by commas"
     )
-    requests_ca_bundle: Path | None = Field(
+    requests_ca_bundle: ExistingPath | None = Field(
         None,
         description="file or folder of the authorities that sign receivers' certificates; "
         "else `CURL_CA_BUNDLE`'s, else the public ones",
@@ -110,25 +109,7 @@ class WebhookSettings(_Variables):
     @classmethod
     def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for origin in value:
-            match = _ORIGIN.fullmatch(origin)
-            if not match or int(match["port"] or 0) > 65535:
-                raise ValueError("not http(s)://host or http(s)://host:port")
-            check_host(match["host"].lower())
-        return value
-
-    @field_validator("requests_ca_bundle")
-    @classmethod
-    def _is_there(cls, value: Path | None) -> Path | None:
-        if value and not value.exists():
-            raise ValueError("no such file or folder")
-        return value
-
-    @field_validator("webhook_secret")
-    @classmethod
-    def _is_base64(cls, value: SecretStr | None) -> SecretStr | None:
-        secret = value.get_secret_value().strip().removeprefix("whsec_") if value else "AAAA"
-        if not re.fullmatch(r"[A-Za-z0-9+/]{4,}={0,2}", secret):
-            raise ValueError("not whsec_ and base64")
+            check_origin(origin)
         return value
 
 
@@ -141,15 +122,15 @@ MAX_REDELIVERIES = 20
 class QueueSettings(_Variables):
     """Where jobs come from, and how often one is tried."""
 
-    rabbitmq_host: str = Field("localhost", description="broker's host, as in the guide")
-    rabbitmq_url: SecretStr | None = Field(
+    rabbitmq_host: Host = Field("localhost", description="broker's host, as in the guide")
+    rabbitmq_url: BrokerUrl | None = Field(
         None, description="full `amqp(s)://` URL; wins over host"
     )
-    stylegen_queue: str = Field(QUEUE_NAME, description="queue of the jobs")
+    stylegen_queue: QueueName = Field(QUEUE_NAME, description="queue of the jobs")
     stylegen_prefetch: int | None = Field(
         None, ge=1, le=64, description="jobs in flight; else twice as many as are drawn at a time"
     )
-    stylegen_retry_delays: Annotated[tuple[PositiveInt, ...], NoDecode, BeforeValidator(_split)] = (
+    stylegen_retry_delays: Annotated[tuple[RetryDelay, ...], NoDecode, BeforeValidator(_split)] = (
         Field(
             RETRY_DELAYS,
             min_length=1,
@@ -168,21 +149,21 @@ class QueueSettings(_Variables):
 class StorageSettings(_Variables):
     """Where LoRA files come from, and where pictures go."""
 
-    s3_bucket: str = Field("stylelicense-images", description="bucket of the results")
-    s3_public_url: str | None = Field(None, description="public base URL of that bucket")
+    s3_bucket: BucketName = Field("stylelicense-images", description="bucket of the results")
+    s3_public_url: HttpUrl | None = Field(None, description="public base URL of that bucket")
     s3_acl: Literal["public-read", "none"] = Field(
         "public-read", description="what makes a picture public: this ACL, or the bucket's policy"
     )
-    aws_access_key_id: SecretStr | None = Field(None, description="else boto3's own chain")
+    aws_access_key_id: HeaderSecret | None = Field(None, description="else boto3's own chain")
     aws_secret_access_key: SecretStr | None = Field(None, description="else boto3's own chain")
-    aws_session_token: SecretStr | None = Field(None, description="with a role's temporary keys")
-    aws_region: str | None = Field(None, description="bucket's region")
-    aws_endpoint_url_s3: str | None = Field(None, description="another S3 server")
-    aws_endpoint_url: str | None = Field(None, description="the same, for all services")
-    stylegen_storage_folder: Path | None = Field(
+    aws_session_token: HeaderSecret | None = Field(None, description="with a role's temporary keys")
+    aws_region: Region | None = Field(None, description="bucket's region")
+    aws_endpoint_url_s3: HttpUrl | None = Field(None, description="another S3 server")
+    aws_endpoint_url: HttpUrl | None = Field(None, description="the same, for all services")
+    stylegen_storage_folder: FolderPath | None = Field(
         None, description="a folder instead of a bucket, for one machine"
     )
-    stylegen_cache_folder: Path = Field(
+    stylegen_cache_folder: FolderPath = Field(
         Path("~/.cache/stylegen"), description="LoRA files on this machine, shared by its workers"
     )
     stylegen_cache_bytes: int = Field(
@@ -197,8 +178,8 @@ SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 class ModelSettings(_Variables):
     """What draws, and on which device."""
 
-    hf_token: SecretStr | None = Field(None, description="model hub's token, for gated models")
-    stylegen_model: str = Field(SD15, description="base model: hub id or diffusers folder")
+    hf_token: HeaderSecret | None = Field(None, description="model hub's token, for gated models")
+    stylegen_model: ModelName = Field(SD15, description="base model: hub id or diffusers folder")
     stylegen_device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to draw")
     stylegen_batch: int = Field(4, ge=1, le=64, description="pictures drawn at a time")
     stylegen_offload: Literal["none", "model", "sequential"] = Field(
@@ -214,52 +195,53 @@ class ModelSettings(_Variables):
     stylegen_vae_tiling: bool = Field(False, description="less memory when decoding")
     stylegen_torch_threads: int = Field(0, ge=0, description="CPU threads; 0 is torch's choice")
 
-    @model_validator(mode="after")
-    def _fast_without_offload(self) -> "ModelSettings":
-        for fast in ("stylegen_merge_loras", "stylegen_compile"):
-            if getattr(self, fast) and self.stylegen_offload != "none":
-                raise ValueError(f"{fast.upper()} needs STYLEGEN_OFFLOAD=none")
-        return self
+    @field_validator("stylegen_compile", "stylegen_merge_loras")
+    @classmethod
+    def _without_offload(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("stylegen_offload", "none") != "none":
+            raise ValueError("needs STYLEGEN_OFFLOAD=none")
+        return value
 
 
 # %% ../nbs/00_settings.ipynb #020a4bb0
 class PictureSettings(_Variables):
     """A picture's signature and label."""
 
-    stylegen_font: Path | None = Field(None, description="font file of the signature")
+    stylegen_font: FilePath | None = Field(None, description="font file of the signature")
     stylegen_label: Literal["label", "full"] = Field(
         "label", description="what a picture says of itself; `full` holds the prompt"
     )
     stylegen_copyright: str = Field(
         "Style licensed from {artist}", description="copyright notice of a picture"
     )
-    stylegen_c2pa_certificate: Path | None = Field(
+    stylegen_c2pa_certificate: FilePath | None = Field(
         None, description="PEM chain that signs Content Credentials"
     )
-    stylegen_c2pa_key: Path | None = Field(None, description="PEM key of that certificate")
+    stylegen_c2pa_key: FilePath | None = Field(None, description="PEM key of that certificate")
 
-    @model_validator(mode="after")
-    def _certificate_and_key(self) -> "PictureSettings":
-        if bool(self.stylegen_c2pa_certificate) != bool(self.stylegen_c2pa_key):
+    @field_validator("stylegen_c2pa_key", mode="before")
+    @classmethod
+    def _with_its_certificate(cls, value: Any, info: ValidationInfo) -> Any:
+        if bool(value) != bool(info.data.get("stylegen_c2pa_certificate", True)):
             raise ValueError("STYLEGEN_C2PA_CERTIFICATE and STYLEGEN_C2PA_KEY go together")
-        return self
+        return value
 
 
 # %% ../nbs/00_settings.ipynb #8c6219d1
 class ProcessSettings(_Variables):
     """A worker's limits, its probes and its log."""
 
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="verbosity")
-    stylegen_job_timeout: float = Field(
+    log_level: LogLevel = Field("INFO", description="verbosity")
+    stylegen_job_timeout: Seconds = Field(
         600.0, gt=0, description="seconds that a job may take, from its first step"
     )
-    stylegen_drain_timeout: float = Field(
+    stylegen_drain_timeout: Seconds = Field(
         660.0, gt=0, description="seconds for the jobs in flight after SIGTERM"
     )
     stylegen_health_port: int | None = Field(
         None, ge=0, le=65535, description="port of `/livez`, `/readyz` and `/metrics`"
     )
-    stylegen_health_host: str = Field("127.0.0.1", description="address that this port is on")
+    stylegen_health_host: Host = Field("127.0.0.1", description="address that this port is on")
 
 
 # %% ../nbs/00_settings.ipynb #d0f0ec0a
@@ -307,11 +289,31 @@ def load_settings(**fields: Any) -> Settings:
     try:
         return Settings(**fields)
     except ValidationError as error:
-        lines = []
+        complaints: dict[str, dict[str, None]] = {}
         for problem in error.errors(include_url=False, include_input=False, include_context=False):
-            name = str(problem["loc"][0]).upper() if problem["loc"] else "SETTINGS"
-            lines.append(f"{name}: {problem['msg']}")
-        raise SettingsError("\n".join(dict.fromkeys(lines))) from None
+            text = problem["msg"].removeprefix("Value error, ")
+            complaints.setdefault(str(problem["loc"][0]).upper(), {})[text] = None
+        lines = [f"{name}: {'; '.join(texts)}" for name, texts in complaints.items()]
+        raise SettingsError("\n".join(lines)) from None
+
+
+# %% ../nbs/00_settings.ipynb #d80e478d
+def unknown_variables(names: Iterable[str]) -> list[str]:
+    """A line for each name that begins with ``STYLEGEN_`` and is no setting's.
+
+    Args:
+        names: Names of variables, such as those of the environment.
+
+    Returns:
+        Each unknown name, with the nearest one that there is.
+    """
+    known = [name.upper() for name in Settings.model_fields.keys()]
+    ours = [name for name in names if name.upper().startswith("STYLEGEN_")]
+    return [
+        f"{name}: no such setting; is it {get_close_matches(name.upper(), known, 1, 0.0)[0]}?"
+        for name in sorted(ours)
+        if name.upper() not in known
+    ]
 
 
 # %% ../nbs/00_settings.ipynb #b7b2d556

@@ -9,12 +9,15 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import psutil
 import pytest
 from waiting import wait_until
 
 from stylegen.logs import set_up_logging, threads_logged
+from stylegen.pipeline.loop import ActiveBatch, Loop
+from stylegen.pipeline.task import Task
 from stylegen.settings import load_settings
 from stylegen.worker import cli, main
 
@@ -168,6 +171,32 @@ def test_ctrl_c_is_130(command: Callable[..., int], monkeypatch: pytest.MonkeyPa
     """While a check waits, for instance."""
     monkeypatch.setattr(cli, "check_machine", raising(KeyboardInterrupt()))
     assert command(["--check"]) == 130
+
+
+def test_an_engine_ends_with_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread inside torch would abort the interpreter's end, and Ctrl-C would not be 130."""
+    at_exit: list[Callable[[], None]] = []
+    registry = MagicMock(register=at_exit.append, unregister=at_exit.remove)
+    monkeypatch.setattr("stylegen.pipeline.loop.atexit", registry)
+    begun, goes_on, encode_decode = threading.Event(), threading.Event(), MagicMock()
+    batch = MagicMock(step=lambda _: (begun.set(), goes_on.wait(30)))
+    encode_decode.begin = lambda task: setattr(task, "prompt_embeds", MagicMock())
+    job: Any = MagicMock(resolution=(512, 512), total_steps=50)
+    tasks = [Task(job, None) for _ in range(2)]
+    loop = Loop(ActiveBatch(batch, 1), encode_decode)
+    assert not at_exit  # an engine that never drew has no thread
+    loop.add(*tasks)
+    assert begun.wait(30)
+    assert len(at_exit) == 1
+    ending = threading.Thread(target=at_exit[0])
+    ending.start()
+    wait_until(lambda: all(task.result.cancelled() for task in tasks))
+    assert ending.is_alive()  # the step is still being taken
+    goes_on.set()
+    ending.join(30)
+    assert loop._thread not in threading.enumerate()  # pylint: disable=protected-access
+    loop.close()
+    assert not at_exit
 
 
 def test_a_thread_ends_in_a_line(capfd: pytest.CaptureFixture[str]) -> None:

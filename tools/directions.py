@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-GROUND = {"settings", "errors", "fields", "job", "logs"}
+GROUND = {"addresses", "variables", "settings", "errors", "fields", "job", "logs"}
 STATIONS = {"signature", "storage", "webhook", "queue"}
 KNOWS = {
     "": set[str](),
-    "settings": set[str](),
+    "addresses": set[str](),
+    "variables": {"addresses"},
+    "settings": {"addresses", "variables"},
     "errors": set[str](),
     "fields": set[str](),
     "job": {"errors", "fields"},

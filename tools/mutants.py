@@ -94,7 +94,9 @@ TESTS = {
     "signature/label": ["label", "provenance", "signed", "settings_effect"],
     "signature/provenance": ["label", "provenance"],
     "signature/c2pa": ["label"],
-    "settings": ["settings_effect", "flow", "consumer", "processes"],
+    "addresses": ["settings_kinds", "webhook_hostile"],
+    "variables": ["settings_kinds"],
+    "settings": ["settings_effect", "settings_kinds", "flow", "consumer", "processes"],
     "worker/running": ["limits", "health", "retries"],
     "worker/watchdog": ["health"],
     "worker/probes": ["limits", "health", "hostile_probes"],
@@ -108,7 +110,7 @@ TESTS = {
     "worker/cancel": ["retries", "flow"],
     "worker/delivery": ["retries", "consumer", "health", "producers"],
     "worker/consumer": ["health", "settings_effect", "consumer"],
-    "worker/check": ["settings_effect", "flow"],
+    "worker/check": ["check", "settings_effect", "flow"],
     "worker/cli": ["flow", "retries", "settings_effect", "consumer", "processes"],
 }
 """For each module, by its path, the tests that are about it, as in ``tests/test_NAME.py``."""

@@ -39,6 +39,8 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from ..addresses import broker_parameters
+
 _log = logging.getLogger(__name__)
 
 # %% ../../nbs/queue/00_connection.ipynb #b20fd7cf
@@ -62,12 +64,7 @@ def connection_parameters(
     Raises:
         ValueError: `url` cannot be read. The text holds no part of it.
     """
-    try:
-        if url and not url.startswith(("amqp://", "amqps://")):
-            raise ValueError
-        parameters = pika.URLParameters(url) if url else pika.ConnectionParameters(host)
-    except Exception:  # pylint: disable=broad-exception-caught  # it evaluates what a URL holds
-        raise ValueError("not an amqp:// or amqps:// address") from None
+    parameters = broker_parameters(url) if url else pika.ConnectionParameters(host)
     parameters.heartbeat = heartbeat
     parameters.blocked_connection_timeout = BLOCKED_TIMEOUT
     parameters.client_properties = {"connection_name": "stylegen"}

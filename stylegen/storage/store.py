@@ -31,6 +31,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..addresses import BUCKET_NAME
 from ..job import InvalidMessage, PermanentError, StorageError
 
 
@@ -119,11 +120,7 @@ class ByteBudget:  # pylint: disable=too-few-public-methods
 
 
 # %% ../../nbs/storage/00_store.ipynb #a0715033
-_LABEL = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
-_S3_URL = re.compile(
-    rf"s3://(?![0-9.]+/)(?=[^/]{{3,63}}/)(?P<bucket>{_LABEL}(?:\.{_LABEL})*)/"
-    r"(?P<key>[^?#\\\x00-\x1f\x7f-\x9f\ud800-\udfff]+)"
-)
+_S3_URL = re.compile(r"s3://(?P<bucket>[^/]*)/(?P<key>[^?#\\\x00-\x1f\x7f-\x9f\ud800-\udfff]+)")
 _MAX_KEY_BYTES = 1024
 
 
@@ -142,6 +139,7 @@ def parse_s3_url(s3_url: str) -> tuple[str, str]:
     match = _S3_URL.fullmatch(s3_url)
     if (
         not match
+        or not BUCKET_NAME.fullmatch(match["bucket"])
         or len(match["key"].encode()) > _MAX_KEY_BYTES
         or not {".", ".."}.isdisjoint(match["key"].split("/"))
     ):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from ..job import InvalidMessage
-from ..settings import check_host
+from ..addresses import check_host
 
 # %% ../../nbs/webhook/00_origins.ipynb #6240617a
 DEFAULT_PORTS = {"http": 80, "https": 443}

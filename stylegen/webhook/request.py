@@ -73,8 +73,9 @@ class WebhookSession(requests.Session):
     def __init__(self) -> None:
         super().__init__()
         self.trust_env = False
-        bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
-        self.verify = bundle or True
+        variables = "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"
+        bundles = [os.path.expanduser(_given_or_set(None, name)) for name in variables]
+        self.verify = next(filter(None, bundles), True)
         self.mount("http://", DeadlineAdapter())
         self.mount("https://", DeadlineAdapter())
 

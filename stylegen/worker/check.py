@@ -6,25 +6,60 @@
 __all__ = ["check_machine"]
 
 # %% ../../nbs/worker/15_check.ipynb #a07d640f
+import shutil
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+from pika.exceptions import (
+    AMQPConnectionError,
+    ChannelClosedByBroker,
+    ProbableAccessDeniedError,
+    ProbableAuthenticationError,
+)
 
 from ..job import StylegenError
 from ..pipeline import pick_device
-from ..queue import connect
+from ..queue import connect, control_exchange
 from ..settings import Settings
 from ..signature import choose_font, covered_scripts
 from .wiring import broker_url, make_labelling, make_store
 
 
 # %% ../../nbs/worker/15_check.ipynb #490a9c5d
-def _check_model(settings: Settings) -> str:
+class _Unfit(Exception):
+    """This machine can't work; the text says why, and holds no secret."""
+
+
+def _check_device(settings: Settings) -> str:
+    import torch
+
+    device = pick_device(settings.stylegen_device)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise _Unfit("there is no CUDA device, or no driver for it")
+    return device
+
+
+def _model_config(settings: Settings) -> dict[str, Any]:
     from diffusers import StableDiffusionPipeline
 
     token = settings.hf_token.get_secret_value() if settings.hf_token else None
-    StableDiffusionPipeline.load_config(settings.stylegen_model, token=token)
+    try:
+        return dict(StableDiffusionPipeline.load_config(settings.stylegen_model, token=token))
+    except OSError:  # its text may quote anything, and has no word of the system's
+        raise _Unfit("the model can't be found, or its configuration can't be read") from None
+
+
+def _check_model(settings: Settings) -> str:
+    _model_config(settings)
     return Path(settings.stylegen_model).name
+
+
+def _check_safety(settings: Settings) -> str:
+    _, kind = _model_config(settings).get("safety_checker") or (None, None)
+    return kind or "none"
 
 
 def _check_storage(settings: Settings) -> str:
@@ -33,12 +68,54 @@ def _check_storage(settings: Settings) -> str:
 
 
 # %% ../../nbs/worker/15_check.ipynb #ebcb318b
+def _ask_rights(connection: Any, queue: str) -> None:
+    """Publish to nobody, and look whether the control exchange may be declared."""
+    doing = "publish to the default exchange (write amq.default)"
+    try:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        channel.basic_publish("", f"{queue}.check", b"")
+        doing = f"declare the exchange {control_exchange(queue)} (configure)"
+        channel.exchange_declare(control_exchange(queue), "fanout", durable=True)
+    except ChannelClosedByBroker as error:
+        raise _Unfit(f"the account may not {doing}, says the broker ({error.reply_code})") from None
+
+
 def _check_broker(settings: Settings) -> str:
-    connect(broker_url(settings)).close()
+    try:
+        connection = connect(broker_url(settings))
+    except ProbableAuthenticationError:
+        raise _Unfit("the broker refuses the account or its password") from None
+    except ProbableAccessDeniedError:
+        raise _Unfit("the broker refuses the virtual host, or has none of this name") from None
+    except AMQPConnectionError:
+        raise _Unfit("the broker can't be reached") from None
+    try:
+        _ask_rights(connection, settings.stylegen_queue)
+    finally:
+        connection.close()
     return "reachable"
 
 
 # %% ../../nbs/worker/15_check.ipynb #a15ccef5
+def _check_cache(settings: Settings) -> str:
+    folder, size = settings.stylegen_cache_folder, settings.stylegen_cache_bytes
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        total = shutil.disk_usage(folder).total
+    if total < size:
+        raise _Unfit(f"{size / 2**30:.1f} GiB are asked for, the disk has {total / 2**30:.1f}")
+    return "writable"
+
+
+def _check_font(settings: Settings) -> str:
+    return choose_font("김하늘 Zoë", settings.stylegen_font).stem
+
+
+def _show_origins(settings: Settings) -> str:
+    return ", ".join(settings.webhook_allowed_origins)
+
+
 def _check_scripts(settings: Settings) -> str:
     covered = covered_scripts(settings.stylegen_font)
     drawn = ", ".join(script for script, is_covered in covered.items() if is_covered)
@@ -53,16 +130,32 @@ def _check_labels(settings: Settings) -> str:
 
 
 # %% ../../nbs/worker/15_check.ipynb #c7a0d48e
-def _answer(check: Callable[[], str]) -> str:
+def _answer(variables: str, check: Callable[[], str]) -> str:
     try:
         return check()
-    except StylegenError as error:
-        return f"no: {error}"
+    except (StylegenError, _Unfit) as error:
+        return f"no: {error}; see {variables}"
     except Exception as error:  # pylint: disable=broad-exception-caught
-        return f"no: {type(error).__name__}"
+        known = error.strerror if isinstance(error, OSError) else None
+        return f"no: {known or 'it failed'} ({type(error).__name__}); see {variables}"
 
 
 # %% ../../nbs/worker/15_check.ipynb #40d06ebf
+_CHECKS: dict[str, tuple[str, Callable[[Settings], str]]] = {
+    "device": ("STYLEGEN_DEVICE", _check_device),
+    "model": ("STYLEGEN_MODEL, HF_TOKEN", _check_model),
+    "safety": ("STYLEGEN_MODEL", _check_safety),
+    "font": ("STYLEGEN_FONT", _check_font),
+    "storage": ("S3_BUCKET, AWS_…, STYLEGEN_STORAGE_FOLDER", _check_storage),
+    "cache": ("STYLEGEN_CACHE_FOLDER, STYLEGEN_CACHE_BYTES", _check_cache),
+    "broker": ("RABBITMQ_URL, RABBITMQ_HOST", _check_broker),
+    "webhooks": ("WEBHOOK_ALLOWED_ORIGINS", _show_origins),
+    "signatures": ("STYLEGEN_FONT", _check_scripts),
+    "labels": ("STYLEGEN_C2PA_CERTIFICATE, STYLEGEN_C2PA_KEY", _check_labels),
+}
+"""Questions, each with the variables that its answer depends on."""
+
+
 def check_machine(settings: Settings) -> dict[str, str]:
     """Ask whether this machine can work.
 
@@ -72,14 +165,7 @@ def check_machine(settings: Settings) -> dict[str, str]:
     Returns:
         Question to answer; an answer that starts with ``no:`` says what is missing.
     """
-    checks: dict[str, Callable[[], str]] = {
-        "device": partial(pick_device, settings.stylegen_device),
-        "model": partial(_check_model, settings),
-        "font": lambda: choose_font("김하늘 Zoë", settings.stylegen_font).stem,
-        "storage": partial(_check_storage, settings),
-        "broker": partial(_check_broker, settings),
-        "webhooks": lambda: ", ".join(settings.webhook_allowed_origins),
-        "signatures": partial(_check_scripts, settings),
-        "labels": partial(_check_labels, settings),
+    return {
+        name: _answer(variables, partial(check, settings))
+        for name, (variables, check) in _CHECKS.items()
     }
-    return {name: _answer(check) for name, check in checks.items()}

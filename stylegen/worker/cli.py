@@ -9,6 +9,7 @@ __all__ = ["run_job", "report_errors", "main"]
 import argparse
 import json
 import logging
+import os
 import re
 import sys
 import time
@@ -23,6 +24,7 @@ from ..job import DeviceLost, InvalidMessage, StylegenError, check_job, read_mes
 from ..logs import set_up_logging, threads_logged
 from ..queue import publish_control, redrive
 from ..settings import Settings, SettingsError, load_settings, settings_help
+from ..settings import unknown_variables
 from .cancel import cancel_job
 from .check import check_machine
 from .consumer import consume, stop_on_signals
@@ -181,9 +183,9 @@ def _run(chosen: argparse.Namespace, settings: Settings) -> int:
     """Do what the command line chose."""
     if chosen.check:
         return _check(settings)
-    if chosen.redrive:
+    if chosen.redrive is not None:
         return report_errors(partial(_redrive, chosen.redrive, settings))
-    if chosen.cancel:
+    if chosen.cancel is not None:
         return report_errors(partial(_cancel, chosen.cancel, settings))
     return _run_job(chosen.job, settings) if chosen.job else _consume(settings)
 
@@ -211,11 +213,15 @@ def main(arguments: list[str] | None = None) -> int:
         Exit code.
     """
     chosen = _parser().parse_args(arguments)
+    unknown = unknown_variables(os.environ)
     try:
         settings = load_settings()
     except SettingsError as error:
-        print(f"settings are missing or wrong:\n{error}", file=sys.stderr)
+        lines = "settings are missing or wrong:", error, *unknown
+        print(*lines, sep="\n", file=sys.stderr)
         return ExitCode.WRONG_SETTINGS
     set_up_logging(settings.log_level, settings.secrets)
+    for line in unknown:
+        _log.warning("%s", line)
     with threads_logged():
         return _in_one_line(partial(_run, chosen, settings))

@@ -16,7 +16,9 @@ class ExitCode(IntEnum):
     """How a worker's process ended."""
 
     DONE = 0
+    """Asked to stop and stopped; the command did what it was asked for."""
     FAILED = 1
+    """The command did not, or the start failed; a restart may help."""
     WRONG_SETTINGS = 2
     """Or wrong arguments; a restart does not help."""
     DEVICE_LOST = 3

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from ..addresses import url_host
 from ..pipeline import load_pipeline, model_digest, pick_device
 from ..pipeline.engine import Engine
 from ..settings import Settings
@@ -26,7 +27,7 @@ def broker_url(settings: Settings) -> str:
     """The broker's URL; of a bare host with the default port and account, as in the guide."""
     if settings.rabbitmq_url:
         return settings.rabbitmq_url.get_secret_value()
-    return f"amqp://guest:guest@{settings.rabbitmq_host}:5672/%2F"
+    return f"amqp://guest:guest@{url_host(settings.rabbitmq_host)}:5672/%2F"
 
 
 # %% ../../nbs/worker/03_wiring.ipynb #c153f63b
@@ -92,7 +93,7 @@ def make_engine(settings: Settings) -> Engine:
         merge_loras=settings.stylegen_merge_loras,
     )
     if settings.stylegen_compile:
-        compiled = settings.stylegen_cache_folder.expanduser() / "compiled"
+        compiled = settings.stylegen_cache_folder / "compiled"
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled))
         engine.warm_up()
     return engine
@@ -117,7 +118,7 @@ def make_parts(settings: Settings, metrics: Metrics | None = None) -> Parts:
     if settings.stylegen_torch_threads:
         torch.set_num_threads(settings.stylegen_torch_threads)
     metrics, store = metrics or Metrics(), make_store(settings)
-    folder, max_bytes = settings.stylegen_cache_folder.expanduser(), settings.stylegen_cache_bytes
+    folder, max_bytes = settings.stylegen_cache_folder, settings.stylegen_cache_bytes
     return Parts(
         draw=make_engine(settings).draw,
         store=store,

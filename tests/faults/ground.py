@@ -262,7 +262,7 @@ class Ground:
         """What a worker is told; every address is a cable's."""
         return os.environ | {
             "INTERNAL_API_TOKEN": TOKEN,
-            "WEBHOOK_SECRET": "whsec_c3R5bGVnZW4tZmF1bHRz",
+            "WEBHOOK_SECRET": "whsec_c3R5bGVnZW4tdGVzdC1zZWNyZXQtMDEyMzQ1Njc4OQ==",
             "WEBHOOK_ALLOWED_ORIGINS": self.origin,
             "RABBITMQ_URL": f"amqp://guest:guest@127.0.0.1:{self.cables['broker'].port}/%2f",
             "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{self.cables['bucket'].port}",
