@@ -319,28 +319,36 @@ d = {
                 "pipeline/adapter.html#adapter.rank",
                 "stylegen/pipeline/adapter.py",
             ),
-            "stylegen.pipeline.adapter._find": (
-                "pipeline/adapter.html#_find",
+            "stylegen.pipeline.adapter.Adapter.row_shapes": (
+                "pipeline/adapter.html#adapter.row_shapes",
                 "stylegen/pipeline/adapter.py",
             ),
-            "stylegen.pipeline.adapter._fitted": (
-                "pipeline/adapter.html#_fitted",
+            "stylegen.pipeline.adapter.Adapter.sizes": (
+                "pipeline/adapter.html#adapter.sizes",
                 "stylegen/pipeline/adapter.py",
             ),
-            "stylegen.pipeline.adapter._module": (
-                "pipeline/adapter.html#_module",
+            "stylegen.pipeline.adapter.RowShape": (
+                "pipeline/adapter.html#rowshape",
                 "stylegen/pipeline/adapter.py",
             ),
-            "stylegen.pipeline.adapter._pairs": (
-                "pipeline/adapter.html#_pairs",
+            "stylegen.pipeline.adapter.RowShape.__or__": (
+                "pipeline/adapter.html#rowshape.__or__",
+                "stylegen/pipeline/adapter.py",
+            ),
+            "stylegen.pipeline.adapter.RowShape.size": (
+                "pipeline/adapter.html#rowshape.size",
                 "stylegen/pipeline/adapter.py",
             ),
             "stylegen.pipeline.adapter._scaled": (
                 "pipeline/adapter.html#_scaled",
                 "stylegen/pipeline/adapter.py",
             ),
-            "stylegen.pipeline.adapter._without_pixels": (
-                "pipeline/adapter.html#_without_pixels",
+            "stylegen.pipeline.adapter._side_by_side": (
+                "pipeline/adapter.html#_side_by_side",
+                "stylegen/pipeline/adapter.py",
+            ),
+            "stylegen.pipeline.adapter.check_room": (
+                "pipeline/adapter.html#check_room",
                 "stylegen/pipeline/adapter.py",
             ),
             "stylegen.pipeline.adapter.mix_adapters": (
@@ -353,6 +361,10 @@ d = {
             ),
             "stylegen.pipeline.adapter.read_adapter": (
                 "pipeline/adapter.html#read_adapter",
+                "stylegen/pipeline/adapter.py",
+            ),
+            "stylegen.pipeline.adapter.row_shape": (
+                "pipeline/adapter.html#row_shape",
                 "stylegen/pipeline/adapter.py",
             ),
         },
@@ -401,6 +413,10 @@ d = {
             ),
             "stylegen.pipeline.admission.join": (
                 "pipeline/admission.html#join",
+                "stylegen/pipeline/admission.py",
+            ),
+            "stylegen.pipeline.admission.unet_row": (
+                "pipeline/admission.html#unet_row",
                 "stylegen/pipeline/admission.py",
             ),
         },
@@ -605,24 +621,48 @@ d = {
             ),
         },
         "stylegen.pipeline.dialects": {
-            "stylegen.pipeline.dialects._adapter_metadata": (
-                "pipeline/dialects.html#_adapter_metadata",
+            "stylegen.pipeline.dialects.FileLayer": (
+                "pipeline/dialects.html#filelayer",
                 "stylegen/pipeline/dialects.py",
             ),
             "stylegen.pipeline.dialects._alpha": (
                 "pipeline/dialects.html#_alpha",
                 "stylegen/pipeline/dialects.py",
             ),
+            "stylegen.pipeline.dialects._find": (
+                "pipeline/dialects.html#_find",
+                "stylegen/pipeline/dialects.py",
+            ),
             "stylegen.pipeline.dialects._in_pefts_names": (
                 "pipeline/dialects.html#_in_pefts_names",
+                "stylegen/pipeline/dialects.py",
+            ),
+            "stylegen.pipeline.dialects._module": (
+                "pipeline/dialects.html#_module",
+                "stylegen/pipeline/dialects.py",
+            ),
+            "stylegen.pipeline.dialects._size": (
+                "pipeline/dialects.html#_size",
+                "stylegen/pipeline/dialects.py",
+            ),
+            "stylegen.pipeline.dialects._without_pixels": (
+                "pipeline/dialects.html#_without_pixels",
+                "stylegen/pipeline/dialects.py",
+            ),
+            "stylegen.pipeline.dialects.adapter_metadata": (
+                "pipeline/dialects.html#adapter_metadata",
+                "stylegen/pipeline/dialects.py",
+            ),
+            "stylegen.pipeline.dialects.fitted_layers": (
+                "pipeline/dialects.html#fitted_layers",
                 "stylegen/pipeline/dialects.py",
             ),
             "stylegen.pipeline.dialects.layer_scaling": (
                 "pipeline/dialects.html#layer_scaling",
                 "stylegen/pipeline/dialects.py",
             ),
-            "stylegen.pipeline.dialects.read_tensors": (
-                "pipeline/dialects.html#read_tensors",
+            "stylegen.pipeline.dialects.peft_names": (
+                "pipeline/dialects.html#peft_names",
                 "stylegen/pipeline/dialects.py",
             ),
         },
@@ -860,8 +900,16 @@ d = {
             ),
         },
         "stylegen.pipeline.lora_file": {
-            "stylegen.pipeline.lora_file._check_tensor": (
-                "pipeline/lora_file.html#_check_tensor",
+            "stylegen.pipeline.lora_file.LowRank": (
+                "pipeline/lora_file.html#lowrank",
+                "stylegen/pipeline/lora_file.py",
+            ),
+            "stylegen.pipeline.lora_file.LowRank.full_rank": (
+                "pipeline/lora_file.html#lowrank.full_rank",
+                "stylegen/pipeline/lora_file.py",
+            ),
+            "stylegen.pipeline.lora_file._check_claim": (
+                "pipeline/lora_file.html#_check_claim",
                 "stylegen/pipeline/lora_file.py",
             ),
             "stylegen.pipeline.lora_file.check_lora_file": (
@@ -870,6 +918,18 @@ d = {
             ),
             "stylegen.pipeline.lora_file.lora_layers": (
                 "pipeline/lora_file.html#lora_layers",
+                "stylegen/pipeline/lora_file.py",
+            ),
+            "stylegen.pipeline.lora_file.lora_shapes": (
+                "pipeline/lora_file.html#lora_shapes",
+                "stylegen/pipeline/lora_file.py",
+            ),
+            "stylegen.pipeline.lora_file.lora_tensors": (
+                "pipeline/lora_file.html#lora_tensors",
+                "stylegen/pipeline/lora_file.py",
+            ),
+            "stylegen.pipeline.lora_file.open_lora": (
+                "pipeline/lora_file.html#open_lora",
                 "stylegen/pipeline/lora_file.py",
             ),
             "stylegen.pipeline.lora_file.read_header": (

@@ -30,6 +30,7 @@ from waiting import wait_until
 from stylegen.job import DeviceLost, GenerationJob, LoraInvalid, OutOfMemory, check_job
 from stylegen.pipeline import load_pipeline, loop
 from stylegen.pipeline.adapter import Adapter, mix_adapters, pack_adapter, read_adapter
+from stylegen.pipeline.admission import unet_row
 from stylegen.pipeline.batched_lora import BatchedLora
 from stylegen.pipeline.engine import Engine
 from stylegen.pipeline.layout import MAX_LAYOUTS
@@ -561,6 +562,58 @@ def test_what_does_not_fit_is_refused(
     assert engine.draw(jobs[0], loras[0]).tobytes() == before
 
 
+def _full_rank(path: Path, engine: Engine) -> Path:
+    """One layer of full rank, 64."""
+    name, *_ = (n for n, _ in engine.pipeline.unet.named_modules() if n.endswith("attn1.to_q"))
+    pair = updates(engine.pipeline.unet, (name,), 64, seed=5, size=0.05)[name]
+    save_file({f"unet.{name}.lora_{half}.weight": v for half, v in zip("AB", pair)}, path)
+    return path
+
+
+def test_five_of_full_rank_are_refused_alone(
+    engine: Engine, jobs: list[GenerationJob], loras: list[Path], tmp_path: Path
+) -> None:
+    """In the middle of their neighbours' pictures, which are the same to the last bit."""
+    deep = _full_rank(tmp_path / "deep.safetensors", engine)
+    extras = [{"url": "s3://m/deep.safetensors", "scale": 1.0}] * 4
+    greedy = check_job(jobs[0].model_dump() | {"extra_loras": extras})
+    tasks, refused = _tasks(engine, jobs[:2], loras[:2]), list[int]()
+    undisturbed = together(engine, jobs[:2], loras[:2])
+
+    def ask(step: int) -> None:
+        if step == 2:
+            with pytest.raises(LoraInvalid, match="rank 320, over 256"):
+                engine.submit(greedy, deep, extra_loras=[deep] * 4)
+            refused.append(step)
+
+    tasks[0].on_step = ask
+    _drawn(engine, *tasks)
+    assert refused
+    for task, expected in zip(tasks, undisturbed, strict=True):
+        assert torch.equal(task.latents, expected)
+
+
+def test_a_batchs_row_is_bounded(
+    engine: Engine, jobs: list[GenerationJob], loras: list[Path], tmp_path: Path
+) -> None:
+    """LoRAs that are too large only together take turns; who comes later and fits is let in."""
+    files = [loras[0], _full_rank(tmp_path / "deep.safetensors", engine), loras[0]]
+    tasks, widths = _tasks(engine, jobs[:3], files), list[int]()
+    alone = [unet_row([task]).size for task in tasks[:2]]
+    assert max(alone) < 300_000 < unet_row(tasks[:2]).size
+    forward = engine.pipeline.unet.forward
+
+    def counted(latents: torch.Tensor, *given: Any, **options: Any) -> Any:
+        widths.append(len(latents))
+        return forward(latents, *given, **options)
+
+    with patch("stylegen.pipeline.admission.MAX_ROW", 300_000):
+        with patch.object(engine.pipeline.unet, "forward", counted):
+            drawn = _drawn(engine, *tasks)
+    assert widths == [4] * 5 + [2] * 5
+    assert [picture.shape for picture in drawn] == [(512, 512, 3)] * 3
+
+
 def _digest(pipeline: Any) -> str:
     digest = hashlib.sha256()
     for model in (pipeline.unet, pipeline.text_encoder, pipeline.vae):
@@ -762,7 +815,7 @@ def test_another_lora_is_the_same_graph(
     ]
     wide, deep = tmp_path / "wide.safetensors", tmp_path / "deep.safetensors"
     write_diffusers(wide, pipeline, 4, seed=6, convolutions=True)
-    write_diffusers(deep, pipeline, 64, seed=7)
+    write_diffusers(deep, pipeline, 32, seed=7)
     held = [buffer.flat for buffer in engine.loop.active.batch.lora.buffers]
     for job, lora in zip([*jobs, *jobs[:3]], [*loras, wide, deep, loras[0]], strict=True):
         again = job.model_copy(update={"lora_scale": 0.7})

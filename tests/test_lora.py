@@ -2,13 +2,20 @@
 
 import hashlib
 import json
+import math
 import os
+import struct
 import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from lora_files import updates, write_diffusers, write_kohya
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -16,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from stylegen.job import LoraInvalid
 from stylegen.pipeline import load_pipeline
 from stylegen.pipeline.engine import Engine
-from stylegen.pipeline.adapter import Adapter, read_adapter
+from stylegen.pipeline.adapter import MAX_ROW, Adapter, mix_adapters, read_adapter
 from stylegen.pipeline.adapter_cache import AdapterCache
 from stylegen.pipeline.lora_file import check_lora_file
 from stylegen.playground.cells import find_cell, save_cell
@@ -26,6 +33,9 @@ from stylegen.playground.recipe import make_job
 from stylegen.pocket import packaged
 from stylegen.storage import FolderStore
 from stylegen.storage.cache import LoraFiles
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+from sd15 import make_unet  # noqa: E402  pylint: disable=wrong-import-position
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 
@@ -189,6 +199,187 @@ def test_the_limits_of_a_file(
     else:
         with pytest.raises(LoraInvalid, match=refusal):
             check_lora_file(path)
+
+
+# Whether it fits the model
+
+NARROW = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"  # 64 to 64
+CROSS = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"  # 96 to 64
+CONVOLUTION = "unet.down_blocks.0.resnets.0.conv1"  # 64 to 64, of 3 × 3 pixels
+LAST = "unet.conv_out"  # 64 to 16, of 3 × 3 pixels
+TEXT = "text_encoder.encoder.layers.0.mlp.fc1"  # 96 to 384
+FULL = {NARROW: 64, CROSS: 64, CONVOLUTION: 64, LAST: 16, TEXT: 96}
+
+Shapes = dict[str, Sequence[tuple[int, ...]]]
+
+
+def write_claim(path: Path, shapes: Shapes, missing: int = 0) -> Path:
+    """A file whose header claims such halves of layers; its numbers are zeros on no disk."""
+    header, end = dict[str, Any](), 0
+    for layer, halves in shapes.items():
+        for half, shape in zip("AB", halves, strict=True):
+            begin, end = end, end + 4 * math.prod(shape)
+            claim = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+            header[f"{layer}.lora_{half}.weight"] = claim
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    os.truncate(path, 8 + len(text) + max(0, end - missing))
+    return path
+
+
+def of_ranks(stock: Any, ranks: dict[str, int]) -> Shapes:
+    """The halves of layers that fit the model, of such ranks."""
+    shapes: Shapes = {}
+    for layer, rank in ranks.items():
+        part, _, name = layer.partition(".")
+        out, *inputs = getattr(stock, part).get_submodule(name).weight.shape
+        shapes[layer] = (rank, *inputs), (out, rank, *(1 for _ in inputs[1:]))
+    return shapes
+
+
+@pytest.fixture(name="unread")
+def _unread() -> Iterator[None]:
+    """Meanwhile no tensor is read."""
+    with patch("stylegen.pipeline.adapter.lora_tensors", side_effect=AssertionError):
+        yield
+
+
+@pytest.mark.parametrize("layer", FULL)
+def test_full_rank_fits(stock: Any, tmp_path: Path, layer: str) -> None:
+    """As much rank as a layer's smaller side; two other layers have less."""
+    ranks = {"unet.conv_in": 1, "unet.mid_block.resnets.0.conv1": 4} | {layer: FULL[layer]}
+    path = write_claim(tmp_path / "lora.safetensors", of_ranks(stock, ranks))
+    sizes = read_adapter(path, stock).sizes
+    assert {layer: size.rank for layer, size in sizes.items()} == ranks
+
+
+@pytest.mark.parametrize("layer", FULL)
+@pytest.mark.usefixtures("unread")
+def test_more_than_full_rank_is_refused(stock: Any, tmp_path: Path, layer: str) -> None:
+    """One too many, in one layer only; by the model's name of it."""
+    ranks = {"unet.conv_in": 1, "unet.mid_block.resnets.0.conv1": 4} | {layer: FULL[layer] + 1}
+    path = write_claim(tmp_path / "lora.safetensors", of_ranks(stock, ranks))
+    with pytest.raises(LoraInvalid, match=f"{layer}: rank {FULL[layer] + 1}, where {FULL[layer]}"):
+        read_adapter(path, stock)
+
+
+@pytest.mark.parametrize(
+    "layer, down, up",
+    [
+        (NARROW, (64, 4), (4, 64)),
+        (NARROW, (4, 64), (4, 64)),
+        (NARROW, (4, 65), (64, 4)),
+        (NARROW, (4, 64), (63, 4)),
+        (NARROW, (4, 64), (64, 5)),
+        (NARROW, (4, 320), (320, 4)),
+        (NARROW, (4, 64, 3, 3), (64, 4, 1, 1)),
+        (NARROW, (4, 64), (64,)),
+        (NARROW, (4, 64), ()),
+        (CROSS, (4, 64), (96, 4)),
+        (CONVOLUTION, (4, 64), (64, 4)),
+        (CONVOLUTION, (4, 576), (64, 4)),
+        (CONVOLUTION, (4, 64, 1, 1), (64, 4, 1, 1)),
+        (CONVOLUTION, (4, 3, 3, 64), (64, 4, 1, 1)),
+        (CONVOLUTION, (4, 64, 3, 3), (64, 4, 3, 3)),
+        (TEXT, (4, 384), (96, 4)),
+        ("text_encoder.encoder.layers.0.mlp", (4, 96), (96, 4)),
+        ("unet.conv_norm_out", (1, 64), (64, 1)),
+        ("unet.down_blocks", (1, 64), (64, 1)),
+        ("vae.encoder.conv_in", (4, 3, 3, 3), (64, 4, 1, 1)),
+        (NARROW, (4, 2**26), (2**26, 4)),  # two gigabytes
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("unread")
+def test_shapes_are_compared_before_numbers_are_read(
+    stock: Any, tmp_path: Path, layer: str, down: tuple[int, ...], up: tuple[int, ...]
+) -> None:
+    """Transposed halves, other widths, another layer's kind, what is no layer."""
+    shapes = of_ranks(stock, {LAST: 4}) | {layer: (down, up)}
+    path = write_claim(tmp_path / "lora.safetensors", shapes)
+    with pytest.raises(LoraInvalid, match="base model"):
+        read_adapter(path, stock)
+
+
+@pytest.mark.parametrize(
+    "down, up, missing, refusal",
+    [
+        ((4, 64), (64, 4), 1, "damaged"),
+        ((4, 64), (64, 4), -1, "damaged"),
+        ((4, 2**40), (2**40, 4), 2**60, "damaged"),
+        ((2**40, 2**40), (64, 4), 2**90, "damaged"),
+        ((0, 64), (64, 0), 0, "rank is not between 1 and 512"),
+        ((513, 64), (64, 513), 0, "rank is not between 1 and 512"),
+    ],
+)
+@pytest.mark.usefixtures("unread")
+def test_a_header_that_claims_too_much(
+    stock: Any,
+    tmp_path: Path,
+    down: tuple[int, ...],
+    up: tuple[int, ...],
+    missing: int,
+    refusal: str,
+) -> None:
+    """More numbers than there are, or fewer; a rank that is none."""
+    path = write_claim(tmp_path / "lora.safetensors", {NARROW: (down, up)}, missing)
+    with pytest.raises(LoraInvalid, match=refusal):
+        read_adapter(path, stock)
+
+
+@pytest.mark.parametrize("layer", FULL)
+def test_ranks_of_a_job_add_up(stock: Any, tmp_path: Path, layer: str) -> None:
+    """Four times full rank in one layer is a job's most; five are refused before they are made."""
+    shapes = of_ranks(stock, {"unet.conv_in": 1, layer: FULL[layer]})
+    full = read_adapter(write_claim(tmp_path / "lora.safetensors", shapes), stock)
+    four = mix_adapters([full] * 4, [1.0] * 4)
+    assert (four.sizes[layer].rank, four.sizes["unet.conv_in"].rank) == (4 * FULL[layer], 4)
+    assert four.row_shapes[layer.partition(".")[0]].rank == 1 << (4 * FULL[layer] - 1).bit_length()
+    with patch("torch.cat", side_effect=AssertionError):
+        with pytest.raises(LoraInvalid, match=f"{layer}: .* rank {5 * FULL[layer]}, over"):
+            mix_adapters([full] * 5, [1.0, 0.5, -1.0, 0.1, 0.0])
+
+
+@pytest.mark.parametrize("layer, width", [(NARROW, 128), (TEXT, 480)])
+def test_a_jobs_row_is_bounded(stock: Any, tmp_path: Path, layer: str, width: int) -> None:
+    """The numbers of its layers, at the largest rank of any in that part of the model, padded."""
+    shapes = of_ranks(stock, {layer: 20, LAST: 1})
+    path = write_claim(tmp_path / "lora.safetensors", shapes)
+    last = 64 * 9 + 16
+    most = 32 * (width + last) if layer == NARROW else 32 * width
+    with patch("stylegen.pipeline.adapter.MAX_ROW", most):
+        lora = read_adapter(path, stock)
+        assert mix_adapters([lora], [0.5]).row_shapes == lora.row_shapes
+        with pytest.raises(LoraInvalid, match=f"rank 64 on .* {2 * most:,} numbers, over"):
+            mix_adapters([lora] * 2, [0.5] * 2)
+    with patch("stylegen.pipeline.adapter.MAX_ROW", most - 1):
+        with patch("stylegen.pipeline.adapter.lora_tensors", side_effect=AssertionError):
+            with pytest.raises(LoraInvalid, match=f"rank 32 on .* {most:,} numbers, over"):
+                read_adapter(path, stock)
+
+
+def test_a_small_file_five_times_in_sd15(tmp_path: Path) -> None:
+    """Rank 512 on one layer, 1 elsewhere: 65 GiB for eight rows, of which none is allocated."""
+    with torch.device("meta"):
+        unet = make_unet()
+    state_dict = StableDiffusionPipeline.lora_state_dict
+    model = SimpleNamespace(unet=unet, text_encoder=None, lora_state_dict=state_dict)
+    kinds = torch.nn.Linear, torch.nn.Conv2d
+    layers = {n: m for n, m in unet.named_modules() if isinstance(m, kinds)}
+    wide = next(n for n in layers if n.startswith("down_blocks.1") and n.endswith("attn1.to_q"))
+    tensors = {}
+    for name, layer in layers.items():
+        out, *inputs = layer.weight.shape
+        rank = 512 if name == wide else 1
+        tensors[f"unet.{name}.lora_A.weight"] = torch.zeros(rank, *inputs).half()
+        up = torch.zeros(out, rank, *(1 for _ in inputs[1:])).half()
+        tensors[f"unet.{name}.lora_B.weight"] = up
+    save_file(tensors, path := tmp_path / "small.safetensors")
+    assert len(layers) == 282 and path.stat().st_size < 3.5 * 2**20
+    small = read_adapter(path, model)
+    assert small.row_shapes["unet"].size < MAX_ROW
+    with pytest.raises(LoraInvalid, match="rank 4096 on 282 layers are 4,334,452,736 numbers"):
+        mix_adapters([small] * 5, [1.0] * 5)
 
 
 # What is saved of a file

@@ -23,7 +23,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .adapter import Adapter
-from .layout import MIN_RANK, Layout, Layouts, possible_layers, row_of
+from .layout import Layout, Layouts, possible_layers, row_of
+from .lora_file import MIN_RANK
 
 if TYPE_CHECKING:
     import torch

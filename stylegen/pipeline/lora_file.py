@@ -12,18 +12,30 @@ __all__ = [
     "DOWN",
     "UP",
     "ALPHA",
+    "Shape",
+    "MIN_RANK",
     "read_header",
     "lora_layers",
+    "open_lora",
+    "lora_shapes",
+    "LowRank",
+    "lora_tensors",
     "check_lora_file",
 ]
 
 # %% ../../nbs/pipeline/00_lora_file.ipynb #6373245e
 import json
+import math
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..job import LoraInvalid
+
+if TYPE_CHECKING:
+    import torch
 
 # %% ../../nbs/pipeline/00_lora_file.ipynb #a2d68ceb
 MAX_HEADER_BYTES = 4 * 2**20
@@ -97,22 +109,91 @@ def lora_layers(names: list[str]) -> list[str]:
 
 
 # %% ../../nbs/pipeline/00_lora_file.ipynb #2982ae59
-def _check_tensor(name: str, tensor: Any, dtype: str) -> None:
-    import torch
+@contextmanager
+def open_lora(path: str | Path) -> Iterator[Any]:
+    """Open a LoRA file, by safetensors; no tensor is read yet.
 
+    Raises:
+        LoraInvalid: It is no safetensors file, its header is too large, or it is cut off.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if len(read_header(Path(path))) > MAX_TENSORS:
+        raise LoraInvalid(f"the file holds more than {MAX_TENSORS} tensors")
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError:
+        raise LoraInvalid("the safetensors file is damaged") from None
+
+
+# %% ../../nbs/pipeline/00_lora_file.ipynb #f6ea3335
+Shape = tuple[int, ...]
+
+
+def _check_claim(name: str, shape: Shape, dtype: str) -> None:
     if dtype not in DTYPES:
         raise LoraInvalid(f"a tensor has type {dtype}; known are {', '.join(sorted(DTYPES))}")
-    if DOWN.search(name) and (tensor.ndim not in (2, 4) or not 0 < tensor.shape[0] <= MAX_RANK):
+    if DOWN.search(name) and (len(shape) not in (2, 4) or not 0 < shape[0] <= MAX_RANK):
         raise LoraInvalid(f"a tensor's rank is not between 1 and {MAX_RANK}")
-    if name.endswith(".alpha") and tensor.numel() != 1:
+    if ALPHA.search(name) and math.prod(shape) != 1:
         raise LoraInvalid("an alpha is not one number")
-    if not torch.isfinite(tensor.to(torch.float16)).all():
-        raise LoraInvalid("a tensor holds values that are not finite in half precision")
+
+
+def lora_shapes(file: Any) -> dict[str, Shape]:
+    """The shapes of an open LoRA file's tensors, checked as far as the header tells.
+
+    Raises:
+        LoraInvalid: Names, types or ranks are not a plain LoRA's.
+    """
+    lora_layers(list(file.keys()))
+    shapes = {}
+    for name in file.keys():
+        tensor = file.get_slice(name)
+        shapes[name] = tuple(tensor.get_shape())
+        _check_claim(name, shapes[name], tensor.get_dtype())
+    return shapes
+
+
+# %% ../../nbs/pipeline/00_lora_file.ipynb #6bb0f65c
+MIN_RANK = 16
+"""The least that ranks are padded to."""
+
+
+class LowRank(NamedTuple):
+    """The size of a layer's update: ``[outputs, rank]`` times ``[rank, inputs]``.
+
+    A convolution's inputs are its channels times the pixels of its kernel.
+    """
+
+    rank: int
+    inputs: int
+    outputs: int
+
+    @property
+    def full_rank(self) -> int:
+        """The largest rank that says anything about the layer, or costs nothing."""
+        return max(MIN_RANK, min(self.inputs, self.outputs))
 
 
 # %% ../../nbs/pipeline/00_lora_file.ipynb #9ad93230
+def lora_tensors(file: Any, names: Iterable[str]) -> "dict[str, torch.Tensor]":
+    """The tensors of an open LoRA file.
+
+    Raises:
+        LoraInvalid: A value is not finite in half precision.
+    """
+    import torch
+
+    tensors = {name: file.get_tensor(name) for name in names}
+    for tensor in tensors.values():
+        if not torch.isfinite(tensor.to(torch.float16)).all():
+            raise LoraInvalid("a tensor holds values that are not finite in half precision")
+    return tensors
+
+
 def check_lora_file(path: str | Path) -> list[str]:
-    """Check a LoRA file: header, names, types, rank, finite values.
+    """Check a LoRA file by itself: header, names, types, ranks, finite values.
 
     Args:
         path: A ``.safetensors`` file.
@@ -123,16 +204,7 @@ def check_lora_file(path: str | Path) -> list[str]:
     Raises:
         LoraInvalid: It can't be read, or is not a plain LoRA with finite values.
     """
-    from safetensors import SafetensorError, safe_open
-
-    header = read_header(Path(path))
-    if len(header) > MAX_TENSORS:
-        raise LoraInvalid(f"the file holds more than {MAX_TENSORS} tensors")
-    layers = lora_layers(list(header))
-    try:
-        with safe_open(path, framework="pt") as file:
-            for name in header:
-                _check_tensor(name, file.get_tensor(name), header[name]["dtype"])
-    except SafetensorError:
-        raise LoraInvalid("the safetensors file is damaged") from None
-    return layers
+    with open_lora(path) as file:
+        shapes = lora_shapes(file)
+        lora_tensors(file, shapes)
+    return lora_layers(list(shapes))

@@ -66,6 +66,7 @@ def _zipped(_: Any) -> bytes:
     return buffer.getvalue()
 
 
+_OVER = {"A": (65, 64), "B": (64, 65)}
 _F32 = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 
 # Not safetensors
@@ -99,6 +100,19 @@ _file(
 )
 _file(
     "header: beyond the file", lambda _: _header({"a": _F32 | {"data_offsets": [0, 400]}}, bytes(4))
+)
+_file(
+    "header: two gigabytes that are not there",
+    lambda _: _header(
+        {
+            f"unet.mid.lora_{half}.weight": {"dtype": "F32", "shape": shape, "data_offsets": place}
+            for half, shape, place in (
+                ("A", [4, 2**26], [0, 2**30]),
+                ("B", [2**26, 4], [2**30, 2**31]),
+            )
+        },
+        bytes(64),
+    ),
 )
 _file("header: backwards", lambda _: _header({"a": _F32 | {"data_offsets": [4, 0]}}, bytes(4)))
 _file("header: overlapping", lambda _: _header({"a": _F32, "b": _F32}, bytes(4)))
@@ -216,6 +230,12 @@ _file(
     lambda p: save(_each(_good(p), lambda x: x[:0] if x.shape[0] == 4 else x[:, :0])),
 )
 _file("shapes: rank 2,000", lambda p: save(_good(p, 2000)))
+_file("shapes: more than full rank", lambda p: save(_good(p, 65)))
+_edited(
+    "shapes: more than full rank in one layer",
+    lambda t: t
+    | {f"{_layer(t)}.lora_{half}.weight": torch.zeros(size) for half, size in _OVER.items()},
+)
 
 # Odd, but good
 _edited("good: all zero", lambda t: _each(t, torch.zeros_like), "complete")
