@@ -645,20 +645,28 @@ d = {
                 "pipeline/engine.html#engine.close",
                 "stylegen/pipeline/engine.py",
             ),
-            "stylegen.pipeline.engine.Engine.draw": (
-                "pipeline/engine.html#engine.draw",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine.Engine.submit": (
-                "pipeline/engine.html#engine.submit",
-                "stylegen/pipeline/engine.py",
-            ),
             "stylegen.pipeline.engine.Engine.warm_up": (
                 "pipeline/engine.html#engine.warm_up",
                 "stylegen/pipeline/engine.py",
             ),
+            "stylegen.pipeline.engine.claim": (
+                "pipeline/engine.html#claim",
+                "stylegen/pipeline/engine.py",
+            ),
             "stylegen.pipeline.engine.job_adapter": (
                 "pipeline/engine.html#job_adapter",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine.release": (
+                "pipeline/engine.html#release",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine.submit_job": (
+                "pipeline/engine.html#submit_job",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine.waiting": (
+                "pipeline/engine.html#waiting",
                 "stylegen/pipeline/engine.py",
             ),
         },
