@@ -846,10 +846,6 @@ d = {
                 "pipeline/loop.html#loop.__init__",
                 "stylegen/pipeline/loop.py",
             ),
-            "stylegen.pipeline.loop.Loop._run": (
-                "pipeline/loop.html#loop._run",
-                "stylegen/pipeline/loop.py",
-            ),
             "stylegen.pipeline.loop.Loop.add": (
                 "pipeline/loop.html#loop.add",
                 "stylegen/pipeline/loop.py",
@@ -900,6 +896,10 @@ d = {
             ),
             "stylegen.pipeline.loop.halved": (
                 "pipeline/loop.html#halved",
+                "stylegen/pipeline/loop.py",
+            ),
+            "stylegen.pipeline.loop.run_until_closed": (
+                "pipeline/loop.html#run_until_closed",
                 "stylegen/pipeline/loop.py",
             ),
             "stylegen.pipeline.loop.take_turn": (

@@ -122,7 +122,8 @@ def encode_long_prompt(loop: Loop, task: Task, on_prompt: OnPrompt = unwatched) 
         return
     with on_prompt(task.job) as check, torch.no_grad(), device_errors():
         caller.text_encoder = EncoderInTurns(loop, task.adapter, check)
-        task.prompt_embeds = encode_pieces(caller, task.job, text.device, resting(check))
+        rest = resting(check, lambda: loop.active.tasks)
+        task.prompt_embeds = encode_pieces(caller, task.job, text.device, rest)
 
 
 # %% ../../nbs/pipeline/17_engine.ipynb #62043d9a

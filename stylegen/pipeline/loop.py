@@ -12,6 +12,7 @@ __all__ = [
     "deliver",
     "take_turn",
     "abandon",
+    "run_until_closed",
     "Loop",
 ]
 
@@ -233,6 +234,22 @@ def abandon(line: WaitingLine, calls: Calls, active: ActiveBatch, error: BaseExc
     active.tasks, line.tasks = [], []
 
 
+# %% ../../nbs/pipeline/15_loop.ipynb #7495dfa2
+def run_until_closed(
+    line: WaitingLine, calls: Calls, active: ActiveBatch, encode_decode: EncodeDecode
+) -> None:
+    """What the engine's thread does; whatever escapes it reaches everybody who waits."""
+    import torch
+
+    try:
+        active.batch.prepare_thread()
+        with torch.no_grad():
+            while active.tasks or line.wait(calls):
+                take_turn(line, calls, active, encode_decode)
+    except BaseException as error:  # pylint: disable=broad-exception-caught
+        abandon(line, calls, active, error)
+
+
 # %% ../../nbs/pipeline/15_loop.ipynb #ad728c5d
 class Loop:
     """The engine's thread, which starts with the first task.
@@ -245,7 +262,8 @@ class Loop:
     def __init__(self, active: ActiveBatch, encode_decode: EncodeDecode) -> None:
         self.line, self.calls = WaitingLine(), Calls()
         self.active, self.encode_decode = active, encode_decode
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        run = partial(run_until_closed, self.line, self.calls, active, encode_decode)
+        self._thread = threading.Thread(target=run, name="engine", daemon=True)
 
     def add(self, *tasks: Task) -> None:
         """Line tasks up at once; raises as `WaitingLine.add`."""
@@ -256,6 +274,8 @@ class Loop:
 
     def call(self, function: Callable[[], Any]) -> Any:
         """Call a function on the engine's thread, between two steps; raises as `add`, too."""
+        if threading.current_thread() is self._thread:
+            return function()
         with self.line.changed:
             self.add()
             result = self.calls.add(function)
@@ -266,14 +286,3 @@ class Loop:
         self.line.close()
         if self._thread.ident is not None:
             self._thread.join()
-
-    def _run(self) -> None:
-        import torch
-
-        try:
-            self.active.batch.prepare_thread()
-            with torch.no_grad():
-                while self.active.tasks or self.line.wait(self.calls):
-                    take_turn(self.line, self.calls, self.active, self.encode_decode)
-        except BaseException as error:  # pylint: disable=broad-exception-caught
-            abandon(self.line, self.calls, self.active, error)

@@ -128,15 +128,15 @@ WORK, REST = 0.25e-3, 1e-3
 """Seconds that a parser computes, and then sleeps, so that the engine's thread gets its turns."""
 
 
-def resting(check: Callable[[], object]) -> Callable[[], None]:
-    """A `check` that lets other threads go first; it is called once per rest."""
+def resting(check: Callable[[], object], is_busy: Callable[[], object]) -> Callable[[], None]:
+    """A function to call all the time: it calls `check` now and then, and rests if `is_busy`."""
     began = time.monotonic()
 
     def rest() -> None:
         nonlocal began
         if time.monotonic() - began > WORK:
             check()
-            time.sleep(REST)
+            time.sleep(REST if is_busy() else 0)
             began = time.monotonic()
 
     return rest
