@@ -687,6 +687,26 @@ d = {
                 "pipeline/encode_decode.html#encodedecode.remove",
                 "stylegen/pipeline/encode_decode.py",
             ),
+            "stylegen.pipeline.encode_decode.TextEncoder": (
+                "pipeline/encode_decode.html#textencoder",
+                "stylegen/pipeline/encode_decode.py",
+            ),
+            "stylegen.pipeline.encode_decode.TextEncoder.__init__": (
+                "pipeline/encode_decode.html#textencoder.__init__",
+                "stylegen/pipeline/encode_decode.py",
+            ),
+            "stylegen.pipeline.encode_decode.TextEncoder.encode": (
+                "pipeline/encode_decode.html#textencoder.encode",
+                "stylegen/pipeline/encode_decode.py",
+            ),
+            "stylegen.pipeline.encode_decode.TextEncoder.encode_piece": (
+                "pipeline/encode_decode.html#textencoder.encode_piece",
+                "stylegen/pipeline/encode_decode.py",
+            ),
+            "stylegen.pipeline.encode_decode.TextEncoder.remove": (
+                "pipeline/encode_decode.html#textencoder.remove",
+                "stylegen/pipeline/encode_decode.py",
+            ),
             "stylegen.pipeline.encode_decode.initial_noise": (
                 "pipeline/encode_decode.html#initial_noise",
                 "stylegen/pipeline/encode_decode.py",
@@ -701,6 +721,18 @@ d = {
             ),
         },
         "stylegen.pipeline.engine": {
+            "stylegen.pipeline.engine.EncoderInTurns": (
+                "pipeline/engine.html#encoderinturns",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine.EncoderInTurns.__call__": (
+                "pipeline/engine.html#encoderinturns.__call__",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine.EncoderInTurns.__init__": (
+                "pipeline/engine.html#encoderinturns.__init__",
+                "stylegen/pipeline/engine.py",
+            ),
             "stylegen.pipeline.engine.Engine": (
                 "pipeline/engine.html#engine",
                 "stylegen/pipeline/engine.py",
@@ -713,20 +745,36 @@ d = {
                 "pipeline/engine.html#engine.close",
                 "stylegen/pipeline/engine.py",
             ),
-            "stylegen.pipeline.engine.Engine.draw": (
-                "pipeline/engine.html#engine.draw",
-                "stylegen/pipeline/engine.py",
-            ),
-            "stylegen.pipeline.engine.Engine.submit": (
-                "pipeline/engine.html#engine.submit",
-                "stylegen/pipeline/engine.py",
-            ),
             "stylegen.pipeline.engine.Engine.warm_up": (
                 "pipeline/engine.html#engine.warm_up",
                 "stylegen/pipeline/engine.py",
             ),
+            "stylegen.pipeline.engine.claim": (
+                "pipeline/engine.html#claim",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine.encode_long_prompt": (
+                "pipeline/engine.html#encode_long_prompt",
+                "stylegen/pipeline/engine.py",
+            ),
             "stylegen.pipeline.engine.job_adapter": (
                 "pipeline/engine.html#job_adapter",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine.release": (
+                "pipeline/engine.html#release",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine.submit_job": (
+                "pipeline/engine.html#submit_job",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine.unwatched": (
+                "pipeline/engine.html#unwatched",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine.waiting": (
+                "pipeline/engine.html#waiting",
                 "stylegen/pipeline/engine.py",
             ),
         },
@@ -837,17 +885,41 @@ d = {
                 "pipeline/loop.html#activebatch.has_room",
                 "stylegen/pipeline/loop.py",
             ),
+            "stylegen.pipeline.loop.Calls": (
+                "pipeline/loop.html#calls",
+                "stylegen/pipeline/loop.py",
+            ),
+            "stylegen.pipeline.loop.Calls.__init__": (
+                "pipeline/loop.html#calls.__init__",
+                "stylegen/pipeline/loop.py",
+            ),
+            "stylegen.pipeline.loop.Calls.__len__": (
+                "pipeline/loop.html#calls.__len__",
+                "stylegen/pipeline/loop.py",
+            ),
+            "stylegen.pipeline.loop.Calls.add": (
+                "pipeline/loop.html#calls.add",
+                "stylegen/pipeline/loop.py",
+            ),
+            "stylegen.pipeline.loop.Calls.fail": (
+                "pipeline/loop.html#calls.fail",
+                "stylegen/pipeline/loop.py",
+            ),
+            "stylegen.pipeline.loop.Calls.run": (
+                "pipeline/loop.html#calls.run",
+                "stylegen/pipeline/loop.py",
+            ),
             "stylegen.pipeline.loop.Loop": ("pipeline/loop.html#loop", "stylegen/pipeline/loop.py"),
             "stylegen.pipeline.loop.Loop.__init__": (
                 "pipeline/loop.html#loop.__init__",
                 "stylegen/pipeline/loop.py",
             ),
-            "stylegen.pipeline.loop.Loop._run": (
-                "pipeline/loop.html#loop._run",
-                "stylegen/pipeline/loop.py",
-            ),
             "stylegen.pipeline.loop.Loop.add": (
                 "pipeline/loop.html#loop.add",
+                "stylegen/pipeline/loop.py",
+            ),
+            "stylegen.pipeline.loop.Loop.call": (
+                "pipeline/loop.html#loop.call",
                 "stylegen/pipeline/loop.py",
             ),
             "stylegen.pipeline.loop.Loop.close": (
@@ -898,6 +970,14 @@ d = {
                 "pipeline/loop.html#halved",
                 "stylegen/pipeline/loop.py",
             ),
+            "stylegen.pipeline.loop.run_until_closed": (
+                "pipeline/loop.html#run_until_closed",
+                "stylegen/pipeline/loop.py",
+            ),
+            "stylegen.pipeline.loop.take_turn": (
+                "pipeline/loop.html#take_turn",
+                "stylegen/pipeline/loop.py",
+            ),
         },
         "stylegen.pipeline.lora_file": {
             "stylegen.pipeline.lora_file.LowRank": (
@@ -938,6 +1018,42 @@ d = {
             ),
         },
         "stylegen.pipeline.prompt": {
+            "stylegen.pipeline.prompt.SharedTokenizer": (
+                "pipeline/prompt.html#sharedtokenizer",
+                "stylegen/pipeline/prompt.py",
+            ),
+            "stylegen.pipeline.prompt.SharedTokenizer.__call__": (
+                "pipeline/prompt.html#sharedtokenizer.__call__",
+                "stylegen/pipeline/prompt.py",
+            ),
+            "stylegen.pipeline.prompt.SharedTokenizer.__getattr__": (
+                "pipeline/prompt.html#sharedtokenizer.__getattr__",
+                "stylegen/pipeline/prompt.py",
+            ),
+            "stylegen.pipeline.prompt.SharedTokenizer.__init__": (
+                "pipeline/prompt.html#sharedtokenizer.__init__",
+                "stylegen/pipeline/prompt.py",
+            ),
+            "stylegen.pipeline.prompt._Cutting": (
+                "pipeline/prompt.html#_cutting",
+                "stylegen/pipeline/prompt.py",
+            ),
+            "stylegen.pipeline.prompt._Cutting.__call__": (
+                "pipeline/prompt.html#_cutting.__call__",
+                "stylegen/pipeline/prompt.py",
+            ),
+            "stylegen.pipeline.prompt._Cutting.__getattr__": (
+                "pipeline/prompt.html#_cutting.__getattr__",
+                "stylegen/pipeline/prompt.py",
+            ),
+            "stylegen.pipeline.prompt._Cutting.__init__": (
+                "pipeline/prompt.html#_cutting.__init__",
+                "stylegen/pipeline/prompt.py",
+            ),
+            "stylegen.pipeline.prompt._Cutting.convert_ids_to_tokens": (
+                "pipeline/prompt.html#_cutting.convert_ids_to_tokens",
+                "stylegen/pipeline/prompt.py",
+            ),
             "stylegen.pipeline.prompt._Placed": (
                 "pipeline/prompt.html#_placed",
                 "stylegen/pipeline/prompt.py",
@@ -948,6 +1064,10 @@ d = {
             ),
             "stylegen.pipeline.prompt._Placed.__init__": (
                 "pipeline/prompt.html#_placed.__init__",
+                "stylegen/pipeline/prompt.py",
+            ),
+            "stylegen.pipeline.prompt._encode_literal": (
+                "pipeline/prompt.html#_encode_literal",
                 "stylegen/pipeline/prompt.py",
             ),
             "stylegen.pipeline.prompt._encode_weighted": (
@@ -964,6 +1084,18 @@ d = {
             ),
             "stylegen.pipeline.prompt.fits": (
                 "pipeline/prompt.html#fits",
+                "stylegen/pipeline/prompt.py",
+            ),
+            "stylegen.pipeline.prompt.is_one_piece": (
+                "pipeline/prompt.html#is_one_piece",
+                "stylegen/pipeline/prompt.py",
+            ),
+            "stylegen.pipeline.prompt.parse_weighted": (
+                "pipeline/prompt.html#parse_weighted",
+                "stylegen/pipeline/prompt.py",
+            ),
+            "stylegen.pipeline.prompt.resting": (
+                "pipeline/prompt.html#resting",
                 "stylegen/pipeline/prompt.py",
             ),
         },
@@ -4707,6 +4839,26 @@ d = {
             ),
         },
         "stylegen.worker.running": {
+            "stylegen.worker.running.JobTable": (
+                "worker/running.html#jobtable",
+                "stylegen/worker/running.py",
+            ),
+            "stylegen.worker.running.JobTable.__init__": (
+                "worker/running.html#jobtable.__init__",
+                "stylegen/worker/running.py",
+            ),
+            "stylegen.worker.running.JobTable.add": (
+                "worker/running.html#jobtable.add",
+                "stylegen/worker/running.py",
+            ),
+            "stylegen.worker.running.JobTable.all": (
+                "worker/running.html#jobtable.all",
+                "stylegen/worker/running.py",
+            ),
+            "stylegen.worker.running.JobTable.get": (
+                "worker/running.html#jobtable.get",
+                "stylegen/worker/running.py",
+            ),
             "stylegen.worker.running.RecentIds": (
                 "worker/running.html#recentids",
                 "stylegen/worker/running.py",
@@ -4735,6 +4887,10 @@ d = {
                 "worker/running.html#runningjob.__post_init__",
                 "stylegen/worker/running.py",
             ),
+            "stylegen.worker.running.RunningJob.check": (
+                "worker/running.html#runningjob.check",
+                "stylegen/worker/running.py",
+            ),
             "stylegen.worker.running.RunningJob.step": (
                 "worker/running.html#runningjob.step",
                 "stylegen/worker/running.py",
@@ -4755,6 +4911,10 @@ d = {
                 "worker/running.html#runningjobs.cancel",
                 "stylegen/worker/running.py",
             ),
+            "stylegen.worker.running.RunningJobs.encoding": (
+                "worker/running.html#runningjobs.encoding",
+                "stylegen/worker/running.py",
+            ),
             "stylegen.worker.running.RunningJobs.job": (
                 "worker/running.html#runningjobs.job",
                 "stylegen/worker/running.py",
@@ -4765,6 +4925,10 @@ d = {
             ),
             "stylegen.worker.running._hangs": (
                 "worker/running.html#_hangs",
+                "stylegen/worker/running.py",
+            ),
+            "stylegen.worker.running.encoding": (
+                "worker/running.html#encoding",
                 "stylegen/worker/running.py",
             ),
         },

@@ -177,7 +177,7 @@ def test_an_engine_leaves_its_pipeline_as_it_was(
 
     pipeline = load_pipeline(str(pocket / "pocket"), device="cpu")
     before, scheduler = stock_pictures(pipeline), pipeline.scheduler
-    lora = packaged() / "pocket-loras/mosaic.safetensors"  # with layers of the text encoder
+    lora = packaged() / "pocket-loras/neon.safetensors"  # with layers of the text encoder
     first = Engine(pipeline, **options)
     with pytest.raises(ValueError, match="has an engine already"):
         Engine(pipeline)

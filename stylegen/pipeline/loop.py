@@ -5,12 +5,15 @@
 # %% auto #0
 __all__ = [
     "GIVE_UP_SECONDS",
+    "Calls",
     "WaitingLine",
     "halved",
     "ActiveBatch",
     "admit",
     "deliver",
+    "take_turn",
     "abandon",
+    "run_until_closed",
     "Loop",
 ]
 
@@ -18,8 +21,11 @@ __all__ = [
 import atexit
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
+from typing import Any
 
 from ..job import DeviceLost, OutOfMemory, StylegenError
 from .admission import BatchLimits, choose_next, join
@@ -32,6 +38,37 @@ _log = logging.getLogger(__name__)
 
 
 # %% ../../nbs/pipeline/15_loop.ipynb #94b4418f
+class Calls:
+    """What other threads want called by the engine's, and wait for."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, function: Callable[[], Any]) -> "Future[Any]":
+        """Its result to come."""
+        result: Future[Any] = Future()
+        self._waiting.append((function, result))
+        return result
+
+    def run(self) -> None:
+        """Make the calls that wait now; what they lead to waits for the next time."""
+        for _ in range(len(self)):
+            function, result = self._waiting.popleft()
+            try:
+                result.set_result(function())
+            except BaseException as error:  # pylint: disable=broad-exception-caught
+                result.set_exception(error)
+
+    def fail(self, error: BaseException) -> None:
+        """Make none of them."""
+        while self._waiting:
+            self._waiting.popleft()[1].set_exception(error)
+
+
+# %% ../../nbs/pipeline/15_loop.ipynb #94b44192
 class WaitingLine:
     """Tasks that wait to be drawn.
 
@@ -66,11 +103,11 @@ class WaitingLine:
             self.closed, self._lost = True, lost
             self.changed.notify_all()
 
-    def wait(self) -> bool:
-        """Wait until there is a task; False if the line is closed and empty."""
+    def wait(self, calls: Calls) -> bool:
+        """Wait until there is a task or a call; False if there is none and the line is closed."""
         with self.changed:
-            self.changed.wait_for(lambda: self.tasks or self.closed)
-            return bool(self.tasks)
+            self.changed.wait_for(lambda: self.tasks or calls or self.closed)
+            return bool(self.tasks or calls)
 
 
 # %% ../../nbs/pipeline/15_loop.ipynb #861f221f
@@ -136,7 +173,7 @@ def admit(line: WaitingLine, active: ActiveBatch, encode_decode: EncodeDecode) -
     if not line.tasks:
         return
     with line.changed:
-        fresh = [task for task in line.tasks if task.prompt_embeds is None]
+        fresh = [task for task in line.tasks if task.latents is None]
     for task in fresh:
         begin = partial(encode_decode.begin, task)
         with fails_alone(task):
@@ -154,7 +191,7 @@ def admit(line: WaitingLine, active: ActiveBatch, encode_decode: EncodeDecode) -
 def _next(line: WaitingLine, active: ActiveBatch) -> Task | None:
     """Take who is to be drawn from now on out of the line."""
     with line.changed:
-        ready = [task for task in line.tasks if task.prompt_embeds is not None]
+        ready = [task for task in line.tasks if task.latents is not None]
         chosen = choose_next(ready, active.tasks) if ready and active.has_room() else None
         if chosen:
             line.tasks.remove(chosen)
@@ -172,8 +209,22 @@ def deliver(active: ActiveBatch, encode_decode: EncodeDecode) -> None:
     active.tasks = going_on if unsettled(going_on) else []
 
 
+# %% ../../nbs/pipeline/15_loop.ipynb #68868533
+def take_turn(
+    line: WaitingLine, calls: Calls, active: ActiveBatch, encode_decode: EncodeDecode
+) -> None:
+    """Make the calls, admit, take steps until somebody comes or goes, deliver."""
+    calls.run()
+    admit(line, active, encode_decode)
+    if active.tasks:
+        aside = active.advance(lambda: bool(line.tasks or calls))
+        with line.changed:
+            line.tasks[:0] = aside
+        deliver(active, encode_decode)
+
+
 # %% ../../nbs/pipeline/15_loop.ipynb #7495dfa1
-def abandon(line: WaitingLine, active: ActiveBatch, error: BaseException) -> None:
+def abandon(line: WaitingLine, calls: Calls, active: ActiveBatch, error: BaseException) -> None:
     """Leave nobody waiting for a thread that is gone."""
     _log.critical("the engine has come to an unexpected end", exc_info=error)
     lost = DeviceLost("the engine has come to an unexpected end")
@@ -181,7 +232,24 @@ def abandon(line: WaitingLine, active: ActiveBatch, error: BaseException) -> Non
     line.close(lost)
     for task in [*active.tasks, *line.tasks]:
         fail(task, lost)
+    calls.fail(lost)
     active.tasks, line.tasks = [], []
+
+
+# %% ../../nbs/pipeline/15_loop.ipynb #7495dfa2
+def run_until_closed(
+    line: WaitingLine, calls: Calls, active: ActiveBatch, encode_decode: EncodeDecode
+) -> None:
+    """What the engine's thread does; whatever escapes it reaches everybody who waits."""
+    import torch
+
+    try:
+        active.batch.prepare_thread()
+        with torch.no_grad():
+            while active.tasks or line.wait(calls):
+                take_turn(line, calls, active, encode_decode)
+    except BaseException as error:  # pylint: disable=broad-exception-caught
+        abandon(line, calls, active, error)
 
 
 # %% ../../nbs/pipeline/15_loop.ipynb #ad728c5d
@@ -197,8 +265,10 @@ class Loop:
     """
 
     def __init__(self, active: ActiveBatch, encode_decode: EncodeDecode) -> None:
-        self.line, self.active, self.encode_decode = WaitingLine(), active, encode_decode
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self.line, self.calls = WaitingLine(), Calls()
+        self.active, self.encode_decode = active, encode_decode
+        run = partial(run_until_closed, self.line, self.calls, active, encode_decode)
+        self._thread = threading.Thread(target=run, name="engine", daemon=True)
 
     def add(self, *tasks: Task) -> None:
         """Line tasks up at once; raises as `WaitingLine.add`."""
@@ -207,6 +277,15 @@ class Loop:
             if self._thread.ident is None:
                 self._thread.start()
                 atexit.register(self.give_up)
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        """Call a function on the engine's thread, between two steps; raises as `add`, too."""
+        if threading.current_thread() is self._thread:
+            return function()
+        with self.line.changed:
+            self.add()
+            result = self.calls.add(function)
+        return result.result()
 
     def close(self) -> None:
         """Finish what was begun or waits, then end the thread."""
@@ -221,19 +300,3 @@ class Loop:
         for task in [*self.line.tasks, *self.active.tasks]:
             task.result.cancel()
         self._thread.join(GIVE_UP_SECONDS)
-
-    def _run(self) -> None:
-        import torch
-
-        try:
-            self.active.batch.prepare_thread()
-            with torch.no_grad():
-                while self.active.tasks or self.line.wait():
-                    admit(self.line, self.active, self.encode_decode)
-                    if self.active.tasks:
-                        aside = self.active.advance(lambda: bool(self.line.tasks))
-                        with self.line.changed:
-                            self.line.tasks[:0] = aside
-                        deliver(self.active, self.encode_decode)
-        except BaseException as error:  # pylint: disable=broad-exception-caught
-            abandon(self.line, self.active, error)

@@ -66,11 +66,12 @@ def make_labelling(settings: Settings) -> Labelling:
 
 
 # %% ../../nbs/worker/03_wiring.ipynb #39f4cc08
-def make_engine(settings: Settings) -> Engine:
+def make_engine(settings: Settings, running_jobs: RunningJobs) -> Engine:
     """Load the base model.
 
     Args:
         settings: What the environment says.
+        running_jobs: Hear of prompts that are being encoded.
 
     Returns:
         What draws; compiled and warmed up where `stylegen_compile` is set.
@@ -91,6 +92,7 @@ def make_engine(settings: Settings) -> Engine:
         batch=settings.stylegen_batch,
         compile_backend="inductor" if settings.stylegen_compile else None,
         merge_loras=settings.stylegen_merge_loras,
+        on_prompt=running_jobs.encoding,
     )
     if settings.stylegen_compile:
         compiled = settings.stylegen_cache_folder / "compiled"
@@ -118,9 +120,10 @@ def make_parts(settings: Settings, metrics: Metrics | None = None) -> Parts:
     if settings.stylegen_torch_threads:
         torch.set_num_threads(settings.stylegen_torch_threads)
     metrics, store = metrics or Metrics(), make_store(settings)
+    running_jobs = RunningJobs(settings.stylegen_job_timeout)
     folder, max_bytes = settings.stylegen_cache_folder, settings.stylegen_cache_bytes
     return Parts(
-        draw=make_engine(settings).draw,
+        draw=make_engine(settings, running_jobs).draw,
         store=store,
         allowed_origins=settings.webhook_allowed_origins,
         token=settings.internal_api_token.get_secret_value(),
@@ -128,6 +131,6 @@ def make_parts(settings: Settings, metrics: Metrics | None = None) -> Parts:
         labelling=make_labelling(settings),
         secret=_revealed(settings.webhook_secret) or "",
         loras=LoraFiles(store, folder, max_bytes, metrics.count_lookup),
-        running_jobs=RunningJobs(settings.stylegen_job_timeout),
+        running_jobs=running_jobs,
         metrics=metrics,
     )
