@@ -7,8 +7,8 @@ export OMP_NUM_THREADS ?= 1
 # Hundreds of processes run the same modules: they are compiled once, whatever the caller prefers.
 unexport PYTHONDONTWRITEBYTECODE
 # Processes with a broker, a bucket, kernels and ports of their own; a file's tests stay together.
-# Six for two cores, since many tests wait.
-PYTEST_OPTIONS := -q -p no:cacheprovider --numprocesses 6 --dist loadfile --no-loadscope-reorder \
+# Five for two cores, since many tests wait.
+PYTEST_OPTIONS := -q -p no:cacheprovider --numprocesses 5 --dist loadfile --no-loadscope-reorder \
     --durations 15
 PYTEST := IN_TEST=1 HF_HUB_OFFLINE=1 pytest $(PYTEST_OPTIONS)
 # Takes both cores by itself, and is timed.
