@@ -12,7 +12,7 @@ PYTEST_OPTIONS := -q -p no:cacheprovider --numprocesses 5 --dist loadfile --no-l
     --durations 15
 PYTEST := IN_TEST=1 HF_HUB_OFFLINE=1 pytest $(PYTEST_OPTIONS)
 # Takes both cores by itself, and is timed.
-DRY_RUN := tests/test_gpu_bench.py
+DRY_RUN := tests/test_gpu_dry_run.py
 # Debian 13, made by `make rabbitmq4`.
 RABBITMQ4 := $(CURDIR)/out/rabbitmq4
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 300
