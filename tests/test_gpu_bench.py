@@ -99,9 +99,9 @@ def test_what_fails_stops_no_other(tmp_path: Path) -> None:
 def test_time_is_kept(tmp_path: Path) -> None:
     """A stage ends with its time and takes all that it started along; then the next one begins."""
     began = time.monotonic()
-    stages = go(tmp_path, stage("slow", 1), stage("good"))
+    stages = go(tmp_path, stage("slow", 4), stage("good"))
     assert stages["slow"]["status"] == "out of time" and stages["good"]["status"] == "done"
-    assert stages["slow"]["seconds"] < 5 and time.monotonic() - began < 30
+    assert stages["slow"]["seconds"] < 30 and time.monotonic() - began < 120
     wait_until(lambda: not is_running(stages["slow"]["figures"]["process"]))
 
 
@@ -115,7 +115,7 @@ def is_running(number: int) -> bool:
 
 def test_the_whole_has_its_time(tmp_path: Path) -> None:
     """What could not begin any more is said to be so."""
-    stages = go(tmp_path, stage("slow", 60), stage("good"), minutes=0.06)
+    stages = go(tmp_path, stage("slow", 600), stage("good"), minutes=0.2)
     assert stages["slow"]["status"] == "out of time"
     assert stages["good"]["status"] == "not begun: no time left"
 
