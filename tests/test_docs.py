@@ -16,6 +16,7 @@ import jsonschema
 import pika
 import pytest
 from conftest import TOKEN
+from pages import TRANSLATIONS, Page
 from rabbit import RabbitNode
 from s3_server import S3Server
 
@@ -219,7 +220,11 @@ def test_troubleshooting_has_each_code() -> None:
     assert set(re.findall(r"^## ([A-Z_]+)$", text, re.MULTILINE)) == codes()
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [*PAGES, ROOT / "README.md", *TRANSLATIONS.values()],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
+)
 def test_page_names_what_there_is(page: Path) -> None:
     """Links lead to files and headings, settings and make targets exist."""
     text = page.read_text(encoding="utf-8")
@@ -228,8 +233,7 @@ def test_page_names_what_there_is(page: Path) -> None:
         if not (ROOT / "stylegen/models/pocket/README.md") == linked:  # written by the training
             assert linked.exists(), target
         if anchor:
-            heads = re.findall(r"^#+ (.+)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
-            assert anchor in {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in heads}
+            assert anchor in Page.read(linked).anchors()
     settings = {name.upper() for name in Settings.model_fields}
     assert set(re.findall(r"\bSTYLEGEN_\w+", text)) <= settings
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")

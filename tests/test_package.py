@@ -95,7 +95,8 @@ def test_nothing_is_left_out(built: dict[str, Path]) -> None:
         assert expected <= set(wheel.namelist())
     with tarfile.open(built["sdist"]) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
-    assert expected | {"settings.ini", "LICENSE", "README.md", "nbs/worker/index.ipynb"} <= names
+    beside = {"settings.ini", "LICENSE", "README.md", "README.ko.md", "nbs/worker/index.ipynb"}
+    assert expected | beside <= names
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     pictures = set(re.findall(r"!\[[^\]]*\]\((?!https?:)([^)]+)\)", readme))
     assert pictures and pictures <= names
