@@ -3473,6 +3473,18 @@ d = {
                 "storage/cache.html#blobs.path",
                 "stylegen/storage/cache.py",
             ),
+            "stylegen.storage.cache.CacheFolder": (
+                "storage/cache.html#cachefolder",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.CacheFolder.__init__": (
+                "storage/cache.html#cachefolder.__init__",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.CacheFolder.tidy": (
+                "storage/cache.html#cachefolder.tidy",
+                "stylegen/storage/cache.py",
+            ),
             "stylegen.storage.cache.CurrentFiles": (
                 "storage/cache.html#currentfiles",
                 "stylegen/storage/cache.py",
@@ -3481,16 +3493,8 @@ d = {
                 "storage/cache.html#currentfiles.__init__",
                 "stylegen/storage/cache.py",
             ),
-            "stylegen.storage.cache.CurrentFiles._download": (
-                "storage/cache.html#currentfiles._download",
-                "stylegen/storage/cache.py",
-            ),
             "stylegen.storage.cache.CurrentFiles._fetch": (
                 "storage/cache.html#currentfiles._fetch",
-                "stylegen/storage/cache.py",
-            ),
-            "stylegen.storage.cache.CurrentFiles._tidy": (
-                "storage/cache.html#currentfiles._tidy",
                 "stylegen/storage/cache.py",
             ),
             "stylegen.storage.cache.CurrentFiles.get": (
@@ -3551,6 +3555,10 @@ d = {
             ),
             "stylegen.storage.cache._read_note": (
                 "storage/cache.html#_read_note",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.fetch_making_room": (
+                "storage/cache.html#fetch_making_room",
                 "stylegen/storage/cache.py",
             ),
             "stylegen.storage.cache.file_digest": (
