@@ -4809,6 +4809,10 @@ d = {
                 "worker/probes.html#_make_pages",
                 "stylegen/worker/probes.py",
             ),
+            "stylegen.worker.probes._make_server": (
+                "worker/probes.html#_make_server",
+                "stylegen/worker/probes.py",
+            ),
         },
         "stylegen.worker.report": {
             "stylegen.worker.report._counted": (
