@@ -499,6 +499,14 @@ d = {
                 "pipeline/batch.html#filled_up",
                 "stylegen/pipeline/batch.py",
             ),
+            "stylegen.pipeline.batch.model_inputs": (
+                "pipeline/batch.html#model_inputs",
+                "stylegen/pipeline/batch.py",
+            ),
+            "stylegen.pipeline.batch.take_steps": (
+                "pipeline/batch.html#take_steps",
+                "stylegen/pipeline/batch.py",
+            ),
         },
         "stylegen.pipeline.batched_lora": {
             "stylegen.pipeline.batched_lora.BatchedLora": (
