@@ -974,12 +974,24 @@ d = {
                 "pipeline/loop.html#deliver",
                 "stylegen/pipeline/loop.py",
             ),
+            "stylegen.pipeline.loop.give_up": (
+                "pipeline/loop.html#give_up",
+                "stylegen/pipeline/loop.py",
+            ),
             "stylegen.pipeline.loop.halved": (
                 "pipeline/loop.html#halved",
                 "stylegen/pipeline/loop.py",
             ),
+            "stylegen.pipeline.loop.join_started": (
+                "pipeline/loop.html#join_started",
+                "stylegen/pipeline/loop.py",
+            ),
             "stylegen.pipeline.loop.run_until_closed": (
                 "pipeline/loop.html#run_until_closed",
+                "stylegen/pipeline/loop.py",
+            ),
+            "stylegen.pipeline.loop.start_once": (
+                "pipeline/loop.html#start_once",
                 "stylegen/pipeline/loop.py",
             ),
             "stylegen.pipeline.loop.take_turn": (
