@@ -525,10 +525,6 @@ d = {
                 "pipeline/batched_lora.html#batchedlora.put",
                 "stylegen/pipeline/batched_lora.py",
             ),
-            "stylegen.pipeline.batched_lora.BatchedLora.remove": (
-                "pipeline/batched_lora.html#batchedlora.remove",
-                "stylegen/pipeline/batched_lora.py",
-            ),
             "stylegen.pipeline.batched_lora.Buffer": (
                 "pipeline/batched_lora.html#buffer",
                 "stylegen/pipeline/batched_lora.py",
@@ -565,14 +561,6 @@ d = {
                 "pipeline/batched_lora.html#hooks.__init__",
                 "stylegen/pipeline/batched_lora.py",
             ),
-            "stylegen.pipeline.batched_lora.Hooks._add": (
-                "pipeline/batched_lora.html#hooks._add",
-                "stylegen/pipeline/batched_lora.py",
-            ),
-            "stylegen.pipeline.batched_lora.Hooks._replace": (
-                "pipeline/batched_lora.html#hooks._replace",
-                "stylegen/pipeline/batched_lora.py",
-            ),
             "stylegen.pipeline.batched_lora.Hooks.module_of": (
                 "pipeline/batched_lora.html#hooks.module_of",
                 "stylegen/pipeline/batched_lora.py",
@@ -581,12 +569,36 @@ d = {
                 "pipeline/batched_lora.html#hooks.remove",
                 "stylegen/pipeline/batched_lora.py",
             ),
-            "stylegen.pipeline.batched_lora._merge_rows": (
-                "pipeline/batched_lora.html#_merge_rows",
+            "stylegen.pipeline.batched_lora.LiveRows": (
+                "pipeline/batched_lora.html#liverows",
                 "stylegen/pipeline/batched_lora.py",
             ),
-            "stylegen.pipeline.batched_lora._usual_layout": (
-                "pipeline/batched_lora.html#_usual_layout",
+            "stylegen.pipeline.batched_lora.LiveRows.__init__": (
+                "pipeline/batched_lora.html#liverows.__init__",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.LiveRows.add": (
+                "pipeline/batched_lora.html#liverows.add",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.LiveRows.clear": (
+                "pipeline/batched_lora.html#liverows.clear",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.LiveRows.own_forward": (
+                "pipeline/batched_lora.html#liverows.own_forward",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.LiveRows.show": (
+                "pipeline/batched_lora.html#liverows.show",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora._make_layouts": (
+                "pipeline/batched_lora.html#_make_layouts",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora._merge_rows": (
+                "pipeline/batched_lora.html#_merge_rows",
                 "stylegen/pipeline/batched_lora.py",
             ),
             "stylegen.pipeline.batched_lora.digests_of": (
