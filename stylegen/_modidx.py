@@ -499,6 +499,14 @@ d = {
                 "pipeline/batch.html#filled_up",
                 "stylegen/pipeline/batch.py",
             ),
+            "stylegen.pipeline.batch.model_inputs": (
+                "pipeline/batch.html#model_inputs",
+                "stylegen/pipeline/batch.py",
+            ),
+            "stylegen.pipeline.batch.take_steps": (
+                "pipeline/batch.html#take_steps",
+                "stylegen/pipeline/batch.py",
+            ),
         },
         "stylegen.pipeline.batched_lora": {
             "stylegen.pipeline.batched_lora.BatchedLora": (
@@ -515,10 +523,6 @@ d = {
             ),
             "stylegen.pipeline.batched_lora.BatchedLora.put": (
                 "pipeline/batched_lora.html#batchedlora.put",
-                "stylegen/pipeline/batched_lora.py",
-            ),
-            "stylegen.pipeline.batched_lora.BatchedLora.remove": (
-                "pipeline/batched_lora.html#batchedlora.remove",
                 "stylegen/pipeline/batched_lora.py",
             ),
             "stylegen.pipeline.batched_lora.Buffer": (
@@ -557,14 +561,6 @@ d = {
                 "pipeline/batched_lora.html#hooks.__init__",
                 "stylegen/pipeline/batched_lora.py",
             ),
-            "stylegen.pipeline.batched_lora.Hooks._add": (
-                "pipeline/batched_lora.html#hooks._add",
-                "stylegen/pipeline/batched_lora.py",
-            ),
-            "stylegen.pipeline.batched_lora.Hooks._replace": (
-                "pipeline/batched_lora.html#hooks._replace",
-                "stylegen/pipeline/batched_lora.py",
-            ),
             "stylegen.pipeline.batched_lora.Hooks.module_of": (
                 "pipeline/batched_lora.html#hooks.module_of",
                 "stylegen/pipeline/batched_lora.py",
@@ -573,12 +569,36 @@ d = {
                 "pipeline/batched_lora.html#hooks.remove",
                 "stylegen/pipeline/batched_lora.py",
             ),
-            "stylegen.pipeline.batched_lora._merge_rows": (
-                "pipeline/batched_lora.html#_merge_rows",
+            "stylegen.pipeline.batched_lora.LiveRows": (
+                "pipeline/batched_lora.html#liverows",
                 "stylegen/pipeline/batched_lora.py",
             ),
-            "stylegen.pipeline.batched_lora._usual_layout": (
-                "pipeline/batched_lora.html#_usual_layout",
+            "stylegen.pipeline.batched_lora.LiveRows.__init__": (
+                "pipeline/batched_lora.html#liverows.__init__",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.LiveRows.add": (
+                "pipeline/batched_lora.html#liverows.add",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.LiveRows.clear": (
+                "pipeline/batched_lora.html#liverows.clear",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.LiveRows.own_forward": (
+                "pipeline/batched_lora.html#liverows.own_forward",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.LiveRows.show": (
+                "pipeline/batched_lora.html#liverows.show",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora._make_layouts": (
+                "pipeline/batched_lora.html#_make_layouts",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora._merge_rows": (
+                "pipeline/batched_lora.html#_merge_rows",
                 "stylegen/pipeline/batched_lora.py",
             ),
             "stylegen.pipeline.batched_lora.digests_of": (
@@ -966,12 +986,24 @@ d = {
                 "pipeline/loop.html#deliver",
                 "stylegen/pipeline/loop.py",
             ),
+            "stylegen.pipeline.loop.give_up": (
+                "pipeline/loop.html#give_up",
+                "stylegen/pipeline/loop.py",
+            ),
             "stylegen.pipeline.loop.halved": (
                 "pipeline/loop.html#halved",
                 "stylegen/pipeline/loop.py",
             ),
+            "stylegen.pipeline.loop.join_started": (
+                "pipeline/loop.html#join_started",
+                "stylegen/pipeline/loop.py",
+            ),
             "stylegen.pipeline.loop.run_until_closed": (
                 "pipeline/loop.html#run_until_closed",
+                "stylegen/pipeline/loop.py",
+            ),
+            "stylegen.pipeline.loop.start_once": (
+                "pipeline/loop.html#start_once",
                 "stylegen/pipeline/loop.py",
             ),
             "stylegen.pipeline.loop.take_turn": (
@@ -3473,6 +3505,18 @@ d = {
                 "storage/cache.html#blobs.path",
                 "stylegen/storage/cache.py",
             ),
+            "stylegen.storage.cache.CacheFolder": (
+                "storage/cache.html#cachefolder",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.CacheFolder.__init__": (
+                "storage/cache.html#cachefolder.__init__",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.CacheFolder.tidy": (
+                "storage/cache.html#cachefolder.tidy",
+                "stylegen/storage/cache.py",
+            ),
             "stylegen.storage.cache.CurrentFiles": (
                 "storage/cache.html#currentfiles",
                 "stylegen/storage/cache.py",
@@ -3481,16 +3525,8 @@ d = {
                 "storage/cache.html#currentfiles.__init__",
                 "stylegen/storage/cache.py",
             ),
-            "stylegen.storage.cache.CurrentFiles._download": (
-                "storage/cache.html#currentfiles._download",
-                "stylegen/storage/cache.py",
-            ),
             "stylegen.storage.cache.CurrentFiles._fetch": (
                 "storage/cache.html#currentfiles._fetch",
-                "stylegen/storage/cache.py",
-            ),
-            "stylegen.storage.cache.CurrentFiles._tidy": (
-                "storage/cache.html#currentfiles._tidy",
                 "stylegen/storage/cache.py",
             ),
             "stylegen.storage.cache.CurrentFiles.get": (
@@ -3551,6 +3587,10 @@ d = {
             ),
             "stylegen.storage.cache._read_note": (
                 "storage/cache.html#_read_note",
+                "stylegen/storage/cache.py",
+            ),
+            "stylegen.storage.cache.fetch_making_room": (
+                "storage/cache.html#fetch_making_room",
                 "stylegen/storage/cache.py",
             ),
             "stylegen.storage.cache.file_digest": (
@@ -4799,6 +4839,10 @@ d = {
             ),
             "stylegen.worker.probes._make_pages": (
                 "worker/probes.html#_make_pages",
+                "stylegen/worker/probes.py",
+            ),
+            "stylegen.worker.probes._make_server": (
+                "worker/probes.html#_make_server",
                 "stylegen/worker/probes.py",
             ),
         },

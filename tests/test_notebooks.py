@@ -18,6 +18,8 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(ROOT.glob("nbs/**/*.ipynb"))
+sys.path.insert(0, str(ROOT / "tools"))
+from rooms import too_long  # noqa: E402  pylint: disable=wrong-import-position,import-error
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -25,6 +27,18 @@ def test_no_notebook_silences_the_next(path: Path) -> None:
     """nbdev runs several in one process; `logging.disable` hides warnings that another asserts."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     assert not [cell for cell in cells if "logging.disable(" in "".join(cell["source"])]
+
+
+def test_no_export_cell_is_too_long() -> None:
+    """A class or function that needs more is two ideas, each with what it shows."""
+    assert not [said for path in NOTEBOOKS for said in too_long(path)]
+
+
+def test_an_export_cell_that_is_too_long_is_named(tmp_path: Path) -> None:
+    """By file and cell; its directive is no line, and what is not exported may be any length."""
+    cells = [("\n".join(["# | export", *["a = 1"] * lines]), None) for lines in (40, 41)]
+    path = write(tmp_path / "long.ipynb", ("\n".join(["a = 1"] * 50), None), *cells)
+    assert list(too_long(path)) == [f"{path}: export cell 2 has 41 lines, over 40"]
 
 
 def shown(image: Image.Image, *kinds: str) -> Any:

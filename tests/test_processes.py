@@ -180,9 +180,8 @@ def test_an_engine_ends_with_its_process(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("stylegen.pipeline.loop.atexit", registry)
     begun, goes_on, encode_decode = threading.Event(), threading.Event(), MagicMock()
     batch = MagicMock(step=lambda _: (begun.set(), goes_on.wait(30)))
-    encode_decode.begin = lambda task: setattr(task, "prompt_embeds", MagicMock())
     job: Any = MagicMock(resolution=(512, 512), total_steps=50)
-    tasks = [Task(job, None) for _ in range(2)]
+    tasks = [Task(job, None, prompt_embeds=MagicMock(), latents=MagicMock()) for _ in range(2)]
     loop = Loop(ActiveBatch(batch, 1), encode_decode)
     assert not at_exit  # an engine that never drew has no thread
     loop.add(*tasks)

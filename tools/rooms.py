@@ -23,6 +23,7 @@ HEADS = (
     "outputs",
     "pictures",
 )
+MAX_EXPORT_LINES = 40
 
 
 def cells(notebook: Path) -> list[Any]:
@@ -47,6 +48,20 @@ def module_of(notebook: Path) -> Path | None:
     return None
 
 
+def export_sizes(notebook: Path) -> dict[int, int]:
+    """Lines of each export cell without its directive, by the cell's place in the notebook."""
+    sources = ["".join(cell["source"]) for cell in cells(notebook)]
+    exported = {n: source for n, source in enumerate(sources) if EXPORTED.search(source)}
+    return {n: len(source.splitlines()) - 1 for n, source in exported.items()}
+
+
+def too_long(notebook: Path) -> Iterator[str]:
+    """Each export cell of more than `MAX_EXPORT_LINES`, by file and cell."""
+    for number, lines in export_sizes(notebook).items():
+        if lines > MAX_EXPORT_LINES:
+            yield f"{notebook}: export cell {number} has {lines} lines, over {MAX_EXPORT_LINES}"
+
+
 def middle_and_most(counts: Sequence[int]) -> str:
     """Median and maximum."""
     return f"{median(counts):.0f} / {max(counts)}" if counts else "0"
@@ -57,12 +72,11 @@ def row(room: str, notebooks: Sequence[Path]) -> list[str]:
     modules = [module_of(path) for path in notebooks]
     lines = [len(path.read_text(encoding="utf-8").splitlines()) for path in modules if path]
     every = [cell for path in notebooks for cell in cells(path)]
-    exported = [c for c in every if EXPORTED.search("".join(c["source"]))]
     outputs = [output for cell in every for output in cell.get("outputs", ())]
     pictures = sum(any("image/" in kind for kind in o.get("data", ())) for o in outputs)
-    sizes = [len("".join(cell["source"]).splitlines()) - 1 for cell in exported]
-    others = (len(every) - len(exported)) / max(1, len(exported))
-    counts = [len(lines), middle_and_most(lines), len(exported), middle_and_most(sizes)]
+    sizes = [size for path in notebooks for size in export_sizes(path).values()]
+    others = (len(every) - len(sizes)) / max(1, len(sizes))
+    counts = [len(lines), middle_and_most(lines), len(sizes), middle_and_most(sizes)]
     return [room, *map(str, counts), f"{others:.1f}", str(len(outputs)), str(pictures)]
 
 

@@ -10,6 +10,8 @@ __all__ = [
     "compile_unet",
     "allow_graphs",
     "Conditioning",
+    "model_inputs",
+    "take_steps",
     "Batch",
 ]
 
@@ -102,6 +104,26 @@ def _input(task: Task) -> tuple[Any, Any]:
     return task.latents, task.model_timesteps[task.step]
 
 
+def model_inputs(
+    tasks: Sequence[Task], rows: Sequence[int], is_compiled: bool
+) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Latents and timesteps of tasks that take so many rows each, side by side."""
+    import torch
+
+    each = [row for task, n in zip(tasks, rows, strict=True) for row in [_input(task)] * n]
+    latents, timesteps = zip(*(filled_up(each) if is_compiled else each), strict=True)
+    return torch.cat(latents), torch.stack(timesteps)
+
+
+# %% ../../nbs/pipeline/13_batch.ipynb #9b0a7f74
+def take_steps(tasks: Sequence[Task], rows: Sequence[int], noise_pred: "torch.Tensor") -> None:
+    """Give each task its rows of the UNet's answer; one that fails takes no other with it."""
+    parts = noise_pred.split([*rows, len(noise_pred) - sum(rows)])
+    for task, part in zip(tasks, parts, strict=False):
+        with fails_alone(task), device_errors():
+            take_step(task, part)
+
+
 # %% ../../nbs/pipeline/13_batch.ipynb #56adf8b2
 class Batch:
     """The UNet and what is put beside it.
@@ -133,16 +155,9 @@ class Batch:
 
     def step(self, tasks: Sequence[Task]) -> None:
         """Take one step of every task's picture; a task that fails takes no other with it."""
-        import torch
-
         rows = [task.rows for task in tasks]
         prompt_embeds = self._conditioning.put(tasks, rows)
-        each = [row for task, n in zip(tasks, rows, strict=True) for row in [_input(task)] * n]
-        latents, timesteps = zip(*(filled_up(each) if self._is_compiled else each), strict=True)
-        inputs = torch.cat(latents), torch.stack(timesteps), prompt_embeds
+        latents, timesteps = model_inputs(tasks, rows, self._is_compiled)
         unet = self._unet if self.lora.are_usual else self._unet.forward  # not compiled
-        noise_pred = unet(*inputs, return_dict=False)[0]
-        parts = noise_pred.split([*rows, len(noise_pred) - sum(rows)])
-        for task, part in zip(tasks, parts, strict=False):
-            with fails_alone(task), device_errors():
-                take_step(task, part)
+        noise_pred = unet(latents, timesteps, prompt_embeds, return_dict=False)[0]
+        take_steps(tasks, rows, noise_pred)

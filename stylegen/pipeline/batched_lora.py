@@ -11,6 +11,7 @@ __all__ = [
     "digests_of",
     "write_rows",
     "Buffers",
+    "LiveRows",
     "Hooks",
     "BatchedLora",
 ]
@@ -162,6 +163,39 @@ class Buffers:
         return Buffer(layout, flat, live, own, (None,) * rows)
 
 
+# %% ../../nbs/pipeline/05_batched_lora.ipynb #7aa5e53a
+class LiveRows:
+    """The numbers that a model's layers use now.
+
+    Attributes:
+        digests: Whose they are, row by row; none while nothing is live.
+    """
+
+    def __init__(self) -> None:
+        self.digests: tuple[str | None, ...] = ()
+        self._halves: dict[Any, tuple[Any, Any]] = {}
+        self._own: dict[Any, Any] = {}
+
+    def show(self, buffer: Buffer) -> None:
+        """Use a buffer's numbers from now on."""
+        self._halves, self._own, self.digests = buffer.live, buffer.own, buffer.shown
+
+    def clear(self) -> None:
+        """No row has an adapter: the base model as it is."""
+        self._halves, self._own, self.digests = {}, {}, ()
+
+    def add(self, module: Any, inputs: tuple[Any, ...], output: "torch.Tensor") -> Any:
+        """A module's forward hook: each row's update is added to the output."""
+        if module not in self._halves:
+            return None
+        return output + low_rank(module, inputs[0], *self._halves[module])
+
+    def own_forward(self, module: Any, forward: Any, x: "torch.Tensor") -> Any:
+        """What stands for a module's `forward`: each row's own weights."""
+        weights = self._own.get(module)
+        return forward(x) if weights is None else own_weights(module, x, weights)
+
+
 # %% ../../nbs/pipeline/05_batched_lora.ipynb #bff3e010
 class Hooks:
     """What a batch changes of its model's layers while it is there: the model itself stays.
@@ -169,14 +203,15 @@ class Hooks:
     Args:
         model: The pipeline's ``unet`` or ``text_encoder``.
         merged: A matrix is replaced by the rows' own weights; else their update is added.
+
+    Attributes:
+        live: The rows that the layers use.
     """
 
     def __init__(self, model: Any, merged: bool) -> None:
-        self._model, self._merged = model, merged
+        self._model, self._merged, self.live = model, merged, LiveRows()
         self._hooked: dict[str, Any] = {}
         self._undo = ExitStack()
-        self.live: dict[Any, tuple[Any, Any]] = {}
-        self.own: dict[Any, Any] = {}
 
     def module_of(self, layer: str) -> Any:
         """A layer's module, hooked from now on."""
@@ -184,31 +219,29 @@ class Hooks:
             module = self._model.get_submodule(layer.partition(".")[2])
             if self._merged and is_matrix(module):
                 self._undo.callback(setattr, module, "forward", module.forward)
-                module.forward = partial(self._replace, module, module.forward)
+                module.forward = partial(self.live.own_forward, module, module.forward)
             else:
-                self._undo.callback(module.register_forward_hook(self._add).remove)
+                self._undo.callback(module.register_forward_hook(self.live.add).remove)
             self._hooked[layer] = module
         return self._hooked[layer]
 
     def remove(self) -> None:
-        """Leave the layers as they were."""
+        """Leave the layers as they were; nothing is put any more."""
+        self.live.clear()
         self._undo.close()
-
-    def _add(self, module: Any, inputs: tuple[Any, ...], output: "torch.Tensor") -> Any:
-        if module not in self.live:
-            return None
-        return output + low_rank(module, inputs[0], *self.live[module])
-
-    def _replace(self, module: Any, forward: Any, x: "torch.Tensor") -> Any:
-        weights = self.own.get(module)
-        return forward(x) if weights is None else own_weights(module, x, weights)
 
 
 # %% ../../nbs/pipeline/05_batched_lora.ipynb #233db1b7
-def _usual_layout(model: Any, part: str, hooks: Hooks) -> Layout:
-    """Of the transformers' layers; all that a LoRA may change are hooked."""
+def _make_layouts(model: Any, part: str, hooks: Hooks, static: bool) -> Layouts:
+    """A model's layouts; the usual one of a static model is of the transformers' layers.
+
+    There all that a LoRA may change are hooked at once.
+    """
+    if not static:
+        return Layouts(part, hooks.module_of)
     hooked = {layer: hooks.module_of(layer) for layer in possible_layers(model, part)}
-    return Layout({layer: hooked[layer] for layer in hooked if ".attentions." in layer}, MIN_RANK)
+    transformers = {layer: hooked[layer] for layer in hooked if ".attentions." in layer}
+    return Layouts(part, hooks.module_of, Layout(transformers, MIN_RANK))
 
 
 # %% ../../nbs/pipeline/05_batched_lora.ipynb #49ec0a93
@@ -232,28 +265,21 @@ class BatchedLora:
         device: Any = None,
     ) -> None:
         self._part, self.merged, self.are_usual = part, merged, True
-        self._hooks, self.buffers = Hooks(model, merged), Buffers(model, merged, device)
-        self._shown: tuple[Any, ...] = ()
-        usual = _usual_layout(model, part, self._hooks) if static else None
-        self.layouts = Layouts(part, self._hooks.module_of, usual)
+        hooks, self.buffers = Hooks(model, merged), Buffers(model, merged, device)
+        self._live, self.remove = hooks.live, hooks.remove
+        self.layouts = _make_layouts(model, part, hooks, static)
 
     def put(self, adapters: Sequence[Adapter | None]) -> None:
         """Set the rows' adapters; None is the base model. Rows must match the model's batch."""
-        digests = digests_of(adapters)
-        if digests == self._shown:
+        if digests_of(adapters) == self._live.digests:
             return
         layout, usual = self.layouts.of(adapters), self.layouts.usual
         self.clear()  # if anything fails, nobody's numbers are live
         buffer = self.buffers.of(layout, len(adapters), layout is usual)
         write_rows(buffer, adapters, self._part)
-        self._hooks.live, self._hooks.own, self._shown = buffer.live, buffer.own, digests
+        self._live.show(buffer)
         self.are_usual = usual in (None, layout)
 
     def clear(self) -> None:
         """No row has an adapter: the base model as it is."""
-        self._hooks.live, self._hooks.own, self._shown = {}, {}, ()
-
-    def remove(self) -> None:
-        """Leave the model as it was; nothing is put any more."""
-        self.clear()
-        self._hooks.remove()
+        self._live.clear()

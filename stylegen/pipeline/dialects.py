@@ -118,6 +118,7 @@ class FileLayer:
     size: LowRank
 
 
+# %% ../../nbs/pipeline/01_dialects.ipynb #3d892e76
 def fitted_layers(shapes: Mapping[str, Shape], pipeline: Any) -> dict[str, FileLayer]:
     """Compare a file with a base model, by what its header says alone.
 

@@ -14,6 +14,9 @@ __all__ = [
     "take_turn",
     "abandon",
     "run_until_closed",
+    "start_once",
+    "join_started",
+    "give_up",
     "Loop",
 ]
 
@@ -252,10 +255,34 @@ def run_until_closed(
         abandon(line, calls, active, error)
 
 
-# %% ../../nbs/pipeline/15_loop.ipynb #ad728c5d
+# %% ../../nbs/pipeline/15_loop.ipynb #ed16955a
+def start_once(thread: threading.Thread, at_exit: Callable[[], None]) -> None:
+    """Start a thread unless it has been; a process that ends before it does calls `at_exit`."""
+    if thread.ident is None:
+        thread.start()
+        atexit.register(at_exit)
+
+
+def join_started(thread: threading.Thread, at_exit: Callable[[], None]) -> None:
+    """Wait for a thread's end, if it was started; `at_exit` is not called any more."""
+    if thread.ident is not None:
+        thread.join()
+    atexit.unregister(at_exit)
+
+
+# %% ../../nbs/pipeline/15_loop.ipynb #1e4ae833
 GIVE_UP_SECONDS = 60.0
 
 
+def give_up(line: WaitingLine, active: ActiveBatch, thread: threading.Thread) -> None:
+    """Begin nothing more, and wait for the step that is being taken."""
+    line.close()
+    for task in [*line.tasks, *active.tasks]:
+        task.result.cancel()
+    thread.join(GIVE_UP_SECONDS)
+
+
+# %% ../../nbs/pipeline/15_loop.ipynb #ad728c5d
 class Loop:
     """The engine's thread, which starts with the first task.
 
@@ -274,9 +301,7 @@ class Loop:
         """Line tasks up at once; raises as `WaitingLine.add`."""
         with self.line.changed:
             self.line.add(*tasks)
-            if self._thread.ident is None:
-                self._thread.start()
-                atexit.register(self.give_up)
+            start_once(self._thread, self.give_up)
 
     def call(self, function: Callable[[], Any]) -> Any:
         """Call a function on the engine's thread, between two steps; raises as `add`, too."""
@@ -290,13 +315,8 @@ class Loop:
     def close(self) -> None:
         """Finish what was begun or waits, then end the thread."""
         self.line.close()
-        if self._thread.ident is not None:
-            self._thread.join()
-        atexit.unregister(self.give_up)
+        join_started(self._thread, self.give_up)
 
     def give_up(self) -> None:
         """Begin nothing more, and wait for the step that is being taken."""
-        self.line.close()
-        for task in [*self.line.tasks, *self.active.tasks]:
-            task.result.cancel()
-        self._thread.join(GIVE_UP_SECONDS)
+        give_up(self.line, self.active, self._thread)

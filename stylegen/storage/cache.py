@@ -10,6 +10,8 @@ __all__ = [
     "Versions",
     "job_folder",
     "remove_abandoned",
+    "CacheFolder",
+    "fetch_making_room",
     "LocksByName",
     "CurrentFiles",
     "link_or_copy",
@@ -158,11 +160,37 @@ def remove_abandoned(folders: Path) -> None:
             shutil.rmtree(folder)
 
 
-# %% ../../nbs/storage/10_cache.ipynb #acece4fe
-MAX_TRIES = 3
-"""Downloads of one file that is overwritten again and again while it is read."""
+# %% ../../nbs/storage/10_cache.ipynb #30c76c99
+class CacheFolder:
+    """A cache's folder, which several processes may share.
+
+    Args:
+        folder: Where it lies; made when first used.
+        max_bytes: Size that its files are kept below.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self.blobs, self.in_flight = Blobs(folder / "blobs"), folder / "in-flight"
+        self.versions, self._max_bytes = Versions(folder / "urls", self.blobs), max_bytes
+
+    def tidy(self, keep: Path) -> None:
+        """Remove what nobody needs, and never the file to keep."""
+        remove_abandoned(self.in_flight)
+        self.blobs.evict(self._max_bytes, keep)
+        self.versions.prune()
 
 
+# %% ../../nbs/storage/10_cache.ipynb #da6a6ccf
+def fetch_making_room(source: Source, url: str, part: Path, blobs: Blobs) -> None:
+    """Download a LoRA's file to `part`; without the cached ones if the disk is full of them."""
+    try:
+        source.fetch(url, part, max_bytes=MAX_LORA_BYTES)
+    except DiskError:
+        blobs.evict(0)
+        source.fetch(url, part, max_bytes=MAX_LORA_BYTES)
+
+
+# %% ../../nbs/storage/10_cache.ipynb #900cae4b
 class LocksByName:  # pylint: disable=too-few-public-methods
     """One lock for each name, as long as somebody holds it or waits for it."""
 
@@ -176,20 +204,24 @@ class LocksByName:  # pylint: disable=too-few-public-methods
             return self._locks.setdefault(name, threading.Lock())
 
 
+# %% ../../nbs/storage/10_cache.ipynb #acece4fe
+MAX_TRIES = 3
+"""Downloads of one file that is overwritten again and again while it is read."""
+
+
 class CurrentFiles:
     """Files by URL, on disk, as they are at their source now; see `LoraFiles`."""
 
     def __init__(
-        self, source: Source, folder: Path, max_bytes: int, on_lookup: Callable[[bool], None]
+        self, source: Source, cache: CacheFolder, on_lookup: Callable[[bool], None]
     ) -> None:
-        self._source, self._max_bytes, self._on_lookup = source, max_bytes, on_lookup
-        self._blobs, self.in_flight = Blobs(folder / "blobs"), folder / "in-flight"
-        self._versions, self._locks = Versions(folder / "urls", self._blobs), LocksByName()
+        self._source, self._cache, self._on_lookup = source, cache, on_lookup
+        self._locks = LocksByName()
 
     def get(self, url: str, folder: Path) -> Path:
         """The file; fetched through `folder`, of the same disk, if it is not here."""
         version = self._source.version(url)
-        blob = self._versions.find(url, version)
+        blob = self._cache.versions.find(url, version)
         self._on_lookup(blob is not None)
         if blob:
             return blob
@@ -198,29 +230,17 @@ class CurrentFiles:
 
     def _fetch(self, url: str, version: str, part: Path) -> Path:
         for _ in range(MAX_TRIES):
-            blob = self._versions.find(url, version)
+            blob = self._cache.versions.find(url, version)
             if blob:  # another job has fetched it meanwhile
                 return blob
-            self._download(url, part)
-            blob, before = self._blobs.add(part), version
+            fetch_making_room(self._source, url, part, self._cache.blobs)
+            blob, before = self._cache.blobs.add(part), version
             version = self._source.version(url)
             if version == before:
-                self._versions.write(url, version, blob, part)
-                self._tidy(keep=blob)
+                self._cache.versions.write(url, version, blob, part)
+                self._cache.tidy(keep=blob)
                 return blob
         raise StorageError("the LoRA's file changes faster than it can be read")
-
-    def _download(self, url: str, part: Path) -> None:
-        try:
-            self._source.fetch(url, part, max_bytes=MAX_LORA_BYTES)
-        except DiskError:
-            self._blobs.evict(0)
-            self._source.fetch(url, part, max_bytes=MAX_LORA_BYTES)
-
-    def _tidy(self, keep: Path) -> None:
-        remove_abandoned(self.in_flight)
-        self._blobs.evict(self._max_bytes, keep)
-        self._versions.prune()
 
 
 # %% ../../nbs/storage/10_cache.ipynb #24b202e1
@@ -252,15 +272,15 @@ class LoraFiles:
         max_bytes: int = 20 * 2**30,
         on_lookup: Callable[[bool], None] = lambda hit: None,
     ) -> None:
-        self._source = source
-        self._files = CurrentFiles(source, folder, max_bytes, on_lookup)
+        self._source, self._cache = source, CacheFolder(folder, max_bytes)
+        self._files = CurrentFiles(source, self._cache, on_lookup)
 
     @contextmanager
     def get(self, url: str) -> Iterator[Path]:
         """A file's current content, for the length of a ``with`` block; raises as the source."""
         with ExitStack() as stack:
             try:
-                folder = stack.enter_context(job_folder(self._files.in_flight))
+                folder = stack.enter_context(job_folder(self._cache.in_flight))
                 path = link_or_copy(self._files.get(url, folder), folder / "lora.safetensors")
             except (DiskError, OSError) as error:
                 why = error.strerror if isinstance(error, OSError) else error

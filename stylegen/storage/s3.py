@@ -62,10 +62,7 @@ _retry_replaced = Retrying(
 )
 
 
-MAX_BYTES_IN_FLIGHT = 4 * 2**30
-"""Bytes of objects that a source downloads at a time."""
-
-
+# %% ../../nbs/storage/05_s3.ipynb #e8c53eaa
 class _SameVersion:  # pylint: disable=too-few-public-methods
     """Makes a transfer ask for the object of one ``HeadObject`` only."""
 
@@ -76,6 +73,11 @@ class _SameVersion:  # pylint: disable=too-few-public-methods
         """Called by the transfer."""
         future.meta.provide_transfer_size(self._head["ContentLength"])
         future.meta.provide_object_etag(self._head["ETag"])
+
+
+# %% ../../nbs/storage/05_s3.ipynb #b0d756d8
+MAX_BYTES_IN_FLIGHT = 4 * 2**30
+"""Bytes of objects that a source downloads at a time."""
 
 
 class S3Source:

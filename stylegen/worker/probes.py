@@ -115,7 +115,14 @@ class _Server(TcpWSGIServer):  # type: ignore[misc]  # waitress has no types
                 channel.will_close = True
 
 
-# %% ../../nbs/worker/13_probes.ipynb #f7ecc029
+# %% ../../nbs/worker/13_probes.ipynb #b119c1ca
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket at an address; that of ``::`` takes connections by IPv4, too."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, dualstack_ipv6=host == "::")
+
+
+# %% ../../nbs/worker/13_probes.ipynb #ac48c3dd
 _LIMITS = {
     "threads": 2,
     "connection_limit": 2 * MAX_CONNECTIONS,
@@ -126,6 +133,15 @@ _LIMITS = {
 }
 
 
+def _make_server(
+    page: Callable[..., Iterable[bytes]], listener: socket.socket, sockets: dict[int, Any]
+) -> _Server:
+    """A server of one application, which puts its sockets into `sockets` by their descriptors."""
+    adjustments = Adjustments(sockets=[listener], **_LIMITS)
+    return _Server(page, map=sockets, _sock=listener, bind_socket=False, adj=adjustments)
+
+
+# %% ../../nbs/worker/13_probes.ipynb #f7ecc029
 class HealthServer:
     """``/livez``, ``/readyz`` and ``/metrics``, as a context manager.
 
@@ -148,13 +164,7 @@ class HealthServer:
         listener = _listen(host, port)
         self.port: int = listener.getsockname()[1]
         self._sockets: dict[int, Any] = {}
-        self._server = _Server(
-            _make_pages(health, metrics),
-            map=self._sockets,
-            _sock=listener,
-            bind_socket=False,
-            adj=Adjustments(sockets=[listener], **_LIMITS),
-        )
+        self._server = _make_server(_make_pages(health, metrics), listener, self._sockets)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="health", daemon=True)
 
@@ -172,8 +182,3 @@ class HealthServer:
         self._server.pull_trigger()
         self._thread.join()
         self._server.task_dispatcher.shutdown()
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, dualstack_ipv6=host == "::")
