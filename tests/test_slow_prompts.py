@@ -150,10 +150,16 @@ def test_a_prompt_that_hangs_is_named_and_nobody_else(
 
     monkeypatch.setattr(PromptParser, "parse_conjunction", parse_at_last)
     slow = slow_job(generation_id="slow", **WEIGHTED)
+    named = set[int | str]()
     with running_jobs.job("neighbour") as neighbour:
-        picture = watched.draw(ordered(), LORAS[0], on_step=lambda _: neighbour.moved())
-        wait_until(running_jobs.overdue)
-        assert running_jobs.overdue() == ["slow"]
+
+        def on_step(_: int) -> None:
+            neighbour.moved()
+            named.update(running_jobs.overdue())
+
+        picture = watched.draw(ordered(), LORAS[0], on_step=on_step)
+    wait_until(running_jobs.overdue)
+    assert running_jobs.overdue() == ["slow"] and named <= {"slow"}
     assert picture.tobytes() == alone
     end.set()
     assert slow.result(60).error_code == "TIMEOUT"
