@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pika
@@ -29,7 +28,7 @@ from rabbit import RabbitNode  # noqa: E402
 from stored import store  # noqa: E402
 
 from stylegen.fleet.affinity import affinity_exchange, declare_affinity  # noqa: E402
-from stylegen.queue import start_rabbitmq_consumer  # noqa: E402
+from stylegen.queue import Delivery, consume_queue  # noqa: E402
 from stylegen.storage.cache import LoraFiles  # noqa: E402
 
 WORKERS, KEPT, QUEUE, SIZE = 4, 8, "image_generation", 1024
@@ -65,13 +64,13 @@ def make_worker(count: list[int], folder: Path, left: Callable[[], None]) -> Cal
 
     files = LoraFiles(Far(), folder, KEPT * SIZE, looked_up)
 
-    def on_message(body: bytes, *_: Any) -> None:
-        with files.get(f"s3://models/{json.loads(body)['style_id']}"):
+    def on_delivery(delivery: Delivery) -> None:
+        with files.get(f"s3://models/{json.loads(delivery.body)['style_id']}"):
             time.sleep(DRAW)
         count[0] += 1
         left()
 
-    return on_message
+    return on_delivery
 
 
 def measure(rabbit: RabbitNode, styles: list[int], by_style: bool) -> dict[str, float]:
@@ -96,7 +95,7 @@ def measure(rabbit: RabbitNode, styles: list[int], by_style: bool) -> dict[str, 
     with tempfile.TemporaryDirectory() as folder:
         threads = [
             threading.Thread(
-                target=partial(start_rabbitmq_consumer, url=rabbit.url, stop=stop),
+                target=partial(consume_queue, url=rabbit.url, stop=stop),
                 args=(queue, make_worker(counts[number], Path(folder, str(number)), left)),
             )
             for number, queue in enumerate(queues)

@@ -27,7 +27,7 @@ from typing import Any
 from PIL import Image
 
 from stylegen.job import GenerationJob
-from stylegen.queue import Retries, publish_job, start_rabbitmq_consumer
+from stylegen.queue import Retries, consume_queue, publish_job
 from stylegen.storage import make_s3_store
 from stylegen.storage.cache import LoraFiles
 from stylegen.webhook import WebhookReceiver
@@ -87,10 +87,8 @@ def consumer(parts: Parts, retries: Retries, in_flight: int) -> Iterator[None]:
     """The worker's consumer, on a thread."""
     stop = threading.Event()
     options = {"url": retries.url, "stop": stop, "prefetch_count": in_flight, "threads": in_flight}
-    options["on_delivery"] = partial(do_delivery, parts=parts, retries=retries)
-    thread = threading.Thread(
-        target=start_rabbitmq_consumer, args=(retries.queue_name,), kwargs=options
-    )
+    place = retries.queue_name, partial(do_delivery, parts=parts, retries=retries)
+    thread = threading.Thread(target=consume_queue, args=place, kwargs=options)
     thread.start()
     try:
         yield

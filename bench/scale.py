@@ -41,7 +41,7 @@ from stylegen.fleet.loadgen import (  # noqa: E402
 )
 from stylegen.fleet.orders import Load  # noqa: E402
 from stylegen.job import GenerationJob  # noqa: E402
-from stylegen.queue import start_rabbitmq_consumer  # noqa: E402
+from stylegen.queue import Delivery, consume_queue  # noqa: E402
 from stylegen.settings import QUEUE_NAME  # noqa: E402
 from stylegen.worker import Parts, consumer, main as run_worker, make_store  # noqa: E402
 
@@ -160,12 +160,12 @@ def measure_broker(rabbit: RabbitNode, jobs: int = 2000) -> float:
     connection.close()
     stop, done = threading.Event(), [0.0]
 
-    def count(_: bytes, *__: Any) -> None:
+    def count(_: Delivery) -> None:
         done.append(time.monotonic())
         if len(done) > jobs:
             stop.set()
 
-    start_rabbitmq_consumer("empty_jobs", count, url=rabbit.url, stop=stop)
+    consume_queue("empty_jobs", count, url=rabbit.url, stop=stop)
     return 1000 * (done[-1] - done[1]) / (jobs - 1)
 
 

@@ -73,6 +73,7 @@ d = {
                 "errors.html#webhookunanswered",
                 "stylegen/errors.py",
             ),
+            "stylegen.errors.WorkerError": ("errors.html#workererror", "stylegen/errors.py"),
         },
         "stylegen.fields": {
             "stylegen.fields.Scheduler": ("fields.html#scheduler", "stylegen/fields.py"),
@@ -695,6 +696,10 @@ d = {
                 "pipeline/encode_decode.html#encodedecode.__init__",
                 "stylegen/pipeline/encode_decode.py",
             ),
+            "stylegen.pipeline.encode_decode.EncodeDecode._scheduler": (
+                "pipeline/encode_decode.html#encodedecode._scheduler",
+                "stylegen/pipeline/encode_decode.py",
+            ),
             "stylegen.pipeline.encode_decode.EncodeDecode.begin": (
                 "pipeline/encode_decode.html#encodedecode.begin",
                 "stylegen/pipeline/encode_decode.py",
@@ -1028,6 +1033,10 @@ d = {
                 "pipeline/lora_file.html#check_lora_file",
                 "stylegen/pipeline/lora_file.py",
             ),
+            "stylegen.pipeline.lora_file.find_lora_file": (
+                "pipeline/lora_file.html#find_lora_file",
+                "stylegen/pipeline/lora_file.py",
+            ),
             "stylegen.pipeline.lora_file.lora_layers": (
                 "pipeline/lora_file.html#lora_layers",
                 "stylegen/pipeline/lora_file.py",
@@ -1130,6 +1139,12 @@ d = {
                 "pipeline/prompt.html#resting",
                 "stylegen/pipeline/prompt.py",
             ),
+        },
+        "stylegen.pipeline.resident": {
+            "stylegen.pipeline.resident.load_engine": (
+                "pipeline/resident.html#load_engine",
+                "stylegen/pipeline/resident.py",
+            )
         },
         "stylegen.pipeline.schedulers": {
             "stylegen.pipeline.schedulers.guided_steps": (
@@ -2886,6 +2901,10 @@ d = {
                 "queue/connection.html#account_name",
                 "stylegen/queue/connection.py",
             ),
+            "stylegen.queue.connection.broker_url": (
+                "queue/connection.html#broker_url",
+                "stylegen/queue/connection.py",
+            ),
             "stylegen.queue.connection.connect": (
                 "queue/connection.html#connect",
                 "stylegen/queue/connection.py",
@@ -2984,12 +3003,8 @@ d = {
                 "queue/consumer.html#_tick",
                 "stylegen/queue/consumer.py",
             ),
-            "stylegen.queue.consumer._with_body": (
-                "queue/consumer.html#_with_body",
-                "stylegen/queue/consumer.py",
-            ),
-            "stylegen.queue.consumer.start_rabbitmq_consumer": (
-                "queue/consumer.html#start_rabbitmq_consumer",
+            "stylegen.queue.consumer.consume_queue": (
+                "queue/consumer.html#consume_queue",
                 "stylegen/queue/consumer.py",
             ),
         },
@@ -3106,6 +3121,10 @@ d = {
                 "queue/executor.html#jobexecutor.submit",
                 "stylegen/queue/executor.py",
             ),
+            "stylegen.queue.executor.Rejected": (
+                "queue/executor.html#rejected",
+                "stylegen/queue/executor.py",
+            ),
             "stylegen.queue.executor.SharedExclusiveLock": (
                 "queue/executor.html#sharedexclusivelock",
                 "stylegen/queue/executor.py",
@@ -3125,6 +3144,16 @@ d = {
             "stylegen.queue.executor._leave": (
                 "queue/executor.html#_leave",
                 "stylegen/queue/executor.py",
+            ),
+        },
+        "stylegen.queue.guide": {
+            "stylegen.queue.guide._with_message": (
+                "queue/guide.html#_with_message",
+                "stylegen/queue/guide.py",
+            ),
+            "stylegen.queue.guide.start_rabbitmq_consumer": (
+                "queue/guide.html#start_rabbitmq_consumer",
+                "stylegen/queue/guide.py",
             ),
         },
         "stylegen.queue.publish": {
@@ -3271,6 +3300,10 @@ d = {
             "stylegen.settings._split": ("settings.html#_split", "stylegen/settings.py"),
             "stylegen.settings.load_settings": (
                 "settings.html#load_settings",
+                "stylegen/settings.py",
+            ),
+            "stylegen.settings.read_variables": (
+                "settings.html#read_variables",
                 "stylegen/settings.py",
             ),
             "stylegen.settings.settings_help": (
@@ -3465,6 +3498,10 @@ d = {
             ),
             "stylegen.signature.text._placed": (
                 "signature/text.html#_placed",
+                "stylegen/signature/text.py",
+            ),
+            "stylegen.signature.text._room": (
+                "signature/text.html#_room",
                 "stylegen/signature/text.py",
             ),
             "stylegen.signature.text._runs": (
@@ -4395,6 +4432,10 @@ d = {
                 "webhook/progress.html#progressreporter.close",
                 "stylegen/webhook/progress.py",
             ),
+            "stylegen.webhook.progress._estimate": (
+                "webhook/progress.html#_estimate",
+                "stylegen/webhook/progress.py",
+            ),
             "stylegen.webhook.progress._send_quietly": (
                 "webhook/progress.html#_send_quietly",
                 "stylegen/webhook/progress.py",
@@ -4985,10 +5026,6 @@ d = {
         "stylegen.worker.wiring": {
             "stylegen.worker.wiring._revealed": (
                 "worker/wiring.html#_revealed",
-                "stylegen/worker/wiring.py",
-            ),
-            "stylegen.worker.wiring.broker_url": (
-                "worker/wiring.html#broker_url",
                 "stylegen/worker/wiring.py",
             ),
             "stylegen.worker.wiring.make_engine": (

@@ -22,8 +22,12 @@ __all__ = [
     "WebhookError",
     "WebhookUnanswered",
     "WebhookRefused",
+    "WorkerError",
     "DeviceLost",
 ]
+
+# %% ../nbs/01_errors.ipynb #5e623b79
+from requests import RequestException
 
 
 # %% ../nbs/01_errors.ipynb #fef2d6b1
@@ -122,7 +126,7 @@ class StorageError(TransientError):
     error_code = "STORAGE_ERROR"
 
 
-class WebhookError(TransientError):
+class WebhookError(TransientError, RequestException):
     """The receiver did not take a terminal event."""
 
     error_code = "WEBHOOK_FAILED"
@@ -142,5 +146,9 @@ class WebhookRefused(WebhookError):
 
 
 # %% ../nbs/01_errors.ipynb #3a06b5c9
-class DeviceLost(Exception):
-    """The GPU answers no job any more. Not a failure of the job: the process must end."""
+class WorkerError(Exception):
+    """This process can do no job, and must end. Not a failure of the job."""
+
+
+class DeviceLost(WorkerError):
+    """The GPU answers no job any more."""

@@ -6,6 +6,7 @@
 __all__ = [
     "RESOLUTIONS",
     "SchedulerName",
+    "DEFAULT_SCHEDULER",
     "SCHEDULERS",
     "Word",
     "GenerationId",
@@ -65,6 +66,7 @@ class Scheduler(NamedTuple):
 
 
 SchedulerName = Literal["dpmsolver++", "euler"]
+DEFAULT_SCHEDULER: SchedulerName = "dpmsolver++"
 SCHEDULERS: dict[SchedulerName, Scheduler] = {
     "dpmsolver++": Scheduler("DPMSolverMultistepScheduler", "DPM++ 2M"),
     "euler": Scheduler("EulerDiscreteScheduler", "Euler"),

@@ -46,6 +46,7 @@ __all__ = [
     "WebhookRefused",
     "WebhookUnanswered",
     "Word",
+    "WorkerError",
     "get_resolution",
 ]
 
@@ -68,6 +69,7 @@ from pydantic import (
 
 from .errors import InvalidMessage
 from stylegen.fields import (
+    DEFAULT_SCHEDULER,
     RESOLUTIONS,
     GenerationId,
     OptionalText,
@@ -98,6 +100,7 @@ from stylegen.errors import (
     WebhookError,
     WebhookRefused,
     WebhookUnanswered,
+    WorkerError,
 )
 from .fields import Word, get_resolution
 
@@ -130,6 +133,7 @@ _all_ = [
     "WebhookRefused",
     "WebhookUnanswered",
     "Word",
+    "WorkerError",
     "get_resolution",
 ]
 
@@ -204,7 +208,7 @@ class GenerationJob(_Message):
     negative_prompt: OptionalText = ""
     num_inference_steps: Annotated[StrictInt, Field(ge=1, le=500)] = 50
     guidance_scale: Guidance = 7.5
-    scheduler: SchedulerName = "dpmsolver++"
+    scheduler: SchedulerName = DEFAULT_SCHEDULER
     lora_scale: Scale = 1.0
     extra_loras: Annotated[tuple[ExtraLora, ...], Field(max_length=4)] = ()
     prompt_syntax: PromptSyntax = None

@@ -8,6 +8,7 @@ __all__ = [
     "RETRY_DELAYS",
     "MAX_REDELIVERIES",
     "SD15",
+    "Variables",
     "WebhookSettings",
     "QueueSettings",
     "StorageSettings",
@@ -16,6 +17,7 @@ __all__ = [
     "ProcessSettings",
     "Settings",
     "SettingsError",
+    "read_variables",
     "load_settings",
     "unknown_variables",
     "settings_table",
@@ -27,7 +29,7 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import unquote
 
 from pydantic import (
@@ -274,10 +276,14 @@ class SettingsError(Exception):
     """Variables are missing or wrong; the text names each, never its value."""
 
 
-def load_settings(**fields: Any) -> Settings:
-    """Read the environment.
+Variables = TypeVar("Variables", bound=_Variables)
+
+
+def read_variables(kind: type[Variables], **fields: Any) -> Variables:
+    """Read some of the environment.
 
     Args:
+        kind: Which settings, such as `QueueSettings`.
         **fields: Those that are given by the caller instead of the environment.
 
     Returns:
@@ -287,7 +293,7 @@ def load_settings(**fields: Any) -> Settings:
         SettingsError: Names every missing or invalid variable.
     """
     try:
-        return Settings(**fields)
+        return kind(**fields)
     except ValidationError as error:
         complaints: dict[str, dict[str, None]] = {}
         for problem in error.errors(include_url=False, include_input=False, include_context=False):
@@ -295,6 +301,12 @@ def load_settings(**fields: Any) -> Settings:
             complaints.setdefault(str(problem["loc"][0]).upper(), {})[text] = None
         lines = [f"{name}: {'; '.join(texts)}" for name, texts in complaints.items()]
         raise SettingsError("\n".join(lines)) from None
+
+
+# %% ../nbs/00_settings.ipynb #eae2dc80
+def load_settings(**fields: Any) -> Settings:
+    """Read the whole environment of a worker; as `read_variables`."""
+    return read_variables(Settings, **fields)
 
 
 # %% ../nbs/00_settings.ipynb #d80e478d

@@ -71,9 +71,9 @@ _PAINTER = """
 import sys
 from painter import Painter
 from stylegen import worker
-from stylegen.worker import wiring
-painter = wiring.Engine = Painter()
-wiring.load_pipeline = lambda *_, **__: None
+from stylegen.pipeline import resident
+painter = resident.Engine = Painter()
+resident.load_pipeline = lambda *_, **__: None
 """
 _MAIN = "sys.exit(worker.main([]))"
 

@@ -53,8 +53,8 @@ def status(port: int, page: str) -> int:
 def _painter(monkeypatch: pytest.MonkeyPatch) -> Painter:
     """The engine of each worker that this test makes; and no model is loaded for it."""
     painter = Painter()
-    monkeypatch.setattr("stylegen.worker.wiring.load_pipeline", lambda *_, **__: None)
-    monkeypatch.setattr("stylegen.worker.wiring.Engine", painter)
+    monkeypatch.setattr("stylegen.pipeline.resident.load_pipeline", lambda *_, **__: None)
+    monkeypatch.setattr("stylegen.pipeline.resident.Engine", painter)
     return painter
 
 

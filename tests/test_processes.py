@@ -158,7 +158,7 @@ def test_what_ends_the_start_is_one_line(
     """Whatever raises it, whatever it quotes; with the kind of error and no secret."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "job.json").write_text("{}", encoding="utf-8")
-    monkeypatch.setattr("stylegen.worker.wiring.load_pipeline", raising(error))
+    monkeypatch.setattr("stylegen.pipeline.resident.load_pipeline", raising(error))
     assert command(list(arguments)) == 1
     said = capfd.readouterr().err
     assert "Traceback" not in said and not [part for part in QUOTED.split(" and ") if part in said]

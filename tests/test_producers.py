@@ -34,7 +34,7 @@ from stylegen.queue import (
     ensure_queue,
     publish_control,
     redrive,
-    start_rabbitmq_consumer,
+    consume_queue,
 )
 from stylegen.queue.connection import _TolerantConnection
 from stylegen.queue.delivery import (
@@ -369,11 +369,11 @@ def consuming(
 ) -> Iterator[list[float]]:
     """A consumer on a thread, and when it connected; ends in good order."""
     stop, connections = threading.Event(), list[float]()
-    own = {"url": retries.url, "stop": stop, "on_delivery": on_delivery}
+    own: dict[str, Any] = {"url": retries.url, "stop": stop}
     own["on_ready"] = lambda: connections.append(time.monotonic())
     thread = threading.Thread(
-        target=start_rabbitmq_consumer,
-        args=(retries.queue_name,),
+        target=consume_queue,
+        args=(retries.queue_name, on_delivery),
         kwargs=own | options,
         daemon=True,
     )

@@ -27,6 +27,7 @@ from stylegen.queue import (
     JobExecutor,
     connect,
     connection_parameters,
+    consume_queue,
     ensure_queue,
     publish_control,
     publish_job,
@@ -83,18 +84,19 @@ class _Consumer:
 
     def _run(self) -> None:
         try:
-            start_rabbitmq_consumer(
+            options = {"on_delivery": self._callback} | self._options
+            consume_queue(
                 self._queue,
-                self._callback,
                 url=self._rabbit.url,
                 stop=self.stop,
                 on_ready=self._ready,
-                **self._options,
+                **options,
             )
         except BaseException as error:  # pylint: disable=broad-exception-caught
             self.error = error
 
-    def _callback(self, body: bytes) -> None:
+    def _callback(self, delivery: Delivery) -> None:
+        body = delivery.body
         self.seen.append(body)
         if body == b"poison":
             raise _Poisoned("the result could not be reported")
@@ -406,7 +408,7 @@ def test_stop_ends_the_attempts_to_reach_a_dead_broker(caplog: pytest.LogCapture
     stop = threading.Event()
     threading.Timer(0.5, stop.set).start()
     began = time.monotonic()
-    start_rabbitmq_consumer(callback=print, url="amqp://guest:guest@127.0.0.1:1/", stop=stop)
+    consume_queue("idle", print, url="amqp://guest:guest@127.0.0.1:1/", stop=stop)
     assert time.monotonic() - began < 5
     assert "no broker (AMQPConnectionError)" in caplog.text
 
@@ -418,7 +420,7 @@ def test_credentials_stay_out_of_the_log(
     stop = threading.Event()
     threading.Timer(1.5, stop.set).start()
     url = f"amqp://guest:tr0ub4dor@127.0.0.1:{rabbit.port}/%2f"
-    start_rabbitmq_consumer(callback=print, url=url, stop=stop)
+    consume_queue("idle", print, url=url, stop=stop)
     assert "no broker (ProbableAuthenticationError)" in caplog.text
     assert "tr0ub4dor" not in caplog.text
 
@@ -594,14 +596,14 @@ def test_a_message_that_can_be_put_nowhere_is_a_lost_connection(
     """The broker takes nothing for a while: the worker goes on, and the message comes back."""
     seen, stop = [], threading.Event()
 
-    def callback(body: bytes) -> None:
-        seen.append(body)
+    def callback(delivery: Delivery) -> None:
+        seen.append(delivery.body)
         if len(seen) == 1:
             raise pika.exceptions.AMQPConnectionError("a retry could not be published")
         stop.set()
 
     publish_job(b"{}", url=rabbit.url, queue_name=queue)
-    start_rabbitmq_consumer(queue, callback, url=rabbit.url, stop=stop)
+    consume_queue(queue, callback, url=rabbit.url, stop=stop)
     assert seen == [b"{}"] * 2 and rabbit.queue_state(queue) == (0, 0)
 
 

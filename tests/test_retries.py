@@ -30,7 +30,7 @@ from stylegen.queue import (
     Retries,
     publish_job,
     redrive,
-    start_rabbitmq_consumer,
+    consume_queue,
 )
 from stylegen.settings import Settings
 from stylegen.storage import FolderStore, find_manifest, make_s3_store
@@ -73,13 +73,9 @@ def consuming(parts: Parts, retries: Retries) -> Iterator[threading.Thread]:
     """The worker's consumer on a thread."""
     stop = threading.Event()
     thread = threading.Thread(
-        target=start_rabbitmq_consumer,
-        args=(retries.queue_name,),
-        kwargs={
-            "on_delivery": partial(do_delivery, parts=parts, retries=retries),
-            "url": retries.url,
-            "stop": stop,
-        },
+        target=consume_queue,
+        args=(retries.queue_name, partial(do_delivery, parts=parts, retries=retries)),
+        kwargs={"url": retries.url, "stop": stop},
         daemon=True,
     )
     thread.start()
@@ -203,10 +199,8 @@ def test_a_damaged_manifest_becomes_a_dead_letter(
         publish_job(body, url=rabbit.url, queue_name=retries.queue_name)
     stop = threading.Event()
     on_delivery = partial(do_delivery, parts=flat, retries=retries)
-    options = {"on_delivery": on_delivery, "url": rabbit.url, "stop": stop}
-    thread = threading.Thread(
-        target=start_rabbitmq_consumer, args=(retries.queue_name,), kwargs=options, daemon=True
-    )
+    options, place = {"url": rabbit.url, "stop": stop}, (retries.queue_name, on_delivery)
+    thread = threading.Thread(target=consume_queue, args=place, kwargs=options, daemon=True)
     thread.start()
     assert backend.wait_for(1, "complete", timeout=30)
     ((headers, body),) = dead_letter(retries)

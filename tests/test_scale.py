@@ -29,7 +29,7 @@ from stylegen.fleet.loadgen import make_parser, ensure_bucket, send
 from stylegen.fleet.orders import Load
 from stylegen.fleet.supervisor import KeptWorker, keep_running, worker_environments
 from stylegen.job import WebhookError
-from stylegen.queue import Delivery, publish_control, start_rabbitmq_consumer
+from stylegen.queue import Delivery, consume_queue, publish_control
 from stylegen.storage import FolderStore, S3Store
 from stylegen.storage.cache import LoraFiles
 from stylegen.webhook import WebhookReceiver
@@ -113,7 +113,7 @@ def test_orders_say_when_they_were_sent(rabbit: RabbitNode) -> None:
         if len(found) == load.jobs:
             stop.set()
 
-    start_rabbitmq_consumer("timed", on_delivery=take, url=rabbit.url, stop=stop)
+    consume_queue("timed", take, url=rabbit.url, stop=stop)
     assert all(0 <= age <= time.time() - before for age in found)
 
 
@@ -158,14 +158,14 @@ def _studio(rabbit: RabbitNode, tmp_path: Path) -> Iterator[tuple[RabbitNode, in
         draw, FolderStore(tmp_path), (f"http://127.0.0.1:{port}",), TOKEN, idempotent=True
     )
 
-    def work(body: bytes) -> None:
+    def work(delivery: Delivery) -> None:
         # A broker's restart brings a message twice, and who ordered it may have left by then. Any
         # other job that is not reported is missing in the ledger.
         with suppress(WebhookError):
-            handle_generation_task(body, parts=parts)
+            handle_generation_task(delivery.body, parts=parts)
 
     worker = threading.Thread(
-        target=start_rabbitmq_consumer,
+        target=consume_queue,
         args=("cut", work),
         kwargs={"stop": stop, "url": rabbit.url},
         daemon=True,
@@ -375,9 +375,9 @@ def test_each_affinity_queue_hears_cancellations(hashing: RabbitNode) -> None:
         heard.append(body)
         stop.set()
 
-    start_rabbitmq_consumer(
+    consume_queue(
         last,
-        lambda body: None,
+        lambda delivery: None,
         url=hashing.url,
         stop=stop,
         on_ready=lambda: publish_control(b'{"generation_id": 500}', url=hashing.url),

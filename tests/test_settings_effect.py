@@ -70,8 +70,8 @@ class World:
         self.model = folder / "model"  # a folder's, lest somebody asks the model hub
         self.model.mkdir()
         (self.model / "model_index.json").write_text("{}", "ascii")
-        self.monkeypatch.setattr("stylegen.worker.wiring.load_pipeline", lambda *_, **__: None)
-        self.monkeypatch.setattr("stylegen.worker.wiring.Engine", self.painter)
+        self.monkeypatch.setattr("stylegen.pipeline.resident.load_pipeline", lambda *_, **__: None)
+        self.monkeypatch.setattr("stylegen.pipeline.resident.Engine", self.painter)
         self.monkeypatch.setattr(
             "stylegen.worker.consumer.start_watchdog", lambda _: None
         )  # it would end the tests
@@ -140,15 +140,16 @@ class World:
     def load(self, settings: Settings, *, cuda: bool = False) -> MagicMock:
         """What diffusers is asked for, on a machine with or without CUDA: its loader's calls."""
         loader = MagicMock()
+        loader.return_value.scheduler.config = {}
         self.monkeypatch.setattr("diffusers.StableDiffusionPipeline.from_pretrained", loader)
         self.monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
-        self.monkeypatch.setattr("stylegen.worker.wiring.load_pipeline", load_pipeline)
+        self.monkeypatch.setattr("stylegen.pipeline.resident.load_pipeline", load_pipeline)
         make_parts(settings)
         return loader
 
     def load_pocket(self, **variables: Any) -> Any:
         """The packaged model as the engine gets it."""
-        self.monkeypatch.setattr("stylegen.worker.wiring.load_pipeline", load_pipeline)
+        self.monkeypatch.setattr("stylegen.pipeline.resident.load_pipeline", load_pipeline)
         make_parts(self.settings(stylegen_model=self.pocket / "pocket", **variables))
         return self.painter.pipeline
 

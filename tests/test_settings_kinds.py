@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from rabbit import RabbitNode
 
+from stylegen.queue import broker_url
 from stylegen.settings import Settings, SettingsError, load_settings, unknown_variables
 from stylegen.worker import ExitCode, cli, main
-from stylegen.worker.wiring import broker_url
 
 ROOT = Path(__file__).parents[1]
 NEEDED = {
@@ -207,7 +207,7 @@ def test_all_together_before_anything_else(
         "LOG_LEVEL": "verbose",
     }
     setting(**wrong, STYLEGEN_OFFLOAD="model", STYLEGEN_MODLE="x")
-    monkeypatch.setattr("stylegen.worker.wiring.load_pipeline", None)
+    monkeypatch.setattr("stylegen.pipeline.resident.load_pipeline", None)
     for arguments in ([], ["--check"], ["--redrive"], ["--job", "job.json"]):
         assert main(arguments) == ExitCode.WRONG_SETTINGS
         shown = capsys.readouterr().err
@@ -338,8 +338,8 @@ def test_exit_codes(
 ) -> None:
     """Each command line ends with the code that the operator's page says."""
     logged(RABBITMQ_URL=rabbit.url, STYLEGEN_QUEUE="nothing-dead")
-    monkeypatch.setattr("stylegen.worker.wiring.load_pipeline", lambda *_, **__: None)
-    monkeypatch.setattr("stylegen.worker.wiring.Engine", interrupt)
+    monkeypatch.setattr("stylegen.pipeline.resident.load_pipeline", lambda *_, **__: None)
+    monkeypatch.setattr("stylegen.pipeline.resident.Engine", interrupt)
     monkeypatch.setattr(cli, "consume", None)
     answers = {"device": "no: none" if end == "a no" else "cpu"}
     ask = interrupt if "Ctrl-C" in end else lambda _: answers

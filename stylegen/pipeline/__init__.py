@@ -7,6 +7,7 @@ __all__ = [
     "Engine",
     "generate_image",
     "get_resolution",
+    "load_engine",
     "load_pipeline",
     "model_digest",
     "pick_device",
@@ -18,12 +19,14 @@ from ..job import get_resolution
 from .engine import Engine
 from .generate import generate_image
 from .loading import load_pipeline, model_digest, pick_device, quiet_libraries
+from .resident import load_engine
 
 # %% ../../nbs/pipeline/index.ipynb #b23e5eed
 _all_ = [
     "Engine",
     "generate_image",
     "get_resolution",
+    "load_engine",
     "load_pipeline",
     "model_digest",
     "pick_device",

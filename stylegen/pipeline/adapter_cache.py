@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .adapter import Adapter
+from .lora_file import find_lora_file
 from ..storage.cache import file_digest
 
 
@@ -31,12 +32,14 @@ class AdapterCache:
         self._lock = threading.Lock()
 
     def get(self, path: str | Path) -> Adapter:
-        """The adapter of a file, read now or kept from before.
+        """The adapter of a file, or of a folder's file; read now or kept from before.
 
         Raises:
-            LoraInvalid: The file fails its check, or does not fit the base model.
+            LoraInvalid: The file fails its check, or does not fit the base model; or the folder
+                does not say which it is.
         """
-        status = Path(path).stat()
+        path = find_lora_file(path)
+        status = path.stat()
         key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         with self._lock:
             changed, adapter = self._adapters.get(key, (0, None))

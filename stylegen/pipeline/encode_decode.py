@@ -110,12 +110,24 @@ class EncodeDecode:
         """Leave the text encoder as it was."""
         self.text.remove()
 
+    def _scheduler(self, job: GenerationJob) -> Any:
+        """The one that a job names, else the pipeline's own."""
+        if "scheduler" in job.model_fields_set:
+            return self._fresh[job.scheduler]
+        own = self._pipeline.scheduler
+        known = {scheduler.class_name for scheduler in SCHEDULERS.values()}
+        if type(own).__name__ not in known:
+            raise ValueError(
+                f"pipeline.scheduler is a {type(own).__name__}, not {' or '.join(known)}"
+            )
+        return own
+
     def begin(self, task: Task) -> None:
         """Encode the prompt unless it is, make the scheduler, draw the noise."""
         job, device = task.job, self.text.device
         if task.prompt_embeds is None:
             task.prompt_embeds = self.text.encode(task)
-        task.scheduler = copy.copy(self._fresh[job.scheduler])  # what changes, the next line makes
+        task.scheduler = copy.copy(self._scheduler(job))  # what changes, the next line makes
         set_timesteps(task.scheduler, job, device)
         task.timesteps = task.scheduler.timesteps.unbind()
         task.model_timesteps = task.scheduler.timesteps.float().unbind()

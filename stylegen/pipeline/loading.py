@@ -11,8 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..storage.cache import file_digest
+from ..fields import DEFAULT_SCHEDULER
+from .schedulers import make_scheduler
 from ..settings import SD15
+from ..storage.cache import file_digest
 
 _log = logging.getLogger(__name__)
 
@@ -101,7 +103,8 @@ def load_pipeline(
         token: The model hub's token.
 
     Returns:
-        A `StableDiffusionPipeline`: float16 on CUDA, float32 on the CPU.
+        A `StableDiffusionPipeline`: float16 on CUDA, float32 on the CPU; with DPM-Solver++, as in
+        the guide, whatever the model brought.
 
     Raises:
         OSError: The model can't be found or read.
@@ -113,6 +116,7 @@ def load_pipeline(
     dtype, variant = (torch.float16, "fp16") if on_cuda else (torch.float32, None)
     pipeline = _from_pretrained(model, dtype, variant, token)
     pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = make_scheduler(DEFAULT_SCHEDULER, pipeline.scheduler.config)
     if attention_slicing:
         pipeline.enable_attention_slicing()
     if vae_tiling:

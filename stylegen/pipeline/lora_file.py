@@ -14,6 +14,7 @@ __all__ = [
     "ALPHA",
     "Shape",
     "MIN_RANK",
+    "SAVED_NAME",
     "read_header",
     "lora_layers",
     "open_lora",
@@ -21,6 +22,7 @@ __all__ = [
     "LowRank",
     "lora_tensors",
     "check_lora_file",
+    "find_lora_file",
 ]
 
 # %% ../../nbs/pipeline/00_lora_file.ipynb #6373245e
@@ -208,3 +210,32 @@ def check_lora_file(path: str | Path) -> list[str]:
         shapes = lora_shapes(file)
         lora_tensors(file, shapes)
     return lora_layers(list(shapes))
+
+
+# %% ../../nbs/pipeline/00_lora_file.ipynb #0d1a7c31
+SAVED_NAME = "pytorch_lora_weights.safetensors"
+"""What diffusers' `save_lora_weights` calls its file."""
+
+
+def find_lora_file(path: str | Path) -> Path:
+    """The file of a LoRA.
+
+    Args:
+        path: The file itself; or a folder with one, or with one of diffusers' name.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        LoraInvalid: It is peft's folder, or one with no such file or several.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    if (path / "adapter_config.json").exists():
+        raise LoraInvalid("a folder of peft's: save the LoRA by diffusers' save_lora_weights")
+    files = sorted(path.glob("*.safetensors"))
+    files = [file for file in files if file.name == SAVED_NAME] or files
+    if len(files) != 1:
+        raise LoraInvalid(f"the folder holds {len(files)} LoRA files, none of them {SAVED_NAME}")
+    return files[0]

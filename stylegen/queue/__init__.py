@@ -16,14 +16,17 @@ __all__ = [
     "JobExecutor",
     "REDELIVERIES",
     "REDRIVES",
+    "Rejected",
     "Retries",
     "RetryState",
     "SETTLED",
     "SharedExclusiveLock",
     "TICK",
     "WrongQueue",
+    "broker_url",
     "connect",
     "connection_parameters",
+    "consume_queue",
     "control_exchange",
     "dead_letters",
     "ensure_queue",
@@ -42,15 +45,23 @@ from stylegen.queue.connection import (
     BLOCKED_TIMEOUT,
     HEARTBEAT,
     WrongQueue,
+    broker_url,
     connect,
     connection_parameters,
     ensure_queue,
     reconnecting,
 )
-from .consumer import SETTLED, ConsumerHealth, start_rabbitmq_consumer
+from .consumer import SETTLED, ConsumerHealth, consume_queue
 from .control import control_exchange, publish_control
 from .delivery import ATTEMPT, REDELIVERIES, REDRIVES, Delivery, DeliveryCounts
-from .executor import TICK, CallbackRunner, JobExecutor, SharedExclusiveLock
+from stylegen.queue.executor import (
+    TICK,
+    CallbackRunner,
+    JobExecutor,
+    Rejected,
+    SharedExclusiveLock,
+)
+from .guide import start_rabbitmq_consumer
 from .publish import publish_job, publish_with_retries
 from stylegen.queue.retries import (
     ERROR,
@@ -77,14 +88,17 @@ _all_ = [
     "JobExecutor",
     "REDELIVERIES",
     "REDRIVES",
+    "Rejected",
     "Retries",
     "RetryState",
     "SETTLED",
     "SharedExclusiveLock",
     "TICK",
     "WrongQueue",
+    "broker_url",
     "connect",
     "connection_parameters",
+    "consume_queue",
     "control_exchange",
     "dead_letters",
     "ensure_queue",

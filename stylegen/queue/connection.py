@@ -7,6 +7,7 @@ __all__ = [
     "HEARTBEAT",
     "BLOCKED_TIMEOUT",
     "RECONNECT_WAIT",
+    "broker_url",
     "connection_parameters",
     "without_headers",
     "open_connection",
@@ -39,9 +40,19 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from ..addresses import broker_parameters
+from ..addresses import broker_parameters, url_host
+from ..settings import QueueSettings
 
 _log = logging.getLogger(__name__)
+
+
+# %% ../../nbs/queue/00_connection.ipynb #fcae347e
+def broker_url(settings: QueueSettings) -> str:
+    """The broker's URL; of a bare host with the default port and account, as in the guide."""
+    if settings.rabbitmq_url:
+        return settings.rabbitmq_url.get_secret_value()
+    return f"amqp://guest:guest@{url_host(settings.rabbitmq_host)}:5672/%2F"
+
 
 # %% ../../nbs/queue/00_connection.ipynb #b20fd7cf
 # Seconds between heartbeats.
@@ -51,20 +62,17 @@ HEARTBEAT = 30
 BLOCKED_TIMEOUT = 300.0
 
 
-def connection_parameters(
-    url: str | None = None, *, host: str = "localhost", heartbeat: int = HEARTBEAT
-) -> pika.connection.Parameters:
+def connection_parameters(url: str, *, heartbeat: int = HEARTBEAT) -> pika.connection.Parameters:
     """Parameters for one attempt to connect.
 
     Args:
-        url: Full ``amqp(s)://`` address; wins over `host`.
-        host: Broker's name, with pika's default port and account.
+        url: Broker's ``amqp(s)://`` address.
         heartbeat: Seconds between heartbeats.
 
     Raises:
         ValueError: `url` cannot be read. The text holds no part of it.
     """
-    parameters = broker_parameters(url) if url else pika.ConnectionParameters(host)
+    parameters = broker_parameters(url)
     parameters.heartbeat = heartbeat
     parameters.blocked_connection_timeout = BLOCKED_TIMEOUT
     parameters.client_properties = {"connection_name": "stylegen"}

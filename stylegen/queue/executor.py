@@ -8,6 +8,7 @@ __all__ = [
     "REFUSED_PAUSE",
     "TICK",
     "SharedExclusiveLock",
+    "Rejected",
     "CallbackRunner",
     "JobExecutor",
 ]
@@ -57,6 +58,11 @@ class SharedExclusiveLock:
 # %% ../../nbs/queue/03_executor.ipynb #b0aa0032
 OnDelivery = Callable[[Delivery], None]
 
+
+class Rejected(Exception):
+    """Raised by a callback that gives its message up, for the queue's dead-letter exchange."""
+
+
 REFUSED_PAUSE = 5.0
 """Seconds before a message that a full queue refused is handed back to the broker."""
 
@@ -91,12 +97,27 @@ class CallbackRunner:
         """Whether nothing more is started."""
         return self.stop.is_set() or self.failure is not None
 
-    def run(self, delivery: Delivery, on_done: OnDelivery, on_refused: OnDelivery = _leave) -> None:
-        """Call back; then `on_done` gets the delivery, or `on_refused` if a full queue refused."""
+    def run(
+        self,
+        delivery: Delivery,
+        on_done: OnDelivery,
+        on_refused: OnDelivery = _leave,
+        on_rejected: OnDelivery = _leave,
+    ) -> None:
+        """Call back; then `on_done` gets the delivery, or one of the others.
+
+        Args:
+            delivery: The message.
+            on_done: The callback has returned.
+            on_refused: A full queue took no copy of it.
+            on_rejected: The callback gave it up.
+        """
         if self.is_stopping or delivery.connection_epoch != self.connection_epoch:
             return
         try:
             self._callback(delivery)
+        except Rejected:
+            on_rejected(delivery)
         except NackError:
             self.stop.wait(REFUSED_PAUSE)
             on_refused(delivery)

@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..job import Position, SignatureUnrenderable
+from ..job import RESOLUTIONS, Position, SignatureUnrenderable
 from stylegen.signature.fonts import (
     JOINERS,
     choose_fonts,
@@ -30,7 +30,13 @@ from stylegen.signature.fonts import (
     needs_shaping,
     normalise_name,
 )
-from .overlay import fade, get_position, margin_of, paste_overlay
+from stylegen.signature.overlay import (
+    SIGNATURE_BOX,
+    fade,
+    get_position,
+    margin_of,
+    paste_overlay,
+)
 
 # %% ../../nbs/signature/02_text.ipynb #c7baaf8a
 TEXT_SCALE = 0.05
@@ -132,9 +138,19 @@ def _wrap(layout: _Layout, room: int) -> str:
 
 
 # %% ../../nbs/signature/02_text.ipynb #10228d36
-def _fit(name: str, size: tuple[int, int], fonts: tuple[Path, ...], align: Alignment) -> _Layout:
+def _room(size: tuple[int, int]) -> tuple[int, int]:
+    """Width and height that a name may take in a picture of `size`."""
     margin = margin_of(size)
-    room = size[0] - 2 * margin, min(size[1] - 2 * margin, int(size[1] * MAX_HEIGHT))
+    return size[0] - 2 * margin, min(size[1] - 2 * margin, int(size[1] * MAX_HEIGHT))
+
+
+def _fit(
+    name: str,
+    size: tuple[int, int],
+    room: tuple[int, int],
+    fonts: tuple[Path, ...],
+    align: Alignment,
+) -> _Layout:
     largest = max(MIN_PIXELS, round(min(size) * TEXT_SCALE))
     shrunk = max(MIN_PIXELS, round(largest * MIN_ONE_LINE_SCALE))
     tries = [(pixels, False) for pixels in range(largest, shrunk - 1, -1)]
@@ -146,9 +162,7 @@ def _fit(name: str, size: tuple[int, int], fonts: tuple[Path, ...], align: Align
         extent = _extent(layout)
         if extent[0] <= room[0] and extent[1] <= room[1]:
             return layout
-    raise SignatureUnrenderable(
-        f"the artist's name is too long for a picture of {size[0]}x{size[1]}"
-    )
+    raise SignatureUnrenderable(f"the artist's name is too long for {room[0]}x{room[1]} pixels")
 
 
 # %% ../../nbs/signature/02_text.ipynb #f15a3766
@@ -174,7 +188,7 @@ def create_text_overlay(
     artist_name: str,
     opacity: int = 128,
     *,
-    size: tuple[int, int] = (512, 512),
+    size: tuple[int, int] | None = None,
     font_path: Path | None = None,
     align: Alignment = "right",
 ) -> Image.Image:
@@ -183,7 +197,8 @@ def create_text_overlay(
     Args:
         artist_name: The name to draw.
         opacity: 0 (invisible) to 255.
-        size: Width and height of the picture it is for, in pixels.
+        size: Width and height of the picture it is for, in pixels; None keeps to `SIGNATURE_BOX`,
+            so that the overlay fits where `get_position` puts it without its size.
         font_path: The operator's font, tried first.
         align: Which side the lines of a wrapped name share.
 
@@ -195,7 +210,8 @@ def create_text_overlay(
         SignatureUnrenderable: The name can't be drawn, or not on so small a picture.
     """
     name = normalise_name(artist_name)
-    solid = _draw(_fit(name, size, choose_fonts(name, font_path), align))
+    room, fonts = _room(size) if size else SIGNATURE_BOX, choose_fonts(name, font_path)
+    solid = _draw(_fit(name, size or RESOLUTIONS["1:1"], room, fonts, align))
     if solid.getbbox() is None:
         raise SignatureUnrenderable("the artist's name leaves no ink")
     return fade(solid, opacity)

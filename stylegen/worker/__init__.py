@@ -14,7 +14,6 @@ __all__ = [
     "Parts",
     "RunningJob",
     "RunningJobs",
-    "broker_url",
     "cancel_job",
     "check_machine",
     "consume",
@@ -52,7 +51,7 @@ from .picture import MAX_SIGNATURE_BYTES, make_picture, make_signer
 from .probes import Health, HealthServer
 from .running import RunningJob, RunningJobs
 from .watchdog import start_watchdog
-from .wiring import broker_url, make_engine, make_labelling, make_parts, make_store
+from .wiring import make_engine, make_labelling, make_parts, make_store
 
 # %% ../../nbs/worker/index.ipynb #415790c9
 _all_ = [
@@ -66,7 +65,6 @@ _all_ = [
     "Parts",
     "RunningJob",
     "RunningJobs",
-    "broker_url",
     "cancel_job",
     "check_machine",
     "consume",

@@ -22,10 +22,10 @@ from pika.exceptions import (
 
 from ..job import StylegenError
 from ..pipeline import pick_device
-from ..queue import connect, control_exchange
+from ..queue import broker_url, connect, control_exchange
 from ..settings import Settings
 from ..signature import choose_font, covered_scripts
-from .wiring import broker_url, make_labelling, make_store
+from .wiring import make_labelling, make_store
 
 
 # %% ../../nbs/worker/15_check.ipynb #490a9c5d

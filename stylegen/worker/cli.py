@@ -22,7 +22,7 @@ from pika.exceptions import AMQPError
 
 from ..job import DeviceLost, InvalidMessage, StylegenError, check_job, read_message
 from ..logs import set_up_logging, threads_logged
-from ..queue import publish_control, redrive
+from ..queue import broker_url, publish_control, redrive
 from ..settings import Settings, SettingsError, load_settings, settings_help
 from ..settings import unknown_variables
 from .cancel import cancel_job
@@ -32,7 +32,7 @@ from .exit_codes import ExitCode, exit_now
 from .flow import handle_generation_task
 from .outcome import Outcome
 from .request import known_generation_id
-from .wiring import broker_url, make_parts, make_store
+from .wiring import make_parts, make_store
 
 _log = logging.getLogger(__name__)
 

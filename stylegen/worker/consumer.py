@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from ..job import StorageError
-from ..queue import Retries, start_rabbitmq_consumer
+from ..queue import Retries, broker_url, consume_queue
 from ..settings import Settings
 from ..storage import Store
 from .cancel import do_control
@@ -26,7 +26,7 @@ from .metrics import Metrics
 from .probes import Health, HealthServer
 from .running import RunningJobs
 from .watchdog import start_watchdog
-from .wiring import broker_url, make_parts
+from .wiring import make_parts
 
 _log = logging.getLogger(__name__)
 
@@ -75,9 +75,9 @@ def consume(settings: Settings, stop: threading.Event) -> None:
         parts = replace(parts, idempotent=True, running_jobs=running_jobs)
         _detect_conditional_writes(parts.store)
         max_in_flight = settings.stylegen_prefetch or 2 * settings.stylegen_batch
-        start_rabbitmq_consumer(
+        consume_queue(
             settings.stylegen_queue,
-            on_delivery=partial(do_delivery, parts=parts, retries=_make_retries(settings)),
+            partial(do_delivery, parts=parts, retries=_make_retries(settings)),
             on_control=partial(do_control, parts=parts),
             prefetch_count=max_in_flight,
             threads=max_in_flight,

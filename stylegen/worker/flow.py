@@ -14,6 +14,7 @@ from stylegen.job import (
     DeviceLost,
     InvalidMessage,
     RetriesExhausted,
+    WorkerError,
     read_message,
 )
 from ..pipeline.task import OnStep
@@ -88,7 +89,8 @@ def handle_generation_task(
         InvalidMessage: The message is wrong, and names no id or no allowed receiver.
         WebhookError: The receiver did not take the terminal webhook.
         Conflict: The id belongs to another job (with `Parts.idempotent`).
-        DeviceLost: The GPU is gone; another process must do the job.
+        WorkerError: Settings are missing, the model can't be loaded, or the GPU is gone; another
+            process must do the job.
         TransientError: Try later, while `state` lets it.
     """
     parts = parts or _default_parts()
@@ -105,7 +107,10 @@ def handle_generation_task(
 # %% ../../nbs/worker/08_flow.ipynb #28474c9b
 @cache
 def _default_parts() -> Parts:
-    return make_parts(load_settings())
+    try:
+        return make_parts(load_settings())
+    except Exception as error:
+        raise WorkerError(f"no job can be done here: {error}") from error
 
 
 def _run(request: JobRequest, parts: Parts, on_step: OnStep) -> Manifest:

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 
-from stylegen.worker import main, wiring
+from stylegen.pipeline import resident
+from stylegen.worker import main
 
-_load_pipeline = wiring.load_pipeline
+_load_pipeline = resident.load_pipeline
 
 
 def lose(latents: torch.Tensor) -> None:
@@ -32,5 +33,5 @@ def load_pipeline(*given: Any, **options: Any) -> Any:
 
 
 if __name__ == "__main__":
-    wiring.load_pipeline = load_pipeline
+    resident.load_pipeline = load_pipeline
     sys.exit(main([]))
