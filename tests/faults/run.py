@@ -40,6 +40,10 @@ is replaced by pictures in the artist's colour.
 - *Recovery*: from the end of the fault to the first job completed of those sent since, or else of
   those that were waiting (–: there were none).
 
+What only one job or message can be blamed for is tried without processes: the corpus of hostile
+messages and files (`tests/corpus`), and `make fuzz` with random ones, which says how many it tried
+and how many exceptions were not ours: 0.
+
 `make rabbitmq4` tries the broker's faults on RabbitMQ 4, too. A full work queue that refuses
 messages costs no more than the killed worker's share: its case prints how many jobs end in 10 s
 with two workers and after each kill of one, and is wrong at less than half.
