@@ -22,6 +22,7 @@ from ground import Ground, Verdict  # noqa: E402
 from rabbit import RabbitNode  # noqa: E402
 from s3_server import S3Server  # noqa: E402
 
+RESULTS, PAGE = ROOT / "bench/results/faults.json", ROOT / "docs/faults.md"
 _RESTART, _SOON = "broker: SIGKILL and restart", 5.0
 """The case whose median recovery must be within so many seconds."""
 
@@ -107,15 +108,19 @@ def table(version: str, rows: list[dict[str, Any]]) -> str:
     return head + "\n".join(lines) + "\n"
 
 
+def report() -> str:
+    """The page of all stored rows."""
+    by_version = json.loads(RESULTS.read_text("utf-8"))
+    return _HEAD + "".join(table(*each) for each in by_version.items())
+
+
 def save(version: str, rows: list[dict[str, Any]]) -> None:
     """Write rows down in place of the version's earlier ones of the same names, and the report."""
-    results = ROOT / "bench/results/faults.json"
-    by_version = json.loads(results.read_text("utf-8"))
+    by_version = json.loads(RESULTS.read_text("utf-8"))
     merged = {r["fault"]: r for r in [*by_version.get(version, []), *rows]}
     by_version[version] = [merged[name] for name in CASES if name in merged]
-    results.write_text(json.dumps(by_version, indent=1) + "\n", encoding="utf-8")
-    report = _HEAD + "".join(table(*each) for each in by_version.items())
-    (ROOT / "docs/faults.md").write_text(report, encoding="utf-8")
+    RESULTS.write_text(json.dumps(by_version, indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(report(), encoding="utf-8")
 
 
 def main() -> int:

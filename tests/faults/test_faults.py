@@ -1,6 +1,7 @@
 """The fault suite in its short form; ``make faults`` runs all of it."""
 
 import pytest
+import run
 from cases import CASES, SHORT
 from ground import Ground
 from rabbit import RabbitNode
@@ -17,3 +18,8 @@ def test_nothing_is_lost_and_nothing_is_doubled(
         verdict = ground.settle()
         assert verdict.is_good, f"{verdict}\n{ground.logs()[-4000:]}"
         assert verdict.injections
+
+
+def test_the_page_is_of_the_stored_results() -> None:
+    """What is written into it by hand would be lost with the next run."""
+    assert run.PAGE.read_text(encoding="utf-8") == run.report()
