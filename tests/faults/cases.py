@@ -322,17 +322,18 @@ def _full_queue(ground: Ground, **arguments: Any) -> None:
         producer.join()
     ground.healed()
     print(f"ends per 10 s, with two workers and after each kill of one: {rates}")
-    assert f"queue {ground.queue} is full" in ground.logs()
     assert min(rates[1:]) >= 0.5 * rates[0], f"ends per 10 s: {rates}"
 
 
 @case("broker: queue full and refusing, one of two workers killed three times")
 def _full_classic(ground: Ground) -> None:
     _full_queue(ground)
+    assert f"queue {ground.queue} is full" in ground.logs()
 
 
 @case("broker: quorum queue full and refusing, one of two workers killed three times")
 def _full_quorum(ground: Ground) -> None:
+    """Such a queue may take a new connection's first message though it is full: none is refused."""
     _full_queue(ground, **{"x-queue-type": "quorum"})
 
 
