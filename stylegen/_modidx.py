@@ -302,7 +302,9 @@ d = {
                 "stylegen/logs.py",
             ),
             "stylegen.logs._traceback": ("logs.html#_traceback", "stylegen/logs.py"),
+            "stylegen.logs.job_summary": ("logs.html#job_summary", "stylegen/logs.py"),
             "stylegen.logs.log_context": ("logs.html#log_context", "stylegen/logs.py"),
+            "stylegen.logs.log_fields": ("logs.html#log_fields", "stylegen/logs.py"),
             "stylegen.logs.set_up_logging": ("logs.html#set_up_logging", "stylegen/logs.py"),
             "stylegen.logs.threads_logged": ("logs.html#threads_logged", "stylegen/logs.py"),
         },
@@ -4560,6 +4562,10 @@ d = {
                 "worker/consumer.html#_health_server",
                 "stylegen/worker/consumer.py",
             ),
+            "stylegen.worker.consumer._log_start": (
+                "worker/consumer.html#_log_start",
+                "stylegen/worker/consumer.py",
+            ),
             "stylegen.worker.consumer._make_retries": (
                 "worker/consumer.html#_make_retries",
                 "stylegen/worker/consumer.py",
@@ -4622,6 +4628,7 @@ d = {
                 "stylegen/worker/flow.py",
             ),
             "stylegen.worker.flow._run": ("worker/flow.html#_run", "stylegen/worker/flow.py"),
+            "stylegen.worker.flow._sum_up": ("worker/flow.html#_sum_up", "stylegen/worker/flow.py"),
             "stylegen.worker.flow.handle_generation_task": (
                 "worker/flow.html#handle_generation_task",
                 "stylegen/worker/flow.py",

@@ -15,7 +15,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from .. import __version__
 from ..job import StorageError
+from ..logs import log_fields
+from ..pipeline import pick_device
 from ..queue import Retries, start_rabbitmq_consumer
 from ..settings import Settings
 from ..storage import Store
@@ -59,6 +62,19 @@ def _make_retries(settings: Settings) -> Retries:
     )
 
 
+# %% ../../nbs/worker/14_consumer.ipynb #5a11d004
+def _log_start(settings: Settings) -> None:
+    log_fields(
+        _log,
+        "starting:",
+        version=__version__,
+        model=settings.stylegen_model,
+        device=pick_device(settings.stylegen_device),
+        queue=settings.stylegen_queue,
+        batch=settings.stylegen_batch,
+    )
+
+
 # %% ../../nbs/worker/14_consumer.ipynb #94a14237
 def consume(settings: Settings, stop: threading.Event) -> None:
     """Do the queue's jobs until `stop` is set, then finish those in flight.
@@ -71,6 +87,7 @@ def consume(settings: Settings, stop: threading.Event) -> None:
     health = Health(running_jobs, stop.is_set)
     start_watchdog(running_jobs)
     with _health_server(settings, health, metrics):
+        _log_start(settings)
         parts = make_parts(settings, metrics)
         parts = replace(parts, idempotent=True, running_jobs=running_jobs)
         _detect_conditional_writes(parts.store)

@@ -16,6 +16,7 @@ from stylegen.job import (
     RetriesExhausted,
     read_message,
 )
+from ..logs import job_summary
 from ..pipeline.task import OnStep
 from ..queue import RetryState
 from ..settings import load_settings
@@ -25,6 +26,7 @@ from .parts import Parts
 from .picture import make_picture
 from .report import deliver_terminal_event, report_progress
 from .request import JobRequest, read_request
+from .running import RunningJob
 from .wiring import make_parts
 
 
@@ -120,4 +122,15 @@ def _run(request: JobRequest, parts: Parts, on_step: OnStep) -> Manifest:
             report(step)
             on_step(step)
 
-        return _find_or_make(request, parts, each_step)
+        try:
+            return _find_or_make(request, parts, each_step)
+        finally:
+            _sum_up(request, running)
+
+
+def _sum_up(request: JobRequest, running: RunningJob) -> None:
+    summary, speed = job_summary(), running.steps_per_second
+    if not isinstance(request.job, InvalidMessage):
+        summary["style_id"] = request.job.style_id
+    if speed is not None:
+        summary["steps_per_second"] = round(speed, 2)

@@ -7,10 +7,13 @@ __all__ = ["STAGE_BOUNDS", "QUEUE_WAIT_BOUNDS", "Metrics"]
 
 # %% ../../nbs/worker/00_metrics.ipynb #3d205bf0
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from ..logs import job_summary
 
 # %% ../../nbs/worker/00_metrics.ipynb #7b9656d1
 STAGE_BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
@@ -73,12 +76,19 @@ class Metrics:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time a stage: lora, draw, encode, upload or notify."""
-        with self.stages.labels(stage=name).time():
+        started = time.perf_counter()
+        try:
             yield
+        finally:
+            seconds = time.perf_counter() - started
+            self.stages.labels(stage=name).observe(seconds)
+            job_summary()[f"{name}_seconds"] = round(seconds, 3)
 
     def count_lookup(self, hit: bool) -> None:
         """Count a LoRA that was, or was not, in the cache."""
-        self.lora_cache.labels(result="hit" if hit else "miss").inc()
+        result, summary = "hit" if hit else "miss", job_summary()
+        self.lora_cache.labels(result=result).inc()
+        summary["lora"] = result if summary.get("lora") != "miss" else "miss"
 
     def count_webhook(self, event: str, *, delivered: bool) -> None:
         """Count a webhook that was, or was not, delivered."""
