@@ -73,6 +73,7 @@ d = {
                 "errors.html#webhookunanswered",
                 "stylegen/errors.py",
             ),
+            "stylegen.errors.error_codes": ("errors.html#error_codes", "stylegen/errors.py"),
         },
         "stylegen.fields": {
             "stylegen.fields.Scheduler": ("fields.html#scheduler", "stylegen/fields.py"),
@@ -2990,6 +2991,10 @@ d = {
                 "queue/delivery.html#delivery.counts",
                 "stylegen/queue/delivery.py",
             ),
+            "stylegen.queue.delivery.Delivery.is_first": (
+                "queue/delivery.html#delivery.is_first",
+                "stylegen/queue/delivery.py",
+            ),
             "stylegen.queue.delivery.Delivery.is_poison_candidate": (
                 "queue/delivery.html#delivery.is_poison_candidate",
                 "stylegen/queue/delivery.py",
@@ -4657,6 +4662,10 @@ d = {
             ),
             "stylegen.worker.metrics.Metrics.stage": (
                 "worker/metrics.html#metrics.stage",
+                "stylegen/worker/metrics.py",
+            ),
+            "stylegen.worker.metrics._counter": (
+                "worker/metrics.html#_counter",
                 "stylegen/worker/metrics.py",
             ),
             "stylegen.worker.metrics._device_memory": (

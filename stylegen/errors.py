@@ -23,6 +23,7 @@ __all__ = [
     "WebhookUnanswered",
     "WebhookRefused",
     "DeviceLost",
+    "error_codes",
 ]
 
 
@@ -144,3 +145,12 @@ class WebhookRefused(WebhookError):
 # %% ../nbs/01_errors.ipynb #3a06b5c9
 class DeviceLost(Exception):
     """The GPU answers no job any more. Not a failure of the job: the process must end."""
+
+
+# %% ../nbs/01_errors.ipynb #5a11d005
+def error_codes() -> set[str]:
+    """Every code that a failure can have."""
+    kinds = [StylegenError]
+    for kind in kinds:  # which grows by those below it
+        kinds += kind.__subclasses__()
+    return {kind.error_code for kind in kinds}

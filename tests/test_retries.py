@@ -413,18 +413,19 @@ def test_a_redelivery_keeps_its_past(
 
 
 def test_outcomes_are_counted(flat: Parts, retries: Retries, order: Order, tmp_path: Path) -> None:
-    """Each delivery once, by what became of it; and how old it was, where its producer says so."""
+    """Each delivery once, by what became of it; and how long it waited, if it is new."""
 
     def count(outcome: str) -> float | None:
         return flat.metrics.registry.get_sample_value("stylegen_jobs_total", {"outcome": outcome})
 
     _bring(flat, retries, order, age=7.0)
-    _bring(flat, retries, order, redelivered=True, age=-1.0)
-    _bring(flat, retries, order, headers={"x-stylegen-attempt": 2})
-    do_delivery(Delivery(0, 1, b"no message"), flat, retries)
+    _bring(flat, retries, order, redelivered=True, age=20.0)
+    _bring(flat, retries, order, headers={"x-stylegen-attempt": 2}, age=600.0)
+    do_delivery(Delivery(0, 1, b"no message", age=-1.0), flat, retries)
     (tmp_path / "generations").unlink()
-    _bring(flat, retries, order)
-    _bring(flat, retries, order | {"lora_model_url": "s3://models/none.safetensors"})
+    _bring(flat, retries, order, headers={REDELIVERIES: 1}, age=30.0)
+    absent = order | {"lora_model_url": "s3://models/none.safetensors"}
+    _bring(flat, retries, absent, headers={REDRIVES: 1}, age=86_400.0)
     ends = ("RETRIES_EXHAUSTED", "INVALID_MESSAGE", "complete", "LORA_NOT_FOUND")
     assert {name: count(name) for name in ("retried", "redelivered", *ends)} == dict.fromkeys(
         ("retried", "redelivered", *ends), 1.0

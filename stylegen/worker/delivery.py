@@ -101,7 +101,7 @@ def do_delivery(delivery: Delivery, parts: Parts, retries: Retries) -> None:
         AMQPError: It can't be put anywhere; don't acknowledge it.
     """
     metrics, started = parts.metrics, time.monotonic()
-    if delivery.age is not None:
+    if delivery.age is not None and delivery.is_first:
         metrics.queue_wait.observe(max(0.0, delivery.age))
     job = log_context(known_generation_id(delivery.body))
     with metrics.in_progress.track_inprogress(), job as summary:
