@@ -3459,6 +3459,24 @@ d = {
                 "stylegen/signature/text.py",
             ),
         },
+        "stylegen.storage.breaker": {
+            "stylegen.storage.breaker.StoreBreaker": (
+                "storage/breaker.html#storebreaker",
+                "stylegen/storage/breaker.py",
+            ),
+            "stylegen.storage.breaker.StoreBreaker.__init__": (
+                "storage/breaker.html#storebreaker.__init__",
+                "stylegen/storage/breaker.py",
+            ),
+            "stylegen.storage.breaker.StoreBreaker.check": (
+                "storage/breaker.html#storebreaker.check",
+                "stylegen/storage/breaker.py",
+            ),
+            "stylegen.storage.breaker.StoreBreaker.writing": (
+                "storage/breaker.html#storebreaker.writing",
+                "stylegen/storage/breaker.py",
+            ),
+        },
         "stylegen.storage.cache": {
             "stylegen.storage.cache.Blobs": (
                 "storage/cache.html#blobs",

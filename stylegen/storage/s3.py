@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 from tenacity import Retrying, retry_if_exception, stop_after_attempt
 
 from .conditional import ConditionalWrites, read_complete, with_length
-from .keys import DETECTION_KEY
+from .keys import DETECTION_KEY, JSON_TYPE, PROBE_KEYS
 from stylegen.storage.s3_client import (
     PRECONDITION_FAILED,
     REFUSED,
@@ -205,10 +205,13 @@ class S3Objects(S3Source):
             return read_complete(self._bucket, key)
 
     def check(self) -> None:
-        """Raise `StorageError` if the bucket can't be reached, or hides which objects it lacks."""
+        """Raise `StorageError` if the bucket takes no results, or hides which objects it lacks."""
         with s3_errors(f"s3://{self._bucket.name}"):
             self.client.head_bucket(Bucket=self._bucket.name)
         self.read(f"{DETECTION_KEY}.none")
+        for key, put in zip(PROBE_KEYS, (self._public.put, self._bucket.put), strict=True):
+            with s3_errors(f"s3://{self._bucket.name}/{key}"):
+                put(key, b"{}", JSON_TYPE)
 
 
 # %% ../../nbs/storage/05_s3.ipynb #208d786b

@@ -21,11 +21,11 @@ from ..logs import log_fields
 from ..pipeline import pick_device
 from ..queue import Retries, start_rabbitmq_consumer
 from ..settings import Settings
-from ..storage import Store
 from .cancel import do_control
 from .delivery import do_delivery
 from .exit_codes import ExitCode, exit_now
 from .metrics import Metrics
+from .parts import Parts
 from .probes import Health, HealthServer
 from .running import RunningJobs
 from .watchdog import start_watchdog
@@ -45,9 +45,10 @@ def _health_server(
 
 
 # %% ../../nbs/worker/14_consumer.ipynb #4c84bf57
-def _detect_conditional_writes(store: Store) -> None:
+def _detect_conditional_writes(parts: Parts) -> None:
     try:
-        store.detect_conditional_writes()
+        with parts.store_breaker.writing():
+            parts.store.detect_conditional_writes()
     except StorageError as error:
         _log.warning("the bucket can't be asked now: %s", error)
 
@@ -90,7 +91,7 @@ def consume(settings: Settings, stop: threading.Event) -> None:
         _log_start(settings)
         parts = make_parts(settings, metrics)
         parts = replace(parts, idempotent=True, running_jobs=running_jobs)
-        _detect_conditional_writes(parts.store)
+        _detect_conditional_writes(parts)
         max_in_flight = settings.stylegen_prefetch or 2 * settings.stylegen_batch
         start_rabbitmq_consumer(
             settings.stylegen_queue,

@@ -37,6 +37,7 @@ def _draw(request: JobRequest, parts: Parts, on_step: OnStep) -> Manifest:
         raise RetriesExhausted("the job was in flight each time that a worker died")
     if isinstance(request.job, InvalidMessage):
         raise request.job
+    parts.store_breaker.check(parts.store)
     url, sha256 = make_picture(request.job, parts, on_step)
     parts.on_state("uploaded")
     return complete_manifest(request, request.job, url, sha256)
@@ -50,7 +51,10 @@ def _find(request: JobRequest, parts: Parts) -> Manifest | None:
 
 
 def _commit(manifest: Manifest, parts: Parts) -> Manifest:
-    return commit(parts.store, manifest) if parts.idempotent else manifest
+    if not parts.idempotent:
+        return manifest
+    with parts.store_breaker.writing():
+        return commit(parts.store, manifest)
 
 
 # %% ../../nbs/worker/08_flow.ipynb #fb854301

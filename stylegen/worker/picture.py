@@ -140,5 +140,5 @@ def make_picture(job: GenerationJob, parts: Parts, on_step: OnStep) -> tuple[str
     with stage("encode"):
         jpeg = parts.labelling.encode(sign(image), label)
     job_summary()["bytes"] = len(jpeg)
-    with stage("upload"):
+    with stage("upload"), parts.store_breaker.writing():
         return _store(jpeg, job, parts)
