@@ -2991,10 +2991,6 @@ d = {
                 "queue/delivery.html#delivery.counts",
                 "stylegen/queue/delivery.py",
             ),
-            "stylegen.queue.delivery.Delivery.is_first": (
-                "queue/delivery.html#delivery.is_first",
-                "stylegen/queue/delivery.py",
-            ),
             "stylegen.queue.delivery.Delivery.is_poison_candidate": (
                 "queue/delivery.html#delivery.is_poison_candidate",
                 "stylegen/queue/delivery.py",
@@ -3940,6 +3936,10 @@ d = {
                 "storage/s3.html#_public_base",
                 "stylegen/storage/s3.py",
             ),
+            "stylegen.storage.s3._write_probes": (
+                "storage/s3.html#_write_probes",
+                "stylegen/storage/s3.py",
+            ),
             "stylegen.storage.s3.default_store": (
                 "storage/s3.html#default_store",
                 "stylegen/storage/s3.py",
@@ -4615,6 +4615,10 @@ d = {
                 "worker/delivery.html#_goes_to_retry",
                 "stylegen/worker/delivery.py",
             ),
+            "stylegen.worker.delivery._observe_queue_wait": (
+                "worker/delivery.html#_observe_queue_wait",
+                "stylegen/worker/delivery.py",
+            ),
             "stylegen.worker.delivery._reason": (
                 "worker/delivery.html#_reason",
                 "stylegen/worker/delivery.py",
@@ -4700,6 +4704,10 @@ d = {
             ),
             "stylegen.worker.metrics._stage_seconds": (
                 "worker/metrics.html#_stage_seconds",
+                "stylegen/worker/metrics.py",
+            ),
+            "stylegen.worker.metrics._webhook_deliveries": (
+                "worker/metrics.html#_webhook_deliveries",
                 "stylegen/worker/metrics.py",
             ),
         },

@@ -132,11 +132,6 @@ class Delivery:
         return DeliveryCounts.from_headers(self.headers)
 
     @property
-    def is_first(self) -> bool:
-        """Whether no worker has had it before: its age is what it has waited for one."""
-        return not self.redelivered and self.counts == DeliveryCounts()
-
-    @property
     def is_poison_candidate(self) -> bool:
         """Whether workers died so often with it in flight that it may be the reason."""
         return self.counts.redeliveries >= POISON_REDELIVERIES

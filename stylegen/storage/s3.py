@@ -170,6 +170,14 @@ def _public_base(bucket: str, client: Any) -> str:
     return str(url).removesuffix("/key")
 
 
+# %% ../../nbs/storage/05_s3.ipynb #5a11e009
+def _write_probes(bucket: Bucket, public: PublicWriter) -> None:
+    """Write as a job does: its picture, which is public, and its manifest."""
+    for key, put in zip(PROBE_KEYS, (public.put, bucket.put), strict=True):
+        with s3_errors(f"s3://{bucket.name}/{key}"):
+            put(key, b"{}", JSON_TYPE)
+
+
 # %% ../../nbs/storage/05_s3.ipynb #ddc48db1
 class S3Objects(S3Source):
     """Objects by key, in one bucket.
@@ -209,9 +217,7 @@ class S3Objects(S3Source):
         with s3_errors(f"s3://{self._bucket.name}"):
             self.client.head_bucket(Bucket=self._bucket.name)
         self.read(f"{DETECTION_KEY}.none")
-        for key, put in zip(PROBE_KEYS, (self._public.put, self._bucket.put), strict=True):
-            with s3_errors(f"s3://{self._bucket.name}/{key}"):
-                put(key, b"{}", JSON_TYPE)
+        _write_probes(self._bucket, self._public)
 
 
 # %% ../../nbs/storage/05_s3.ipynb #208d786b

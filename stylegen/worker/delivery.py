@@ -19,6 +19,7 @@ from stylegen.job import (
 )
 from ..logs import job_summary, log_context, log_fields
 from ..queue import Delivery, Retries, RetryState, retry_state
+from ..queue.delivery import DeliveryCounts
 from ..storage import ObjectDamaged
 from .flow import handle_generation_task
 from .outcome import Outcome
@@ -89,6 +90,12 @@ def settle_delivery(delivery: Delivery, parts: Parts, retries: Retries) -> str:
 
 
 # %% ../../nbs/worker/10_delivery.ipynb #c010c5dd
+def _observe_queue_wait(delivery: Delivery, parts: Parts) -> None:
+    is_first = not delivery.redelivered and delivery.counts == DeliveryCounts()
+    if delivery.age is not None and is_first:
+        parts.metrics.queue_wait.observe(max(0.0, delivery.age))
+
+
 def do_delivery(delivery: Delivery, parts: Parts, retries: Retries) -> None:
     """Settle a delivery; it may be acknowledged afterwards.
 
@@ -101,8 +108,7 @@ def do_delivery(delivery: Delivery, parts: Parts, retries: Retries) -> None:
         AMQPError: It can't be put anywhere; don't acknowledge it.
     """
     metrics, started = parts.metrics, time.monotonic()
-    if delivery.age is not None and delivery.is_first:
-        metrics.queue_wait.observe(max(0.0, delivery.age))
+    _observe_queue_wait(delivery, parts)
     job = log_context(known_generation_id(delivery.body))
     with metrics.in_progress.track_inprogress(), job as summary:
         outcome = settle_delivery(delivery, parts, retries)

@@ -73,8 +73,19 @@ def _counter(
     """A counter that shows all values of its labels from the start."""
     counter = Counter(name, text, list(labels), registry=registry)
     for values in product(*labels.values()):
-        counter.labels(*values)
+        if values:
+            counter.labels(*values)
     return counter
+
+
+def _webhook_deliveries(registry: CollectorRegistry) -> Counter:
+    return _counter(
+        registry,
+        "stylegen_webhook_deliveries",
+        "Webhooks",
+        event=("progress", "complete", "failed"),
+        result=("delivered", "failed"),
+    )
 
 
 # %% ../../nbs/worker/00_metrics.ipynb #50458f88
@@ -90,15 +101,9 @@ class Metrics:
         self.lora_cache = _counter(
             registry, "stylegen_lora_cache", "Look-ups of LoRAs", result=("hit", "miss")
         )
-        self.webhooks = _counter(
-            registry,
-            "stylegen_webhook_deliveries",
-            "Webhooks",
-            event=("progress", "complete", "failed"),
-            result=("delivered", "failed"),
-        )
-        self.breaker_trips = Counter(
-            "stylegen_breaker_trips", "Receivers that did not answer", registry=registry
+        self.webhooks = _webhook_deliveries(registry)
+        self.breaker_trips = _counter(
+            registry, "stylegen_breaker_trips", "Breakers of receivers that opened"
         )
         self.device_memory = _device_memory_bytes(registry)
 
