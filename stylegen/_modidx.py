@@ -74,6 +74,7 @@ d = {
                 "stylegen/errors.py",
             ),
             "stylegen.errors.WorkerError": ("errors.html#workererror", "stylegen/errors.py"),
+            "stylegen.errors.error_codes": ("errors.html#error_codes", "stylegen/errors.py"),
         },
         "stylegen.fields": {
             "stylegen.fields.Scheduler": ("fields.html#scheduler", "stylegen/fields.py"),
@@ -303,7 +304,9 @@ d = {
                 "stylegen/logs.py",
             ),
             "stylegen.logs._traceback": ("logs.html#_traceback", "stylegen/logs.py"),
+            "stylegen.logs.job_summary": ("logs.html#job_summary", "stylegen/logs.py"),
             "stylegen.logs.log_context": ("logs.html#log_context", "stylegen/logs.py"),
+            "stylegen.logs.log_fields": ("logs.html#log_fields", "stylegen/logs.py"),
             "stylegen.logs.set_up_logging": ("logs.html#set_up_logging", "stylegen/logs.py"),
             "stylegen.logs.threads_logged": ("logs.html#threads_logged", "stylegen/logs.py"),
         },
@@ -3521,6 +3524,24 @@ d = {
                 "stylegen/signature/text.py",
             ),
         },
+        "stylegen.storage.breaker": {
+            "stylegen.storage.breaker.StoreBreaker": (
+                "storage/breaker.html#storebreaker",
+                "stylegen/storage/breaker.py",
+            ),
+            "stylegen.storage.breaker.StoreBreaker.__init__": (
+                "storage/breaker.html#storebreaker.__init__",
+                "stylegen/storage/breaker.py",
+            ),
+            "stylegen.storage.breaker.StoreBreaker.check": (
+                "storage/breaker.html#storebreaker.check",
+                "stylegen/storage/breaker.py",
+            ),
+            "stylegen.storage.breaker.StoreBreaker.writing": (
+                "storage/breaker.html#storebreaker.writing",
+                "stylegen/storage/breaker.py",
+            ),
+        },
         "stylegen.storage.cache": {
             "stylegen.storage.cache.Blobs": (
                 "storage/cache.html#blobs",
@@ -3990,6 +4011,10 @@ d = {
             ),
             "stylegen.storage.s3._public_base": (
                 "storage/s3.html#_public_base",
+                "stylegen/storage/s3.py",
+            ),
+            "stylegen.storage.s3._write_probes": (
+                "storage/s3.html#_write_probes",
                 "stylegen/storage/s3.py",
             ),
             "stylegen.storage.s3.default_store": (
@@ -4641,6 +4666,10 @@ d = {
                 "worker/consumer.html#_health_server",
                 "stylegen/worker/consumer.py",
             ),
+            "stylegen.worker.consumer._log_start": (
+                "worker/consumer.html#_log_start",
+                "stylegen/worker/consumer.py",
+            ),
             "stylegen.worker.consumer._make_retries": (
                 "worker/consumer.html#_make_retries",
                 "stylegen/worker/consumer.py",
@@ -4665,6 +4694,10 @@ d = {
             ),
             "stylegen.worker.delivery._goes_to_retry": (
                 "worker/delivery.html#_goes_to_retry",
+                "stylegen/worker/delivery.py",
+            ),
+            "stylegen.worker.delivery._observe_queue_wait": (
+                "worker/delivery.html#_observe_queue_wait",
                 "stylegen/worker/delivery.py",
             ),
             "stylegen.worker.delivery._reason": (
@@ -4703,6 +4736,7 @@ d = {
                 "stylegen/worker/flow.py",
             ),
             "stylegen.worker.flow._run": ("worker/flow.html#_run", "stylegen/worker/flow.py"),
+            "stylegen.worker.flow._sum_up": ("worker/flow.html#_sum_up", "stylegen/worker/flow.py"),
             "stylegen.worker.flow.handle_generation_task": (
                 "worker/flow.html#handle_generation_task",
                 "stylegen/worker/flow.py",
@@ -4733,6 +4767,10 @@ d = {
                 "worker/metrics.html#metrics.stage",
                 "stylegen/worker/metrics.py",
             ),
+            "stylegen.worker.metrics._counter": (
+                "worker/metrics.html#_counter",
+                "stylegen/worker/metrics.py",
+            ),
             "stylegen.worker.metrics._device_memory": (
                 "worker/metrics.html#_device_memory",
                 "stylegen/worker/metrics.py",
@@ -4747,6 +4785,10 @@ d = {
             ),
             "stylegen.worker.metrics._stage_seconds": (
                 "worker/metrics.html#_stage_seconds",
+                "stylegen/worker/metrics.py",
+            ),
+            "stylegen.worker.metrics._webhook_deliveries": (
+                "worker/metrics.html#_webhook_deliveries",
                 "stylegen/worker/metrics.py",
             ),
         },

@@ -24,6 +24,7 @@ __all__ = [
     "WebhookRefused",
     "WorkerError",
     "DeviceLost",
+    "error_codes",
 ]
 
 # %% ../nbs/01_errors.ipynb #5e623b79
@@ -152,3 +153,12 @@ class WorkerError(Exception):
 
 class DeviceLost(WorkerError):
     """The GPU answers no job any more."""
+
+
+# %% ../nbs/01_errors.ipynb #5a11d005
+def error_codes() -> set[str]:
+    """Every code that a failure can have."""
+    kinds = [StylegenError]
+    for kind in kinds:  # which grows by those below it
+        kinds += kind.__subclasses__()
+    return {kind.error_code for kind in kinds}

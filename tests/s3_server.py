@@ -104,7 +104,7 @@ class _Gate(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.before(self.command)
         with_acl = "x-amz-acl" in self.headers
-        refused = self.command == "PUT" and (with_acl or self.server.refuses_all)
+        refused = self.command == "PUT" and (with_acl or self.server.refuses(self.path))
         self.server.seen.append((self.command, with_acl))
         if refused:
             status, code = self.server.refusal if with_acl else (403, "RefusedAnyway")
@@ -142,6 +142,7 @@ class OwnerEnforcedGate(ThreadingHTTPServer):
         refuses_all: It refuses every PUT.
 
     Attributes:
+        refused_path: It also refuses each PUT whose path begins so.
         seen: (method, whether it had an ACL) of every request.
         before, after: Called with the method of each request, around passing it on.
     """
@@ -157,11 +158,17 @@ class OwnerEnforcedGate(ThreadingHTTPServer):
     ) -> None:
         super().__init__(("127.0.0.1", 0), _Gate)
         self.refusal, self.refuses_all = refusal, refuses_all
+        self.refused_path: str | None = None
         self.before: Callable[[str], None] = lambda method: None
         self.after: Callable[[str], None] = lambda method: None
         self.behind = server.endpoint_url.removeprefix("http://")
         self.endpoint_url = f"http://127.0.0.1:{self.server_port}"
         self.seen: list[tuple[str, bool]] = []
+
+    def refuses(self, path: str) -> bool:
+        """Whether it refuses a PUT there even without an ACL."""
+        begins = self.refused_path is not None and path.startswith(self.refused_path)
+        return self.refuses_all or begins
 
     def client(self) -> Any:
         """A boto3 client that goes through the gate."""

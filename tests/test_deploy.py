@@ -8,6 +8,7 @@ would start is started as plain processes.
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,11 +27,13 @@ import requests
 import yaml
 from rabbit import RabbitNode
 
+from stylegen.errors import error_codes
 from stylegen.fleet.affinity import affinity_queues
 from stylegen.fleet.loadgen import LoadReceiver
 from stylegen.job import WebhookError
 from stylegen.queue import dead_letters, publish_job
-from stylegen.settings import Settings
+from stylegen.queue.retries import retry_queue
+from stylegen.settings import RETRY_DELAYS, Settings
 from stylegen.storage import MAX_LORA_BYTES
 from stylegen.worker import Health, HealthServer, Metrics, RunningJobs
 
@@ -45,6 +48,7 @@ METRICS = {
     "stylegen_queue_wait_seconds_bucket": set(),
     "stylegen_lora_cache_total": {"result"},
     "stylegen_webhook_deliveries_total": {"event", "result"},
+    "stylegen_breaker_trips_total": set(),
     "stylegen_device_memory_bytes": set(),
     "rabbitmq_queue_messages_ready": {"queue"},
     "rabbitmq_queue_consumers": {"queue"},
@@ -384,12 +388,30 @@ def test_query_parses_and_uses_known_metrics(query: str) -> None:
         assert set(re.findall(r"(\w+)[=!]", labels)) <= METRICS[name]
     queues = ["image_generation", *affinity_queues("image_generation", 12)]
     dead = [dead_letters(queue) for queue in queues]
-    others = [f"{queue}{end}" for queue in queues for end in (".retry.5s", ".control.4f2a", "s")]
+    retried = [retry_queue(queue, delay) for queue in queues for delay in RETRY_DELAYS]
+    others = [f"{queue}{end}" for queue in queues for end in (".returned", ".control.4f2a", "s")]
     patterns = re.findall(r'\{queue=~"([^"]*)"\}', query)
     assert len(patterns) == query.count("{queue")
     for pattern in patterns:
-        chosen = [name for name in [*queues, *dead, *others] if re.fullmatch(pattern, name)]
-        assert chosen in (queues, dead)
+        every = [*queues, *dead, *retried, *others]
+        assert [name for name in every if re.fullmatch(pattern, name)] in (queues, dead, retried)
+
+
+def test_alerts_ring_when_they_should(tmp_path: Path) -> None:
+    """Prometheus' own tool plays recorded series to the rules, the quiet ones too."""
+    spec = manifest("PrometheusRule")["spec"]
+    for rule in spec["groups"][0]["rules"]:
+        del rule["annotations"]
+    rules = yaml.safe_dump(spec)
+    (tmp_path / "rules.yaml").write_text(rules, encoding="utf-8")
+    played = shutil.copy(ROOT / "tests/alerts.yaml", tmp_path)
+    command = ["promtool", "test", "rules", played]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    names = set(re.findall(r"alert: (\w+)", rules))
+    text = Path(played).read_text(encoding="utf-8")
+    rung = set(re.findall(r"alertname: (\w+)\n\s+exp_alerts:\n", text))
+    assert rung == names == set(re.findall(r"alertname: (\w+)\n\s+exp_alerts: \[\]\n", text))
 
 
 def test_the_receivers_alert_names_each_error_that_rings_it() -> None:
@@ -406,26 +428,36 @@ def test_the_receivers_alert_names_each_error_that_rings_it() -> None:
 
 
 def test_worker_has_these_metrics() -> None:
-    """Each metric of ours that a query uses is shown by a worker, with its labels."""
-    metrics = Metrics()
-    metrics.jobs.labels(outcome="complete").inc()
-    metrics.count_lookup(True)
-    metrics.count_webhook("complete", delivered=False)
-    with metrics.stage("draw"):
-        pass
-    text = metrics.page().decode()
+    """Each metric of ours that a query uses is there from the start, with its labels."""
+    text = Metrics().page().decode()
     for name, labels in METRICS.items():
         if name.startswith("stylegen"):
             shown, *_ = re.findall(rf"^{name}(?:\{{(.*)\}})? ", text, re.MULTILINE)
             assert labels <= set(re.findall(r"(\w+)=", shown))
+    outcomes = re.findall(r'^stylegen_jobs_total\{outcome="(\w+)"\} 0.0$', text, re.MULTILINE)
+    assert set(outcomes) == {"complete", "retried", "redelivered", *error_codes()}
+
+
+def test_the_page_names_each_metric_and_alert() -> None:
+    """Every metric of a worker with the values of its labels, and every alert; no other."""
+    page = (ROOT / "docs/operating.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(stylegen_\w+)` \|(.*)\|$", page, re.MULTILINE))
+    shown: dict[str, set[str]] = {}
+    for family in Metrics().registry.collect():
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        labels = [sample.labels.items() for sample in family.samples]
+        shown[name] = {word for each in labels for pair in each for word in pair if pair[0] != "le"}
+    assert rows.keys() == shown.keys()
+    for name, words in shown.items():
+        assert words - error_codes() <= set(re.findall(r"`(\w+)`", rows[name])), name
+    rules = manifest("PrometheusRule")["spec"]["groups"][0]["rules"]
+    alerts = re.findall(r"^\| `(Stylegen\w+)` \|", page, re.MULTILINE)
+    assert alerts == [rule["alert"] for rule in rules]
 
 
 def bounds(metric: str) -> list[float]:
     """The finite bounds of a histogram's buckets."""
-    metrics = Metrics()
-    with metrics.stage("draw"):
-        pass
-    text = metrics.page().decode()
+    text = Metrics().page().decode()
     shown = re.findall(rf'^{metric}_bucket\{{.*le="([\d.]+)"', text, re.MULTILINE)
     return [float(bound) for bound in shown]
 

@@ -18,7 +18,7 @@ from conftest import TOKEN
 from pika.exceptions import NackError
 from PIL import Image
 from rabbit import RabbitNode
-from s3_server import S3Server
+from s3_server import OwnerEnforcedGate, S3Server
 from tenacity import wait_none
 from waiting import wait_until
 
@@ -33,11 +33,12 @@ from stylegen.queue import (
     consume_queue,
 )
 from stylegen.settings import Settings
-from stylegen.storage import FolderStore, find_manifest, make_s3_store
+from stylegen.storage import FolderStore, S3Store, find_manifest, make_s3_store
 from stylegen.storage.keys import manifest_key
 from stylegen.webhook import ReceivedWebhook, WebhookReceiver, deliver_event
 from stylegen.worker import Parts, do_control, do_delivery, handle_generation_task, main
 from stylegen.worker.cancel import cancel_job
+from stylegen.worker.consumer import _detect_conditional_writes
 
 Order = dict[str, Any]
 
@@ -110,20 +111,70 @@ def dead_letter(retries: Retries, count: int = 1) -> list[tuple[dict[str, Any], 
 
 
 def test_a_bucket_that_comes_back(
-    flat: Parts,
-    drawn: list[Callable[[], None]],
+    flat: Parts, retries: Retries, order: Order, backend: WebhookReceiver, tmp_path: Path
+) -> None:
+    """The job waits, and is then done as if nothing had been; no failure is told."""
+    publish_job(json.dumps(order).encode(), url=retries.url, queue_name=retries.queue_name)
+    with consuming(flat, retries) as consumer:
+        retried = partial(flat.metrics.registry.get_sample_value, "stylegen_jobs_total")
+        wait_until(lambda: retried({"outcome": "retried"}) == 1)
+        (tmp_path / "generations").unlink()
+        assert backend.wait_for(1, "complete", timeout=30)
+        assert consumer.is_alive()
+    assert not [hook for hook in backend.received if hook.event == "failed"]
+
+
+@pytest.mark.parametrize(("refused", "times"), [("", 3), ("generations/", 2), ("manifests/", 3)])
+def test_a_bucket_that_refuses_writes_is_asked_before_it_is_drawn_for(
+    s3: S3Server,
     retries: Retries,
     order: Order,
     backend: WebhookReceiver,
-    consumer: Any,
+    caplog: pytest.LogCaptureFixture,
+    refused: str,
+    times: int,
 ) -> None:
-    """The job waits, and is then done as if nothing had been; no failure is told."""
-    drawn.append(lambda: None)
-    drawn.append(flat.store.root.joinpath("generations").unlink)  # type: ignore[attr-defined]
-    publish_job(json.dumps(order).encode(), url=retries.url, queue_name=retries.queue_name)
-    assert backend.wait_for(1, "complete", timeout=30)
-    assert not drawn and not [hook for hook in backend.received if hook.event == "failed"]
-    assert consumer.is_alive()
+    """It can be read: one picture is lost, and the log says so; one is drawn when it is back."""
+    bucket, draws = f"refuses-{refused.strip('/')}-all".replace("--", "-"), []
+
+    def draw(*_: Any, **__: Any) -> Image.Image:
+        draws.append(1)
+        return Image.new("RGB", (512, 512))
+
+    s3.client().create_bucket(Bucket=bucket)
+    s3.client().put_object(Bucket=bucket, Key="models/style_10.safetensors", Body=b"tensors")
+    lora = {"lora_model_url": f"s3://{bucket}/models/style_10.safetensors"}
+    with OwnerEnforcedGate(s3, (403, "AccessDenied")) as gate:
+        gate.refused_path = f"/{bucket}/{refused}"
+        store = S3Store(bucket, gate.client(), conditional=True)
+        parts = Parts(draw, store, (backend.url,), TOKEN, idempotent=True)
+        body = json.dumps(order | lora).encode()
+        publish_job(body, url=retries.url, queue_name=retries.queue_name)
+        count = partial(parts.metrics.registry.get_sample_value, "stylegen_jobs_total")
+        with consuming(parts, retries):
+            wait_until(lambda: (count({"outcome": "retried"}) or 0) >= times)
+            assert len(draws) == 1
+            gate.refused_path = None
+            assert backend.wait_for(1, "complete", timeout=30)
+    assert len(draws) == 2 and not [hook for hook in backend.received if hook.event == "failed"]
+    said = [record.getMessage() for record in caplog.records]
+    assert len([text for text in said if "nothing is drawn until" in text]) == 1
+    assert [text for text in said if f"s3://{bucket}/{refused}" in text and "probe.json" in text]
+    assert len([text for text in said if "can be stored again" in text]) == 1
+
+
+def test_a_worker_that_starts_beside_such_a_bucket_draws_nothing(
+    s3: S3Server, flat: Parts, retries: Retries, order: Order
+) -> None:
+    """What it asks of the bucket at its start has told it."""
+    s3.client().create_bucket(Bucket="refuses-at-start")
+    with OwnerEnforcedGate(s3, refuses_all=True) as gate:
+        store = S3Store("refuses-at-start", gate.client())
+        parts = replace(flat, store=store, draw=lambda *_, **__: pytest.fail("it was drawn"))
+        _detect_conditional_writes(parts)
+        _bring(parts, retries, order)
+    count = parts.metrics.registry.get_sample_value
+    assert count("stylegen_jobs_total", {"outcome": "retried"}) == 1
 
 
 @pytest.mark.parametrize(
@@ -407,18 +458,19 @@ def test_a_redelivery_keeps_its_past(
 
 
 def test_outcomes_are_counted(flat: Parts, retries: Retries, order: Order, tmp_path: Path) -> None:
-    """Each delivery once, by what became of it; and how old it was, where its producer says so."""
+    """Each delivery once, by what became of it; and how long it waited, if it is new."""
 
     def count(outcome: str) -> float | None:
         return flat.metrics.registry.get_sample_value("stylegen_jobs_total", {"outcome": outcome})
 
     _bring(flat, retries, order, age=7.0)
-    _bring(flat, retries, order, redelivered=True, age=-1.0)
-    _bring(flat, retries, order, headers={"x-stylegen-attempt": 2})
-    do_delivery(Delivery(0, 1, b"no message"), flat, retries)
+    _bring(flat, retries, order, redelivered=True, age=20.0)
+    _bring(flat, retries, order, headers={"x-stylegen-attempt": 2}, age=600.0)
+    do_delivery(Delivery(0, 1, b"no message", age=-1.0), flat, retries)
     (tmp_path / "generations").unlink()
-    _bring(flat, retries, order)
-    _bring(flat, retries, order | {"lora_model_url": "s3://models/none.safetensors"})
+    _bring(flat, retries, order, headers={REDELIVERIES: 1}, age=30.0)
+    absent = order | {"lora_model_url": "s3://models/none.safetensors"}
+    _bring(flat, retries, absent, headers={REDRIVES: 1}, age=86_400.0)
     ends = ("RETRIES_EXHAUSTED", "INVALID_MESSAGE", "complete", "LORA_NOT_FOUND")
     assert {name: count(name) for name in ("retried", "redelivered", *ends)} == dict.fromkeys(
         ("retried", "redelivered", *ends), 1.0

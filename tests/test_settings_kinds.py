@@ -1,5 +1,6 @@
 """What each kind of setting may hold: wrong ones are named before a model is loaded."""
 
+import json
 import logging
 import os
 import pwd
@@ -211,7 +212,8 @@ def test_all_together_before_anything_else(
     for arguments in ([], ["--check"], ["--redrive"], ["--job", "job.json"]):
         assert main(arguments) == ExitCode.WRONG_SETTINGS
         shown = capsys.readouterr().err
-        assert set(wrong) <= {line.split(":")[0] for line in shown.splitlines()}
+        lines = [json.loads(line)["message"] for line in shown.splitlines()]
+        assert set(wrong) <= {line.split(":")[0] for line in lines}
         assert "STYLEGEN_MODLE" in shown and "STYLEGEN_MODEL?" in shown
         assert "tökén" not in shown and "s3cr3t" not in shown
 

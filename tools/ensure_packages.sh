@@ -1,6 +1,7 @@
 #!/bin/sh
 # Makes the programs available that the tests use and PyPI does not have: RabbitMQ (private nodes),
-# exiftool (a third party's reader of labels) and Chromium (the panel in a real browser).
+# exiftool (a third party's reader of labels), Chromium (the panel in a real browser) and promtool (the
+# alerts).
 # Silent when they are installed; installs Debian's packages as root; else says what to install.
 set -eu
 
@@ -9,17 +10,18 @@ packages=""
     packages="$packages rabbitmq-server"
 command -v exiftool >/dev/null 2>&1 || packages="$packages libimage-exiftool-perl"
 command -v chromium >/dev/null 2>&1 || packages="$packages chromium"
+command -v promtool >/dev/null 2>&1 || packages="$packages prometheus"
 [ -n "$packages" ] || exit 0
 
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
     echo "The tests need programs that are not installed here:$packages" >&2
     echo "Debian and Ubuntu: sudo apt-get install --no-install-recommends$packages" >&2
     echo "Elsewhere: put rabbitmq-server, rabbitmqctl (3.10 or later), Erlang's erl_call," >&2
-    echo "exiftool and chromium on PATH." >&2
+    echo "exiftool, chromium and promtool on PATH." >&2
     exit 1
 fi
 
-# RabbitMQ's package would start a service; the tests want only its files.
+# RabbitMQ's and Prometheus' packages would start services; the tests want only their files.
 policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then
     trap 'rm -f "$policy"' EXIT

@@ -31,10 +31,12 @@ __all__ = [
     "Source",
     "Store",
     "store_result",
+    "StoreBreaker",
     "upload_image_to_s3",
 ]
 
 # %% ../../nbs/storage/index.ipynb #b7dd92c2
+from .breaker import StoreBreaker
 from .cache import LoraFiles
 from .download import download_object, downloaded
 from .folder import FolderStore
@@ -89,5 +91,6 @@ _all_ = [
     "Source",
     "Store",
     "store_result",
+    "StoreBreaker",
     "upload_image_to_s3",
 ]

@@ -29,7 +29,7 @@ from urllib.parse import quote, urlsplit
 from urllib.request import url2pathname
 
 from ..job import StorageError
-from .keys import job_key
+from .keys import PROBE_KEYS, job_key
 from stylegen.storage.store import (
     MAX_READ_BYTES,
     InvalidUrl,
@@ -193,9 +193,10 @@ class FolderObjects(FolderSource):
                 return None
 
     def check(self) -> None:
-        """Raise `StorageError` if the folder can't be written."""
-        with _storage_errors("the storage folder can't be written"), beside(self.root / "check"):
-            pass
+        """Raise `StorageError` if pictures or manifests can't be written."""
+        for key in PROBE_KEYS:
+            with _storage_errors("the storage folder can't be written"), beside(self.root / key):
+                pass
 
 
 # %% ../../nbs/storage/02_folder.ipynb #67b0d0c9

@@ -7,6 +7,7 @@ __all__ = [
     "JPEG_TYPE",
     "JSON_TYPE",
     "DETECTION_KEY",
+    "PROBE_KEYS",
     "picture_key",
     "manifest_key",
     "canceled_key",
@@ -20,6 +21,8 @@ JSON_TYPE = "application/json"
 """Content type of all other objects."""
 DETECTION_KEY = "manifests/probe.json"
 """Written twice to find out whether the server honours conditions."""
+PROBE_KEYS = ("generations/probe.json", DETECTION_KEY)
+"""Written to find out whether a picture and its manifest could be."""
 
 
 def picture_key(generation_id: int | str) -> str:

@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 from tenacity import Retrying, retry_if_exception, stop_after_attempt
 
 from .conditional import ConditionalWrites, read_complete, with_length
-from .keys import DETECTION_KEY
+from .keys import DETECTION_KEY, JSON_TYPE, PROBE_KEYS
 from stylegen.storage.s3_client import (
     PRECONDITION_FAILED,
     REFUSED,
@@ -172,6 +172,14 @@ def _public_base(bucket: str, client: Any) -> str:
     return str(url).removesuffix("/key")
 
 
+# %% ../../nbs/storage/05_s3.ipynb #5a11e009
+def _write_probes(bucket: Bucket, public: PublicWriter) -> None:
+    """Write as a job does: its picture, which is public, and its manifest."""
+    for key, put in zip(PROBE_KEYS, (public.put, bucket.put), strict=True):
+        with s3_errors(f"s3://{bucket.name}/{key}"):
+            put(key, b"{}", JSON_TYPE)
+
+
 # %% ../../nbs/storage/05_s3.ipynb #ddc48db1
 class S3Objects(S3Source):
     """Objects by key, in one bucket.
@@ -207,10 +215,11 @@ class S3Objects(S3Source):
             return read_complete(self._bucket, key)
 
     def check(self) -> None:
-        """Raise `StorageError` if the bucket can't be reached, or hides which objects it lacks."""
+        """Raise `StorageError` if the bucket takes no results, or hides which objects it lacks."""
         with s3_errors(f"s3://{self._bucket.name}"):
             self.client.head_bucket(Bucket=self._bucket.name)
         self.read(f"{DETECTION_KEY}.none")
+        _write_probes(self._bucket, self._public)
 
 
 # %% ../../nbs/storage/05_s3.ipynb #208d786b

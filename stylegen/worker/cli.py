@@ -217,8 +217,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = load_settings()
     except SettingsError as error:
-        lines = "settings are missing or wrong:", error, *unknown
-        print(*lines, sep="\n", file=sys.stderr)
+        set_up_logging("INFO")
+        for line in (*str(error).splitlines(), *unknown):
+            _log.critical("%s", line)
         return ExitCode.WRONG_SETTINGS
     set_up_logging(settings.log_level, settings.secrets)
     for line in unknown:

@@ -15,14 +15,17 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from .. import __version__
 from ..job import StorageError
+from ..logs import log_fields
+from ..pipeline import pick_device
 from ..queue import Retries, broker_url, consume_queue
 from ..settings import Settings
-from ..storage import Store
 from .cancel import do_control
 from .delivery import do_delivery
 from .exit_codes import ExitCode, exit_now
 from .metrics import Metrics
+from .parts import Parts
 from .probes import Health, HealthServer
 from .running import RunningJobs
 from .watchdog import start_watchdog
@@ -42,9 +45,10 @@ def _health_server(
 
 
 # %% ../../nbs/worker/14_consumer.ipynb #4c84bf57
-def _detect_conditional_writes(store: Store) -> None:
+def _detect_conditional_writes(parts: Parts) -> None:
     try:
-        store.detect_conditional_writes()
+        with parts.store_breaker.writing():
+            parts.store.detect_conditional_writes()
     except StorageError as error:
         _log.warning("the bucket can't be asked now: %s", error)
 
@@ -56,6 +60,19 @@ def _make_retries(settings: Settings) -> Retries:
         queue_name=settings.stylegen_queue,
         delays=settings.stylegen_retry_delays,
         max_redeliveries=settings.stylegen_max_redeliveries,
+    )
+
+
+# %% ../../nbs/worker/14_consumer.ipynb #5a11d004
+def _log_start(settings: Settings) -> None:
+    log_fields(
+        _log,
+        "starting:",
+        version=__version__,
+        model=settings.stylegen_model,
+        device=pick_device(settings.stylegen_device),
+        queue=settings.stylegen_queue,
+        batch=settings.stylegen_batch,
     )
 
 
@@ -71,9 +88,10 @@ def consume(settings: Settings, stop: threading.Event) -> None:
     health = Health(running_jobs, stop.is_set)
     start_watchdog(running_jobs)
     with _health_server(settings, health, metrics):
+        _log_start(settings)
         parts = make_parts(settings, metrics)
         parts = replace(parts, idempotent=True, running_jobs=running_jobs)
-        _detect_conditional_writes(parts.store)
+        _detect_conditional_writes(parts)
         max_in_flight = settings.stylegen_prefetch or 2 * settings.stylegen_batch
         consume_queue(
             settings.stylegen_queue,

@@ -7,6 +7,7 @@ __all__ = ["settle_delivery", "do_delivery"]
 
 # %% ../../nbs/worker/10_delivery.ipynb #4b9d8a0b
 import logging
+import time
 
 from stylegen.job import (
     DeviceLost,
@@ -16,8 +17,9 @@ from stylegen.job import (
     StylegenError,
     UnexpectedError,
 )
-from ..logs import log_context
+from ..logs import job_summary, log_context, log_fields
 from ..queue import Delivery, Retries, RetryState, retry_state
+from ..queue.delivery import DeliveryCounts
 from ..storage import ObjectDamaged
 from .flow import handle_generation_task
 from .outcome import Outcome
@@ -78,6 +80,7 @@ def settle_delivery(delivery: Delivery, parts: Parts, retries: Retries) -> str:
         if not _goes_to_retry(error, state):
             return _dead_letter(delivery, parts, retries, error.error_code, reason)
         retries.schedule_retry(delivery)
+        job_summary()["error_code"] = error.error_code
         parts.on_state("retry-published")
         return "retried"
     if outcome.error_code == RetriesExhausted.error_code:
@@ -87,6 +90,12 @@ def settle_delivery(delivery: Delivery, parts: Parts, retries: Retries) -> str:
 
 
 # %% ../../nbs/worker/10_delivery.ipynb #c010c5dd
+def _observe_queue_wait(delivery: Delivery, parts: Parts) -> None:
+    is_first = not delivery.redelivered and delivery.counts == DeliveryCounts()
+    if delivery.age is not None and is_first:
+        parts.metrics.queue_wait.observe(max(0.0, delivery.age))
+
+
 def do_delivery(delivery: Delivery, parts: Parts, retries: Retries) -> None:
     """Settle a delivery; it may be acknowledged afterwards.
 
@@ -98,9 +107,12 @@ def do_delivery(delivery: Delivery, parts: Parts, retries: Retries) -> None:
     Raises:
         AMQPError: It can't be put anywhere; don't acknowledge it.
     """
-    metrics = parts.metrics
-    if delivery.age is not None:
-        metrics.queue_wait.observe(max(0.0, delivery.age))
-    with metrics.in_progress.track_inprogress(), log_context(known_generation_id(delivery.body)):
+    metrics, started = parts.metrics, time.monotonic()
+    _observe_queue_wait(delivery, parts)
+    job = log_context(known_generation_id(delivery.body))
+    with metrics.in_progress.track_inprogress(), job as summary:
         outcome = settle_delivery(delivery, parts, retries)
         metrics.jobs.labels(outcome=outcome).inc()
+        summary["seconds"] = round(time.monotonic() - started, 3)
+        attempt = delivery.counts.attempt + 1
+        log_fields(_log, "settled:", outcome=outcome, attempt=attempt, **summary)

@@ -17,6 +17,7 @@ from stylegen.job import (
     WorkerError,
     read_message,
 )
+from ..logs import job_summary
 from ..pipeline.task import OnStep
 from ..queue import RetryState
 from ..settings import load_settings
@@ -26,6 +27,7 @@ from .parts import Parts
 from .picture import make_picture
 from .report import deliver_terminal_event, report_progress
 from .request import JobRequest, read_request
+from .running import RunningJob
 from .wiring import make_parts
 
 
@@ -36,6 +38,7 @@ def _draw(request: JobRequest, parts: Parts, on_step: OnStep) -> Manifest:
         raise RetriesExhausted("the job was in flight each time that a worker died")
     if isinstance(request.job, InvalidMessage):
         raise request.job
+    parts.store_breaker.check(parts.store)
     url, sha256 = make_picture(request.job, parts, on_step)
     parts.on_state("uploaded")
     return complete_manifest(request, request.job, url, sha256)
@@ -49,7 +52,10 @@ def _find(request: JobRequest, parts: Parts) -> Manifest | None:
 
 
 def _commit(manifest: Manifest, parts: Parts) -> Manifest:
-    return commit(parts.store, manifest) if parts.idempotent else manifest
+    if not parts.idempotent:
+        return manifest
+    with parts.store_breaker.writing():
+        return commit(parts.store, manifest)
 
 
 # %% ../../nbs/worker/08_flow.ipynb #fb854301
@@ -125,4 +131,15 @@ def _run(request: JobRequest, parts: Parts, on_step: OnStep) -> Manifest:
             report(step)
             on_step(step)
 
-        return _find_or_make(request, parts, each_step)
+        try:
+            return _find_or_make(request, parts, each_step)
+        finally:
+            _sum_up(request, running)
+
+
+def _sum_up(request: JobRequest, running: RunningJob) -> None:
+    summary, speed = job_summary(), running.steps_per_second
+    if not isinstance(request.job, InvalidMessage):
+        summary["style_id"] = request.job.style_id
+    if speed is not None:
+        summary["steps_per_second"] = round(speed, 2)

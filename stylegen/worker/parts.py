@@ -18,7 +18,7 @@ from ..storage.cache import file_digest
 from ..pipeline.task import Draw
 from ..signature.c2pa import ContentCredentials
 from ..signature.label import Label, encode_labelled
-from ..storage import LoraFiles, Store
+from ..storage import LoraFiles, Store, StoreBreaker
 from ..webhook import ReceiverBreaker
 from .metrics import Metrics
 from .running import RunningJobs
@@ -83,6 +83,7 @@ class Parts:
         idempotent: Whether results are stored, and reported again instead of drawn again.
         running_jobs: The jobs that run now, and their time limit.
         breaker: Which receivers did not answer a moment ago.
+        store_breaker: Whether the store did not take the last result.
         metrics: What ``/metrics`` shows.
         on_state: Called when a job is validated, generated, uploaded, committed, notified.
     """
@@ -98,5 +99,6 @@ class Parts:
     idempotent: bool = False
     running_jobs: RunningJobs = field(default_factory=RunningJobs, repr=False)
     breaker: ReceiverBreaker = field(default_factory=ReceiverBreaker, repr=False)
+    store_breaker: StoreBreaker = field(default_factory=StoreBreaker, repr=False)
     metrics: Metrics = field(default_factory=Metrics, repr=False)
     on_state: Callable[[str], None] = partial(_log.debug, "the job is %s")

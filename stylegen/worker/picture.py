@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..job import GenerationJob, InvalidMessage, SignatureUnrenderable, job_digest
+from ..logs import job_summary
 from ..pipeline.task import OnStep
 from stylegen.signature import (
     add_signature_image,
@@ -138,5 +139,6 @@ def make_picture(job: GenerationJob, parts: Parts, on_step: OnStep) -> tuple[str
         label = parts.labelling.label(job, lora)
     with stage("encode"):
         jpeg = parts.labelling.encode(sign(image), label)
-    with stage("upload"):
+    job_summary()["bytes"] = len(jpeg)
+    with stage("upload"), parts.store_breaker.writing():
         return _store(jpeg, job, parts)

@@ -84,6 +84,7 @@ def _counted(parts: Parts, event: str, url: str) -> Iterator[None]:
         parts.metrics.count_webhook(event, delivered=False)
         if isinstance(error, WebhookUnanswered):
             parts.breaker.trip(url)
+            parts.metrics.breaker_trips.inc()
         raise
     parts.metrics.count_webhook(event, delivered=True)
 

@@ -56,6 +56,7 @@ class RunningJob:
         ended: Set when only webhooks are left, which have limits of their own.
         began: When it was taken, or began what it does now, by the clock.
         doing: What it takes time for, ``prompt`` or ``job``; empty while it waits for its turn.
+        steps_per_second: Speed since its first step; None before the second.
     """
 
     generation_id: int | str
@@ -66,6 +67,7 @@ class RunningJob:
     ended: threading.Event = field(default_factory=threading.Event)
     began: float = field(init=False)
     doing: str = ""
+    steps_per_second: float | None = None
 
     def __post_init__(self) -> None:
         self.began = self.clock()
@@ -74,6 +76,8 @@ class RunningJob:
         """Note that `number` steps are done; raises `Canceled` or `JobTimeout` if it must end."""
         if number == 0:
             self.began, self.doing = self.clock(), "job"
+        elif (seconds := self.clock() - self.began) > 0:
+            self.steps_per_second = number / seconds
         self.check()
 
     def check(self) -> None:
