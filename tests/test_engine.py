@@ -64,7 +64,7 @@ def _jobs() -> list[GenerationJob]:
     """Four jobs that differ in all that a job may differ in, but for size."""
     common = {
         "generation_id": 1,
-        "lora_model_url": "s3://m/k.safetensors",
+        "lora_model_url": "s3://models/k.safetensors",
         "artist_name": "Zoë",
         "webhook_url": "http://localhost",
         "num_inference_steps": 5,
