@@ -210,7 +210,12 @@ FALSY: list[dict[str, Any]] = [
     {"negative_prompt": "0"},
     {"prompt_tags": ["0"]},
     {"extra_loras": [{"url": "s3://models/mosaic", "scale": 0.0}]},
-    {"extra_loras": [{"url": "s3://models/mosaic", "scale": -1.0}, {"url": "s3://b/ink", "scale": 0.5}]},
+    {
+        "extra_loras": [
+            {"url": "s3://models/mosaic", "scale": -1.0},
+            {"url": "s3://b/ink", "scale": 0.5},
+        ]
+    },
     {"signature": {"opacity": 0}},
     {"seed": 0, "guidance_scale": 0.0, "lora_scale": 0.0, "style_id": 0},
 ]
