@@ -865,6 +865,10 @@ d = {
                 "pipeline/loading.html#model_digest",
                 "stylegen/pipeline/loading.py",
             ),
+            "stylegen.pipeline.loading.model_revision": (
+                "pipeline/loading.html#model_revision",
+                "stylegen/pipeline/loading.py",
+            ),
             "stylegen.pipeline.loading.pick_device": (
                 "pipeline/loading.html#pick_device",
                 "stylegen/pipeline/loading.py",

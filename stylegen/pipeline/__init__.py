@@ -9,6 +9,7 @@ __all__ = [
     "get_resolution",
     "load_pipeline",
     "model_digest",
+    "model_revision",
     "pick_device",
     "quiet_libraries",
 ]
@@ -17,7 +18,13 @@ __all__ = [
 from ..job import get_resolution
 from .engine import Engine
 from .generate import generate_image
-from .loading import load_pipeline, model_digest, pick_device, quiet_libraries
+from stylegen.pipeline.loading import (
+    load_pipeline,
+    model_digest,
+    model_revision,
+    pick_device,
+    quiet_libraries,
+)
 
 # %% ../../nbs/pipeline/index.ipynb #b23e5eed
 _all_ = [
@@ -26,6 +33,7 @@ _all_ = [
     "get_resolution",
     "load_pipeline",
     "model_digest",
+    "model_revision",
     "pick_device",
     "quiet_libraries",
 ]

@@ -58,7 +58,9 @@ def make_labelling(settings: Settings) -> Labelling:
     on_cuda = pick_device(settings.stylegen_device) == "cuda"
     return Labelling(
         Path(settings.stylegen_model).name,
-        model_digest(settings.stylegen_model, half=on_cuda),
+        model_digest(
+            settings.stylegen_model, half=on_cuda, revision=settings.stylegen_model_revision
+        ),
         settings.stylegen_label,
         settings.stylegen_copyright,
         ContentCredentials(certificate, key) if certificate and key else None,
@@ -86,6 +88,7 @@ def make_engine(settings: Settings, running_jobs: RunningJobs) -> Engine:
         attention_slicing=settings.stylegen_attention_slicing,
         vae_tiling=settings.stylegen_vae_tiling,
         token=_revealed(settings.hf_token),
+        revision=settings.stylegen_model_revision,
     )
     engine = Engine(
         pipeline,
