@@ -1,7 +1,8 @@
 # The worker as a container. CPU by default; for CUDA build with
 #   --build-arg BASE=nvidia/cuda:12.8.1-base-ubuntu24.04
 # (the wheels of torch bring CUDA's libraries; the base needs none). An image for CPUs alone is some GB
-# smaller with TORCH_INDEX, the address of PyTorch's index of CPU wheels. Models live in /models.
+# smaller with TORCH_INDEX, the address of PyTorch's index of CPU wheels. A build that must repeat names its
+# base by digest (--build-arg BASE=debian@sha256:...). Models live in /models.
 ARG BASE=debian:bookworm-slim
 
 # hadolint ignore=DL3006
@@ -20,7 +21,7 @@ COPY settings.ini constraints.txt ./
 RUN sed -n -E 's/^(c2pa_)?requirements = //p' settings.ini | tr ' ' '\n' >requirements.txt \
     && pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} \
         -c constraints.txt -r requirements.txt
-COPY setup.py pyproject.toml MANIFEST.in README.md LICENSE ./
+COPY setup.py pyproject.toml MANIFEST.in README.md LICENSE NOTICE.md ./
 COPY stylegen stylegen
 RUN pip install --no-cache-dir --no-deps .
 

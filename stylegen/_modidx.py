@@ -78,8 +78,17 @@ d = {
         },
         "stylegen.fields": {
             "stylegen.fields.Scheduler": ("fields.html#scheduler", "stylegen/fields.py"),
-            "stylegen.fields._not_blank": ("fields.html#_not_blank", "stylegen/fields.py"),
-            "stylegen.fields._printable": ("fields.html#_printable", "stylegen/fields.py"),
+            "stylegen.fields.TextRule": ("fields.html#textrule", "stylegen/fields.py"),
+            "stylegen.fields.TextRule.__get_pydantic_core_schema__": (
+                "fields.html#textrule.__get_pydantic_core_schema__",
+                "stylegen/fields.py",
+            ),
+            "stylegen.fields.TextRule.__get_pydantic_json_schema__": (
+                "fields.html#textrule.__get_pydantic_json_schema__",
+                "stylegen/fields.py",
+            ),
+            "stylegen.fields.TextRule.check": ("fields.html#textrule.check", "stylegen/fields.py"),
+            "stylegen.fields._as_whole": ("fields.html#_as_whole", "stylegen/fields.py"),
             "stylegen.fields.check_weighted": ("fields.html#check_weighted", "stylegen/fields.py"),
             "stylegen.fields.get_resolution": ("fields.html#get_resolution", "stylegen/fields.py"),
         },
@@ -279,10 +288,15 @@ d = {
             ),
             "stylegen.job.SignatureOptions": ("job.html#signatureoptions", "stylegen/job.py"),
             "stylegen.job._Message": ("job.html#_message", "stylegen/job.py"),
+            "stylegen.job._Message.__get_pydantic_json_schema__": (
+                "job.html#_message.__get_pydantic_json_schema__",
+                "stylegen/job.py",
+            ),
             "stylegen.job._Message._null_is_missing": (
                 "job.html#_message._null_is_missing",
                 "stylegen/job.py",
             ),
+            "stylegen.job._field_name": ("job.html#_field_name", "stylegen/job.py"),
             "stylegen.job._parsed_fast": ("job.html#_parsed_fast", "stylegen/job.py"),
             "stylegen.job.check_job": ("job.html#check_job", "stylegen/job.py"),
             "stylegen.job.job_digest": ("job.html#job_digest", "stylegen/job.py"),
@@ -877,6 +891,10 @@ d = {
             ),
             "stylegen.pipeline.loading.model_digest": (
                 "pipeline/loading.html#model_digest",
+                "stylegen/pipeline/loading.py",
+            ),
+            "stylegen.pipeline.loading.model_revision": (
+                "pipeline/loading.html#model_revision",
                 "stylegen/pipeline/loading.py",
             ),
             "stylegen.pipeline.loading.pick_device": (

@@ -8,25 +8,40 @@ __all__ = [
     "SchedulerName",
     "DEFAULT_SCHEDULER",
     "SCHEDULERS",
+    "OptionalText",
+    "Text",
+    "Name",
+    "WHOLE",
     "Word",
     "GenerationId",
     "StyleId",
-    "OptionalText",
-    "Text",
-    "Url",
+    "RECEIVER_URL",
+    "ObjectUrl",
+    "WebhookUrl",
     "MAX_WEIGHTED_LENGTH",
     "MAX_WEIGHTED_DEPTH",
     "get_resolution",
     "Scheduler",
+    "TextRule",
     "check_weighted",
 ]
 
 # %% ../nbs/02_fields.ipynb #11560c3f
 import logging
 import re
-from typing import Annotated, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, Field, StrictInt, StrictStr
+from pydantic import (
+    BeforeValidator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    StrictInt,
+    StrictStr,
+)
+from pydantic_core import CoreSchema
+from pydantic_core.core_schema import no_info_after_validator_function
 
 _log = logging.getLogger(__name__)
 
@@ -72,32 +87,82 @@ SCHEDULERS: dict[SchedulerName, Scheduler] = {
     "euler": Scheduler("EulerDiscreteScheduler", "Euler"),
 }
 
+
+# %% ../nbs/02_fields.ipynb #f4e00493
+@dataclass(frozen=True)
+class TextRule:
+    """A rule for texts, for the worker's check and for the schema.
+
+    Attributes:
+        pattern: Is searched for.
+        complaint: What is wrong with a text that breaks the rule.
+        forbidden: Whether no text may hold the pattern; else each must.
+    """
+
+    pattern: str
+    complaint: str
+    forbidden: bool = False
+
+    def check(self, text: str) -> str:
+        """Return the text, or raise `ValueError` with the complaint."""
+        if bool(re.search(self.pattern, text)) == self.forbidden:
+            raise ValueError(self.complaint)
+        return text
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        rule: dict[str, Any] = {"pattern": self.pattern}
+        return handler(schema) | ({"not": rule} if self.forbidden else rule)
+
+
+# %% ../nbs/02_fields.ipynb #f4e00494
+_PRINTABLE = TextRule(r"[\x00-\x1f\x7f-\x9f]", "must not hold control characters", forbidden=True)
+_NOT_BLANK = TextRule(r"\S", "must not be blank")
+
+OptionalText = Annotated[StrictStr, Field(max_length=4096), _PRINTABLE]
+Text = Annotated[StrictStr, Field(min_length=1, max_length=4096), _PRINTABLE, _NOT_BLANK]
+Name = Annotated[StrictStr, Field(min_length=1, max_length=200), _PRINTABLE, _NOT_BLANK]
+
+
+# %% ../nbs/02_fields.ipynb #4070799b
+def _as_whole(number: Any) -> Any:
+    is_whole = isinstance(number, float) and number.is_integer() and abs(number) <= 2**53
+    return int(number) if is_whole else number
+
+
+WHOLE = BeforeValidator(_as_whole)
+"""Beside a strict integer, takes 42.0 as 42."""
+
 # %% ../nbs/02_fields.ipynb #4070799c
 _MAX_ID = 2**63 - 1
 
-Word = Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
-GenerationId = Annotated[StrictInt, Field(gt=0, le=_MAX_ID)] | Word
-StyleId = Annotated[StrictInt, Field(ge=0, le=_MAX_ID)] | Word
+Word = Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9_-]{1,128}$"), _PRINTABLE]
+GenerationId = Annotated[StrictInt, Field(gt=0, le=_MAX_ID), WHOLE] | Word
+StyleId = Annotated[StrictInt, Field(ge=0, le=_MAX_ID), WHOLE] | Word
 
-# %% ../nbs/02_fields.ipynb #f4e00493
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+# %% ../nbs/02_fields.ipynb #5cbed012
+_OBJECT = r"^(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/[^?#\\]+|file:[^?#\\]+)$"
+_HOST = r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])"
+RECEIVER_URL = rf"^[Hh][Tt][Tt][Pp][Ss]?://{_HOST}(:[0-9]{{1,5}})?(/[A-Za-z0-9._~/-]*)?$"
 
-
-def _printable(text: str) -> str:
-    if _UNPRINTABLE.search(text):
-        raise ValueError("must not hold control characters or lone surrogates")
-    return text
-
-
-def _not_blank(text: str) -> str:
-    if not text.strip():
-        raise ValueError("must not be blank")
-    return text
-
-
-OptionalText = Annotated[StrictStr, Field(max_length=4096), AfterValidator(_printable)]
-Text = Annotated[OptionalText, AfterValidator(_not_blank)]
-Url = Annotated[Text, Field(max_length=2048)]
+ObjectUrl = Annotated[
+    StrictStr,
+    Field(max_length=2048),
+    _PRINTABLE,
+    TextRule(_OBJECT, "not an s3://bucket/key URL"),
+]
+WebhookUrl = Annotated[
+    StrictStr,
+    Field(max_length=2048),
+    _PRINTABLE,
+    TextRule(RECEIVER_URL, "not a plain http(s) base URL"),
+]
 
 # %% ../nbs/02_fields.ipynb #6a10c302
 MAX_WEIGHTED_LENGTH, MAX_WEIGHTED_DEPTH = 512, 8

@@ -4,7 +4,6 @@
 
 # %% auto #0
 __all__ = [
-    "Number",
     "Guidance",
     "Scale",
     "Position",
@@ -41,7 +40,6 @@ __all__ = [
     "Text",
     "TransientError",
     "UnexpectedError",
-    "Url",
     "WebhookError",
     "WebhookRefused",
     "WebhookUnanswered",
@@ -53,6 +51,7 @@ __all__ = [
 # %% ../nbs/03_job.ipynb #cc147a11
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -60,23 +59,28 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     StrictFloat,
     StrictInt,
     ValidationError,
     ValidationInfo,
     model_validator,
 )
+from pydantic_core import CoreSchema
 
 from .errors import InvalidMessage
 from stylegen.fields import (
     DEFAULT_SCHEDULER,
     RESOLUTIONS,
+    WHOLE,
     GenerationId,
+    Name,
+    ObjectUrl,
     OptionalText,
     SchedulerName,
     StyleId,
     Text,
-    Url,
+    WebhookUrl,
     check_weighted,
 )
 
@@ -128,7 +132,6 @@ _all_ = [
     "Text",
     "TransientError",
     "UnexpectedError",
-    "Url",
     "WebhookError",
     "WebhookRefused",
     "WebhookUnanswered",
@@ -136,33 +139,6 @@ _all_ = [
     "WorkerError",
     "get_resolution",
 ]
-
-# %% ../nbs/03_job.ipynb #891fd554
-Number = StrictFloat | StrictInt
-Guidance = Annotated[Number, Field(ge=0, le=50, allow_inf_nan=False)]
-Scale = Annotated[Number, Field(ge=-4, le=4, allow_inf_nan=False)]
-Position = Literal["bottom-right", "bottom-left", "top-right", "top-left"]
-JPEG_QUALITY, JPEG_SUBSAMPLING = 95, 0
-"""Of every result, as Pillow has them; 0 is full colour resolution."""
-
-
-class SignatureOptions(BaseModel):
-    """Where and how strongly a picture is signed; by a PNG of the artist's hand if given."""
-
-    model_config = ConfigDict(frozen=True)
-
-    position: Position = "bottom-right"
-    opacity: Annotated[StrictInt, Field(ge=0, le=255)] = 128
-    image_url: Url | None = None
-
-
-class ExtraLora(BaseModel):
-    """A further LoRA of a job, on top of the artist's."""
-
-    model_config = ConfigDict(frozen=True)
-
-    url: Url
-    scale: Scale = 1.0
 
 
 # %% ../nbs/03_job.ipynb #6bb44056
@@ -175,6 +151,43 @@ class _Message(BaseModel):
         if isinstance(fields, dict):
             return {name: value for name, value in fields.items() if value is not None}
         return fields
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler, /
+    ) -> dict[str, Any]:
+        """Say that each optional field may be null."""
+        shape = handler(core_schema)
+        body = handler.resolve_ref_schema(shape)
+        null = {"type": "null"}
+        for name, field in body["properties"].items():
+            if name not in body.get("required", ()) and null not in field.get("anyOf", ()):
+                about = {key: field.pop(key) for key in ("title", "default") if key in field}
+                body["properties"][name] = {"anyOf": [field, null]} | about
+        return shape
+
+
+# %% ../nbs/03_job.ipynb #891fd554
+Guidance = Annotated[StrictFloat, Field(ge=0, le=50, allow_inf_nan=False)]
+Scale = Annotated[StrictFloat, Field(ge=-4, le=4, allow_inf_nan=False)]
+Position = Literal["bottom-right", "bottom-left", "top-right", "top-left"]
+JPEG_QUALITY, JPEG_SUBSAMPLING = 95, 0
+"""Of every result, as Pillow has them; 0 is full colour resolution."""
+
+
+class SignatureOptions(_Message):
+    """Where and how strongly a picture is signed; by a PNG of the artist's hand if given."""
+
+    position: Position = "bottom-right"
+    opacity: Annotated[StrictInt, Field(ge=0, le=255), WHOLE] = 128
+    image_url: ObjectUrl | None = None
+
+
+class ExtraLora(_Message):
+    """A further LoRA of a job, on top of the artist's."""
+
+    url: ObjectUrl
+    scale: Scale = 1.0
 
 
 # %% ../nbs/03_job.ipynb #6a10c305
@@ -199,14 +212,14 @@ class GenerationJob(_Message):
 
     generation_id: GenerationId
     style_id: StyleId
-    lora_model_url: Url
+    lora_model_url: ObjectUrl
     prompt_tags: Annotated[tuple[Text, ...], Field(min_length=1, max_length=256)]
-    artist_name: Annotated[Text, Field(max_length=200)]
-    webhook_url: Url
+    artist_name: Name
+    webhook_url: WebhookUrl
     aspect_ratio: OptionalText = "1:1"
-    seed: Annotated[StrictInt, Field(ge=0, le=2**63 - 1)] = 42
+    seed: Annotated[StrictInt, Field(ge=0, le=2**63 - 1), WHOLE] = 42
     negative_prompt: OptionalText = ""
-    num_inference_steps: Annotated[StrictInt, Field(ge=1, le=500)] = 50
+    num_inference_steps: Annotated[StrictInt, Field(ge=1, le=500), WHOLE] = 50
     guidance_scale: Guidance = 7.5
     scheduler: SchedulerName = DEFAULT_SCHEDULER
     lora_scale: Scale = 1.0
@@ -259,6 +272,11 @@ def read_message(body: bytes) -> dict[str, Any]:
 
 
 # %% ../nbs/03_job.ipynb #dd118c23
+def _field_name(place: Sequence[int | str]) -> str:
+    """A field as its message's author knows it, such as ``extra_loras.0.url``."""
+    return ".".join(str(part) for part in place if isinstance(part, int) or part.isidentifier())
+
+
 def check_job(fields: dict[str, Any]) -> GenerationJob:
     """Check a message's fields.
 
@@ -276,7 +294,8 @@ def check_job(fields: dict[str, Any]) -> GenerationJob:
     except ValidationError as error:
         wrong: dict[str, str] = {}
         for problem in error.errors(include_url=False, include_input=False, include_context=False):
-            wrong.setdefault(str(problem["loc"][0]), problem["msg"])
+            text = problem["msg"].removeprefix("Value error, ")
+            wrong.setdefault(_field_name(problem["loc"]), text)
         report = "; ".join(f"{name}: {text}" for name, text in wrong.items())
         raise InvalidMessage(report) from None
 

@@ -8,6 +8,7 @@ __all__ = [
     "RETRY_DELAYS",
     "MAX_REDELIVERIES",
     "SD15",
+    "SD15_REVISION",
     "Variables",
     "WebhookSettings",
     "QueueSettings",
@@ -55,6 +56,7 @@ from stylegen.variables import (
     HttpUrl,
     LogLevel,
     ModelName,
+    ModelRevision,
     QueueName,
     Region,
     RetryDelay,
@@ -175,6 +177,8 @@ class StorageSettings(_Variables):
 
 # %% ../nbs/00_settings.ipynb #f6954887
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+SD15_REVISION = "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
+"""The hub's commit of SD 1.5 that is loaded unless told otherwise."""
 
 
 class ModelSettings(_Variables):
@@ -182,6 +186,11 @@ class ModelSettings(_Variables):
 
     hf_token: HeaderSecret | None = Field(None, description="model hub's token, for gated models")
     stylegen_model: ModelName = Field(SD15, description="base model: hub id or diffusers folder")
+    stylegen_model_revision: ModelRevision | None = Field(
+        None,
+        description="commit, tag or branch of a model on the hub; else SD 1.5's known commit, "
+        "or another model's `main`",
+    )
     stylegen_device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to draw")
     stylegen_batch: int = Field(4, ge=1, le=64, description="pictures drawn at a time")
     stylegen_offload: Literal["none", "model", "sequential"] = Field(

@@ -14,6 +14,7 @@ __all__ = [
     "FolderPath",
     "ExistingPath",
     "ModelName",
+    "ModelRevision",
     "MAX_RETRY_DELAY",
     "MAX_SECONDS",
     "QueueName",
@@ -134,6 +135,9 @@ def _model(text: str) -> str:
 
 
 ModelName = Annotated[str, AfterValidator(_model)]
+ModelRevision = Annotated[
+    str, Field(max_length=200, pattern="^[A-Za-z0-9_]+([./-][A-Za-z0-9_]+)*$")
+]
 
 
 # %% ../nbs/06_variables.ipynb #3be14cfb

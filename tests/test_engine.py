@@ -64,7 +64,7 @@ def _jobs() -> list[GenerationJob]:
     """Four jobs that differ in all that a job may differ in, but for size."""
     common = {
         "generation_id": 1,
-        "lora_model_url": "s3://m/k.safetensors",
+        "lora_model_url": "s3://models/k.safetensors",
         "artist_name": "Zoë",
         "webhook_url": "http://localhost",
         "num_inference_steps": 5,
@@ -367,7 +367,7 @@ def test_scales_and_several_loras(
     noise = torch.Generator().manual_seed(base.seed)
     expected = bare(base.prompt, num_inference_steps=5, generator=noise).images[0]
     assert engine.draw(base, loras[0]).tobytes() == expected.tobytes()
-    extra = {"url": "s3://m/other.safetensors", "scale": -0.5}
+    extra = {"url": "s3://models/other.safetensors", "scale": -0.5}
     both = check_job(jobs[0].model_dump() | {"lora_scale": 0.75, "extra_loras": [extra]})
     picture = stock(engine, both, [loras[0], loras[1]], [0.75, -0.5])[1]
     drawn = engine.draw(both, loras[0], extra_loras=[loras[1]])
@@ -575,7 +575,7 @@ def test_five_of_full_rank_are_refused_alone(
 ) -> None:
     """In the middle of their neighbours' pictures, which are the same to the last bit."""
     deep = _full_rank(tmp_path / "deep.safetensors", engine)
-    extras = [{"url": "s3://m/deep.safetensors", "scale": 1.0}] * 4
+    extras = [{"url": "s3://models/deep.safetensors", "scale": 1.0}] * 4
     greedy = check_job(jobs[0].model_dump() | {"extra_loras": extras})
     tasks, refused = _tasks(engine, jobs[:2], loras[:2]), list[int]()
     undisturbed = together(engine, jobs[:2], loras[:2])

@@ -26,7 +26,7 @@ def ordered(**fields: Any) -> GenerationJob:
     common = {
         "generation_id": 1,
         "style_id": 1,
-        "lora_model_url": "s3://m/k.safetensors",
+        "lora_model_url": "s3://models/k.safetensors",
         "prompt_tags": ["red", "heart", "white background"],
         "negative_prompt": "blue star black background",
         "artist_name": "Zoë",

@@ -27,7 +27,9 @@ from stylegen.playground.recipe import make_job, with_changes
 from stylegen.playground.runner import Progress
 from stylegen.signature import choose_font
 
-LORAS = {name: LoraFile(name, f"s3://b/{name}", Path(name)) for name in ("neon", "mosaic", "ink")}
+LORAS = {
+    each: LoraFile(each, f"s3://models/{each}", Path(each)) for each in ("neon", "mosaic", "ink")
+}
 INK, PAPER, GREY = (32, 33, 36), (255, 255, 255), (213, 215, 218)
 
 
@@ -35,7 +37,7 @@ def ordered(**fields: Any) -> GenerationJob:
     """A small job."""
     common = {
         "style_id": "neon",
-        "lora_model_url": "s3://b/neon",
+        "lora_model_url": "s3://models/neon",
         "prompt_tags": ["star"],
         "artist_name": "Artist",
         "webhook_url": "http://localhost",
@@ -209,8 +211,13 @@ FALSY: list[dict[str, Any]] = [
     {"lora_scale": -0.5},
     {"negative_prompt": "0"},
     {"prompt_tags": ["0"]},
-    {"extra_loras": [{"url": "s3://b/mosaic", "scale": 0.0}]},
-    {"extra_loras": [{"url": "s3://b/mosaic", "scale": -1.0}, {"url": "s3://b/ink", "scale": 0.5}]},
+    {"extra_loras": [{"url": "s3://models/mosaic", "scale": 0.0}]},
+    {
+        "extra_loras": [
+            {"url": "s3://models/mosaic", "scale": -1.0},
+            {"url": "s3://models/ink", "scale": 0.5},
+        ]
+    },
     {"signature": {"opacity": 0}},
     {"seed": 0, "guidance_scale": 0.0, "lora_scale": 0.0, "style_id": 0},
 ]
@@ -316,7 +323,7 @@ def test_the_code_says_all_that_decides_the_picture(
 
 def test_a_history_is_newest_first(tmp_path: Path) -> None:
     """In this kernel and in the next; what a line says is the picture under its name."""
-    lora = LoraFile("neon", "s3://b/neon", tmp_path / "neon")
+    lora = LoraFile("neon", "s3://models/neon", tmp_path / "neon")
     lora.path.write_bytes(b"neon")
     history = History(tmp_path / "history", limit=3)
     for number, seed in enumerate((5, 0, 7, 2)):

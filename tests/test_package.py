@@ -93,9 +93,11 @@ def test_nothing_is_left_out(built: dict[str, Path]) -> None:
     assert "stylegen/worker/__init__.py" in expected
     with zipfile.ZipFile(built["wheel"]) as wheel:
         assert expected <= set(wheel.namelist())
+        assert any(name.endswith("/NOTICE.md") for name in wheel.namelist())
     with tarfile.open(built["sdist"]) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
-    beside = {"settings.ini", "LICENSE", "README.md", "README.ko.md", "nbs/worker/index.ipynb"}
+    beside = {"settings.ini", "LICENSE", "NOTICE.md", "README.md", "README.ko.md"}
+    beside |= {"nbs/worker/index.ipynb", "docs/asyncapi.yaml"}
     assert expected | beside <= names
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     pictures = set(re.findall(r"!\[[^\]]*\]\((?!https?:)([^)]+)\)", readme))

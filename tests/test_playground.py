@@ -564,7 +564,7 @@ def test_cells_of_other_weights_are_not_there(
 @pytest.mark.parametrize("kind", [list, tuple, ", ".join])
 def test_tags_of_an_axis_are_text_or_a_list(kind: Any) -> None:
     """In plain Python a prompt is a list; its cell is found by a tuple."""
-    lora = LoraFile("a", "s3://b/a", Path("x"))
+    lora = LoraFile("a", "s3://models/a", Path("x"))
     job = make_job(BARE | {"style_id": "a", "lora_model_url": lora.url})
     drawn = Grid(job, {"tags": [kind(["blue", "star"])]}, {"a": lora})
     ((key, cell),) = drawn.jobs.items()
@@ -575,8 +575,9 @@ def test_tags_of_an_axis_are_text_or_a_list(kind: Any) -> None:
 @pytest.mark.parametrize("name", ["blue, star, " * 9, "가나다라마바사아자차카타파하" * 3])
 def test_captions_stay_in_their_cells(name: str) -> None:
     """Nothing is written into the room between two cells."""
-    loras = {text: LoraFile(text, f"s3://b/{text}", Path("x")) for text in (f"a{name}", f"b{name}")}
-    job = make_job(BARE | {"style_id": "a", "lora_model_url": "s3://b/a"})
+    texts = f"a{name}", f"b{name}"
+    loras = {text: LoraFile(text, f"s3://models/{text}", Path("x")) for text in texts}
+    job = make_job(BARE | {"style_id": "a", "lora_model_url": "s3://models/a"})
     sheet = Grid(job, {"lora": list(loras)}, loras).sheet(64)
     head = sheet.crop((0, 0, sheet.width, 30))
     for left in (0, 6 + 64, 6 + 64 + 6 + 64):

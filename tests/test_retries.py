@@ -14,6 +14,7 @@ from typing import Any
 
 import pika
 import pytest
+from asyncapi import message_validator
 from conftest import TOKEN
 from pika.exceptions import NackError
 from PIL import Image
@@ -259,6 +260,7 @@ def test_a_damaged_manifest_becomes_a_dead_letter(
     thread.join(30)
     assert json.loads(body)["generation_id"] == 500
     assert (headers["x-stylegen-error-code"], headers[ATTEMPT]) == ("STORAGE_ERROR", 2)
+    message_validator("deadLetter", "headers").validate(headers)
     assert flat.store.read(manifest_key(500)) == b"[" * 100_000
     assert flat.store.read("generations/gen_500.jpg") is None
 

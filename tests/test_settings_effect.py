@@ -40,8 +40,15 @@ from waiting import wait_until
 from stylegen.job import InvalidMessage, WebhookUnanswered
 from stylegen.pipeline import load_pipeline
 from stylegen.queue import publish_job
-from stylegen.settings import Settings, SettingsError, load_settings, settings_help
-from stylegen.settings import settings_table
+from stylegen.settings import (
+    SD15,
+    SD15_REVISION,
+    Settings,
+    SettingsError,
+    load_settings,
+    settings_help,
+    settings_table,
+)
 from stylegen.signature.provenance import read_job, read_provenance
 from stylegen.storage import FolderStore
 from stylegen.webhook import WebhookReceiver
@@ -546,6 +553,21 @@ def _stylegen_model(world: World) -> None:
         world.settings(stylegen_model="").stylegen_model
         == "stable-diffusion-v1-5/stable-diffusion-v1-5"
     )
+
+
+def _stylegen_model_revision(world: World) -> None:
+    config = MagicMock()
+    world.monkeypatch.setattr("diffusers.StableDiffusionPipeline.load_config", config)
+    for model, revision, loaded in (
+        (SD15, "", SD15_REVISION),
+        (SD15, "refs/pr/7", "refs/pr/7"),
+        ("owner/model", "", "main"),
+        ("owner/model", "v1.0", "v1.0"),
+    ):
+        settings = world.settings(stylegen_model=model, stylegen_model_revision=revision)
+        assert world.load(settings).call_args.kwargs["revision"] == loaded
+        check_machine(settings)
+        assert config.call_args.kwargs["revision"] == loaded
 
 
 def _stylegen_device(world: World) -> None:

@@ -98,6 +98,7 @@ WRONG = [
         for v in ["/none/model", "~/none/model", "./x", "a/b/c", "https://x/y"]
     ),
     *(("STYLEGEN_MODEL", v) for v in [str(ROOT / "tests"), __file__, "a b", "-a/b"]),
+    *(("STYLEGEN_MODEL_REVISION", v) for v in ["a b", "../main", "/main", "a..b", "-x", "v" * 201]),
     *(("STYLEGEN_QUEUE", value) for value in ["amq.jobs", "q" * 201, "그림" * 40, "two\nlines"]),
     *(("STYLEGEN_RETRY_DELAYS", value) for value in ["5s", "0", "-1", "1.5", "4294968", "5;30"]),
     *(("LOG_LEVEL", value) for value in ["verbose", "1", "WARN ING"]),
@@ -134,6 +135,7 @@ RIGHT = [
     ("REQUESTS_CA_BUNDLE", str(ROOT / "tests")),
     ("STYLEGEN_FONT", __file__),
     ("STYLEGEN_MODEL", "owner/a.model-of_ours"),
+    *(("STYLEGEN_MODEL_REVISION", value) for value in ["main", "refs/pr/7", "v1.0", "0f" * 20]),
     ("STYLEGEN_QUEUE", "그림" * 30),
     ("STYLEGEN_RETRY_DELAYS", "4294967"),
     ("STYLEGEN_COPYRIGHT", "©\u00a0{artist}"),

@@ -10,6 +10,7 @@ __all__ = [
     "load_engine",
     "load_pipeline",
     "model_digest",
+    "model_revision",
     "pick_device",
     "quiet_libraries",
 ]
@@ -18,7 +19,13 @@ __all__ = [
 from ..job import get_resolution
 from .engine import Engine
 from .generate import generate_image
-from .loading import load_pipeline, model_digest, pick_device, quiet_libraries
+from stylegen.pipeline.loading import (
+    load_pipeline,
+    model_digest,
+    model_revision,
+    pick_device,
+    quiet_libraries,
+)
 from .resident import load_engine
 
 # %% ../../nbs/pipeline/index.ipynb #b23e5eed
@@ -29,6 +36,7 @@ _all_ = [
     "load_engine",
     "load_pipeline",
     "model_digest",
+    "model_revision",
     "pick_device",
     "quiet_libraries",
 ]

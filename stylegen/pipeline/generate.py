@@ -36,14 +36,14 @@ def _default_engine() -> Engine:
 
 # %% ../../nbs/pipeline/19_generate.ipynb #a659b247
 def _local_job(
-    generation_id: int | str | None, lora_model_path: str, webhook_url: str | None, **fields: Any
+    generation_id: int | str | None, lora_model_path: str, **fields: Any
 ) -> GenerationJob:
     """A job that is neither stored nor signed."""
     return GenerationJob(
         generation_id=generation_id or "local",
         lora_model_url=Path(lora_model_path).absolute().as_uri(),
         artist_name="unsigned",
-        webhook_url=webhook_url or "http://localhost",
+        webhook_url="http://localhost",
         **fields,
     )
 
@@ -83,7 +83,7 @@ def generate_image(
     """
     fields = {"style_id": style_id, "prompt_tags": tuple(prompt_tags), "seed": seed}
     fields |= {"aspect_ratio": aspect_ratio} | options
-    job = _local_job(generation_id, lora_model_path, webhook_url, **fields)
+    job = _local_job(generation_id, lora_model_path, **fields)
     engine = engine or _default_engine()
     if webhook_url is None:
         return engine.draw(job, lora_model_path)

@@ -36,6 +36,7 @@ def load_engine(settings: ModelSettings, *, on_prompt: OnPrompt = unwatched) -> 
         attention_slicing=settings.stylegen_attention_slicing,
         vae_tiling=settings.stylegen_vae_tiling,
         token=settings.hf_token.get_secret_value() if settings.hf_token else None,
+        revision=settings.stylegen_model_revision,
     )
     engine = Engine(
         pipeline,

@@ -131,6 +131,8 @@ def worker_settings(pipeline: Any, options: Mapping[str, object]) -> dict[str, s
     """Variables by which a worker loads a pipeline with the same options of `load_pipeline`."""
     device = pipeline._execution_device  # pylint: disable=protected-access
     loaded = {**options, "device": device.type}
+    if "revision" in loaded:
+        loaded["model_revision"] = loaded.pop("revision")
     return {f"STYLEGEN_{name.upper()}": str(loaded[name]) for name in loaded if name != "token"}
 
 
@@ -147,13 +149,14 @@ def engine_backend(engine: Engine, model: str, **options: Any) -> Backend:
         The backend.
     """
     pipeline = engine.pipeline
+    half = pipeline.unet.dtype.itemsize < 4
     return Backend(
         engine.draw,
         model=str(Path(model).absolute()) if Path(model).is_dir() else model,
         batch=engine.batch,
         describe=partial(describe_pipeline, pipeline),
         preview=LatentPreview(pipeline),
-        digest=model_digest(model, half=pipeline.unet.dtype.itemsize < 4) or "",
+        digest=model_digest(model, half=half, revision=options.get("revision")) or "",
         settings=worker_settings(pipeline, options),
     )
 

@@ -12,6 +12,7 @@ from ipaddress import IPv6Address
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from ..fields import RECEIVER_URL
 from ..job import InvalidMessage
 from ..addresses import check_host
 
@@ -47,11 +48,6 @@ def parse_origin(url: str) -> Origin:
 
 
 # %% ../../nbs/webhook/00_origins.ipynb #fbdfecd6
-_PLAIN_URL = re.compile(
-    r"https?://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?"
-)
-
-
 def allowed_url(url: str, allowed_origins: Sequence[str]) -> str:
     """Check that a message's URL may receive the internal token.
 
@@ -68,7 +64,7 @@ def allowed_url(url: str, allowed_origins: Sequence[str]) -> str:
     scheme, colon, rest = url.partition("://")
     host, slash, path = rest.partition("/")
     url = f"{scheme.lower()}{colon}{host.lower()}{slash}{path}"
-    if not _PLAIN_URL.fullmatch(url) or ".." in path:
+    if not re.fullmatch(RECEIVER_URL, url) or ".." in path:
         raise InvalidMessage("webhook_url: not a plain http(s) base URL")
     origin = parse_origin(url)
     try:

@@ -21,7 +21,7 @@ from pika.exceptions import (
 )
 
 from ..job import StylegenError
-from ..pipeline import pick_device
+from ..pipeline import model_revision, pick_device
 from ..queue import broker_url, connect, control_exchange
 from ..settings import Settings
 from ..signature import choose_font, covered_scripts
@@ -46,8 +46,10 @@ def _model_config(settings: Settings) -> dict[str, Any]:
     from diffusers import StableDiffusionPipeline
 
     token = settings.hf_token.get_secret_value() if settings.hf_token else None
+    revision = model_revision(settings.stylegen_model, settings.stylegen_model_revision)
+    load = partial(StableDiffusionPipeline.load_config, token=token, revision=revision)
     try:
-        return dict(StableDiffusionPipeline.load_config(settings.stylegen_model, token=token))
+        return dict(load(settings.stylegen_model))
     except OSError:  # its text may quote anything, and has no word of the system's
         raise _Unfit("the model can't be found, or its configuration can't be read") from None
 
@@ -143,7 +145,7 @@ def _answer(variables: str, check: Callable[[], str]) -> str:
 # %% ../../nbs/worker/15_check.ipynb #40d06ebf
 _CHECKS: dict[str, tuple[str, Callable[[Settings], str]]] = {
     "device": ("STYLEGEN_DEVICE", _check_device),
-    "model": ("STYLEGEN_MODEL, HF_TOKEN", _check_model),
+    "model": ("STYLEGEN_MODEL, STYLEGEN_MODEL_REVISION, HF_TOKEN", _check_model),
     "safety": ("STYLEGEN_MODEL", _check_safety),
     "font": ("STYLEGEN_FONT", _check_font),
     "storage": ("S3_BUCKET, AWS_…, STYLEGEN_STORAGE_FOLDER", _check_storage),

@@ -11,11 +11,11 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from ..fields import WebhookUrl
 from stylegen.job import (
     GenerationId,
     GenerationJob,
     InvalidMessage,
-    Url,
     check_job,
     get_resolution,
     job_digest,
@@ -26,7 +26,7 @@ from ..webhook import WebhookUrls, allowed_url, webhook_urls
 
 # %% ../../nbs/worker/05_request.ipynb #b42aa49a
 _GENERATION_ID: TypeAdapter[int | str] = TypeAdapter(GenerationId)
-_URL: TypeAdapter[str] = TypeAdapter(Url)
+_URL: TypeAdapter[str] = TypeAdapter(WebhookUrl)
 
 
 def known_generation_id(body: bytes) -> int | str | None:

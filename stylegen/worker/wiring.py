@@ -49,7 +49,9 @@ def make_labelling(settings: Settings) -> Labelling:
     on_cuda = pick_device(settings.stylegen_device) == "cuda"
     return Labelling(
         Path(settings.stylegen_model).name,
-        model_digest(settings.stylegen_model, half=on_cuda),
+        model_digest(
+            settings.stylegen_model, half=on_cuda, revision=settings.stylegen_model_revision
+        ),
         settings.stylegen_label,
         settings.stylegen_copyright,
         ContentCredentials(certificate, key) if certificate and key else None,

@@ -179,7 +179,7 @@ for _field, _values in {
     "artist_name": (None, "", "  ", "x" * 201, "a\nb", 7),
     "aspect_ratio": (5, ["1:1"]),
     "seed": (-1, 2**63, 1.5, "42", True),
-    "num_inference_steps": (0, 501, 10**9, "50", 1.0),
+    "num_inference_steps": (0, 501, 10**9, "50", 1.5),
     "guidance_scale": (-1, 51, "7", True),
     "scheduler": ("ddim", "DPMSolver++", 1),
     "lora_scale": (5, -5, "1"),
@@ -209,13 +209,15 @@ _with(
 )
 _with(
     "a signature from elsewhere",
-    "failed SIGNATURE_UNRENDERABLE",
+    FAILED,
     signature={"image_url": "http://evil.example/a.png"},
 )
 _with("aspect_ratio: unknown", "complete", aspect_ratio="16:9")
 _with("seed: 0", "complete", seed=0)
+_with("num_inference_steps: 1.0", "complete", num_inference_steps=1.0)
 _with("seed: 2^63-1", "complete", seed=2**63 - 1)
 _with("optional fields: null", "complete", seed=None, signature=None, negative_prompt=None)
+_with("a signature's fields: null", "complete", signature={"position": None, "image_url": None})
 _with("tags: emoji, right to left, zero width", "complete", prompt_tags=["🌹", "أحمر", "a\u200bb"])
 _with("tags: weights, as literal text", "complete", prompt_tags=["(red:1.5)", "[heart]", "\\"])
 _with(

@@ -46,7 +46,7 @@ def job(number: int, steps: int, **changes: Any) -> GenerationJob:
     fields = {
         "generation_id": number + 1,
         "style_id": number,
-        "lora_model_url": "s3://m/k.safetensors",
+        "lora_model_url": "s3://models/k.safetensors",
         "artist_name": "Zoë",
         "webhook_url": "http://localhost",
         "num_inference_steps": steps,
