@@ -713,10 +713,6 @@ d = {
                 "pipeline/encode_decode.html#encodedecode.__init__",
                 "stylegen/pipeline/encode_decode.py",
             ),
-            "stylegen.pipeline.encode_decode.EncodeDecode._scheduler": (
-                "pipeline/encode_decode.html#encodedecode._scheduler",
-                "stylegen/pipeline/encode_decode.py",
-            ),
             "stylegen.pipeline.encode_decode.EncodeDecode.begin": (
                 "pipeline/encode_decode.html#encodedecode.begin",
                 "stylegen/pipeline/encode_decode.py",
@@ -751,6 +747,10 @@ d = {
             ),
             "stylegen.pipeline.encode_decode.initial_noise": (
                 "pipeline/encode_decode.html#initial_noise",
+                "stylegen/pipeline/encode_decode.py",
+            ),
+            "stylegen.pipeline.encode_decode.job_scheduler": (
+                "pipeline/encode_decode.html#job_scheduler",
                 "stylegen/pipeline/encode_decode.py",
             ),
             "stylegen.pipeline.encode_decode.tiled_decoding": (
@@ -3166,6 +3166,10 @@ d = {
                 "queue/executor.html#_leave",
                 "stylegen/queue/executor.py",
             ),
+            "stylegen.queue.executor.called_back": (
+                "queue/executor.html#called_back",
+                "stylegen/queue/executor.py",
+            ),
         },
         "stylegen.queue.guide": {
             "stylegen.queue.guide._with_message": (
@@ -4475,12 +4479,12 @@ d = {
                 "webhook/progress.html#progressreporter.close",
                 "stylegen/webhook/progress.py",
             ),
-            "stylegen.webhook.progress._estimate": (
-                "webhook/progress.html#_estimate",
-                "stylegen/webhook/progress.py",
-            ),
             "stylegen.webhook.progress._send_quietly": (
                 "webhook/progress.html#_send_quietly",
+                "stylegen/webhook/progress.py",
+            ),
+            "stylegen.webhook.progress.estimate": (
+                "webhook/progress.html#estimate",
                 "stylegen/webhook/progress.py",
             ),
             "stylegen.webhook.progress.send_progress": (
@@ -5070,6 +5074,10 @@ d = {
             ),
             "stylegen.worker.running._hangs": (
                 "worker/running.html#_hangs",
+                "stylegen/worker/running.py",
+            ),
+            "stylegen.worker.running.check_end": (
+                "worker/running.html#check_end",
                 "stylegen/worker/running.py",
             ),
             "stylegen.worker.running.encoding": (

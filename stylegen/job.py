@@ -300,6 +300,7 @@ def check_job(fields: dict[str, Any]) -> GenerationJob:
         raise InvalidMessage(report) from None
 
 
+# %% ../nbs/03_job.ipynb #8c7fa015
 def parse_job(body: bytes) -> GenerationJob:
     """Read and check a message: `read_message`, then `check_job`.
 

@@ -81,9 +81,8 @@ def generate_image(
         StylegenError, pydantic.ValidationError: As `Engine.draw`; a wrong option.
         SettingsError: A variable is wrong.
     """
-    fields = {"style_id": style_id, "prompt_tags": tuple(prompt_tags), "seed": seed}
-    fields |= {"aspect_ratio": aspect_ratio} | options
-    job = _local_job(generation_id, lora_model_path, **fields)
+    fields = {"style_id": style_id, "prompt_tags": tuple(prompt_tags), "seed": seed} | options
+    job = _local_job(generation_id, lora_model_path, aspect_ratio=aspect_ratio, **fields)
     engine = engine or _default_engine()
     if webhook_url is None:
         return engine.draw(job, lora_model_path)

@@ -114,8 +114,7 @@ def load_pipeline(
         revision: The hub's commit, tag or branch; None as `model_revision` has it.
 
     Returns:
-        A `StableDiffusionPipeline`: float16 on CUDA, float32 on the CPU; with DPM-Solver++, as in
-        the guide, whatever the model brought.
+        A `StableDiffusionPipeline`: float16 on CUDA, else float32; with the guide's DPM-Solver++.
 
     Raises:
         OSError: The model can't be found or read.

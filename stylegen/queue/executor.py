@@ -9,6 +9,7 @@ __all__ = [
     "TICK",
     "SharedExclusiveLock",
     "Rejected",
+    "called_back",
     "CallbackRunner",
     "JobExecutor",
 ]
@@ -71,6 +72,35 @@ def _leave(_: Delivery) -> None:
     """Leave it as it is: the broker delivers it again when the connection has ended."""
 
 
+# %% ../../nbs/queue/03_executor.ipynb #4362903a
+def called_back(
+    callback: OnDelivery,
+    delivery: Delivery,
+    stop: threading.Event,
+    on_done: OnDelivery,
+    on_refused: OnDelivery = _leave,
+    on_rejected: OnDelivery = _leave,
+) -> OnDelivery:
+    """Call back; what is to be done with the delivery then.
+
+    Args:
+        callback: Gets the delivery.
+        delivery: The message.
+        stop: Ends the pause after a refusal.
+        on_done: The callback has returned.
+        on_refused: A full queue took no copy of it.
+        on_rejected: The callback gave it up.
+    """
+    try:
+        callback(delivery)
+    except Rejected:
+        return on_rejected
+    except NackError:
+        stop.wait(REFUSED_PAUSE)
+        return on_refused
+    return on_done
+
+
 # %% ../../nbs/queue/03_executor.ipynb #c62383ba
 class CallbackRunner:
     """Runs the callback of deliveries that are still wanted, and keeps what it raises.
@@ -97,36 +127,18 @@ class CallbackRunner:
         """Whether nothing more is started."""
         return self.stop.is_set() or self.failure is not None
 
-    def run(
-        self,
-        delivery: Delivery,
-        on_done: OnDelivery,
-        on_refused: OnDelivery = _leave,
-        on_rejected: OnDelivery = _leave,
-    ) -> None:
-        """Call back; then `on_done` gets the delivery, or one of the others.
-
-        Args:
-            delivery: The message.
-            on_done: The callback has returned.
-            on_refused: A full queue took no copy of it.
-            on_rejected: The callback gave it up.
-        """
+    def run(self, delivery: Delivery, *ends: OnDelivery) -> None:
+        """Call back; then one of `ends`, as of `called_back`, gets the delivery."""
         if self.is_stopping or delivery.connection_epoch != self.connection_epoch:
             return
         try:
-            self._callback(delivery)
-        except Rejected:
-            on_rejected(delivery)
-        except NackError:
-            self.stop.wait(REFUSED_PAUSE)
-            on_refused(delivery)
+            end = called_back(self._callback, delivery, self.stop, *ends)
         except (AMQPError, WrongQueue) as error:
             self.broker_error = error
         except BaseException as error:  # pylint: disable=broad-exception-caught
             self.failure = error
         else:
-            on_done(delivery)
+            end(delivery)
 
 
 # %% ../../nbs/queue/03_executor.ipynb #a80ec1d9

@@ -8,6 +8,7 @@ __all__ = [
     "MILESTONES",
     "STALE_AFTER",
     "CLOSE_PATIENCE",
+    "estimate",
     "send_progress",
     "Milestone",
     "MilestoneTracker",
@@ -22,6 +23,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import requests
@@ -31,18 +33,19 @@ from .request import TIMEOUT, send_event
 
 _log = logging.getLogger(__name__)
 
-# %% ../../nbs/webhook/06_progress.ipynb #ace54f78
+# %% ../../nbs/webhook/06_progress.ipynb #b90fdc61
 SECONDS_PER_STEP = 0.1
 """What the guide takes a step for, where nobody has measured it."""
 
 
-def _estimate(current_step: int, total_steps: int) -> tuple[int, int]:
+def estimate(current_step: int, total_steps: int) -> tuple[int, int]:
     """Percent done, and seconds left by the guide's assumption; of no steps nothing is done."""
     percent = 100 * current_step // total_steps if total_steps > 0 else 0
     seconds = int((total_steps - current_step) * SECONDS_PER_STEP)
     return min(max(percent, 0), 100), max(seconds, 0)
 
 
+# %% ../../nbs/webhook/06_progress.ipynb #ace54f78
 def send_progress(
     webhook_url: str,
     generation_id: Id,
@@ -71,15 +74,14 @@ def send_progress(
     Returns:
         Whether it was taken.
     """
-    percent, seconds = _estimate(current_step, total_steps)
+    percent, seconds = estimate(current_step, total_steps)
     percent = percent if progress_percent is None else progress_percent
     seconds = seconds if estimated_seconds is None else estimated_seconds
     body = progress_payload(generation_id, current_step, total_steps, percent, seconds)
-    id_ = progress_event_id(generation_id, percent)
+    event_id = progress_event_id(generation_id, percent)
+    send = partial(send_event, requests.patch, token=token, secret=secret, timeout=timeout)
     try:
-        send_event(
-            requests.patch, webhook_url, body, id_, token=token, secret=secret, timeout=timeout
-        )
+        send(webhook_url, body, event_id)
     except (requests.RequestException, ValueError) as error:
         _log.warning("progress was not delivered (%s)", type(error).__name__)
         return False

@@ -102,9 +102,7 @@ class Metrics:
             registry, "stylegen_lora_cache", "Look-ups of LoRAs", result=("hit", "miss")
         )
         self.webhooks = _webhook_deliveries(registry)
-        self.breaker_trips = _counter(
-            registry, "stylegen_breaker_trips", "Breakers of receivers that opened"
-        )
+        self.breaker_trips = _counter(registry, "stylegen_breaker_trips", "Breakers that opened")
         self.device_memory = _device_memory_bytes(registry)
 
     @contextmanager
