@@ -46,7 +46,7 @@ FIELDS: dict[str, Any] = {
     "webhook_url": "https://a.example",
 }
 WEIGHTED = FIELDS | {"prompt_syntax": "compel"}
-SECONDS = 2.0
+SECONDS = 6.0
 """Of CPU for a text that takes 0.6 s on a machine that does nothing else."""
 
 # Weighted prompts
