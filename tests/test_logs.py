@@ -164,9 +164,9 @@ def test_the_start_says_what_starts(
     log: StringIO, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Before the model is loaded: version, model, device, queue, batch."""
-    monkeypatch.setattr("stylegen.worker.wiring.load_pipeline", lambda *_, **__: None)
-    monkeypatch.setattr("stylegen.worker.wiring.Engine", Painter())
-    monkeypatch.setattr("stylegen.worker.consumer.start_rabbitmq_consumer", lambda *_, **__: None)
+    monkeypatch.setattr("stylegen.pipeline.resident.load_pipeline", lambda *_, **__: None)
+    monkeypatch.setattr("stylegen.pipeline.resident.Engine", Painter())
+    monkeypatch.setattr("stylegen.worker.consumer.consume_queue", lambda *_, **__: None)
     settings = Settings(
         internal_api_token=TOKEN,
         webhook_allowed_origins="https://api.example.com",

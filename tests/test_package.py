@@ -27,6 +27,7 @@ from stylegen.webhook import WebhookReceiver
 ROOT = Path(__file__).parent.parent
 PART_OF = {
     "botocore": "boto3",
+    "pydantic-core": "pydantic",
     "s3transfer": "boto3",
     "traitlets": "ipywidgets",
     "urllib3": "requests",

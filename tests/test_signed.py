@@ -151,9 +151,12 @@ def test_an_unusable_hand_costs_no_picture(painted: Parts, order: Order) -> None
     png = painted.store.read("models/hand.png") or b""
     painted.store.put("models/broken.png", png[:60], "image/png")
     undrawable = replace(painted, draw=None)
-    for url in ("s3://models/broken.png", "s3://models/none.png", "https://evil.example/x.png"):
+    codes = {"s3://models/broken.png": "SIGNATURE_UNRENDERABLE"}
+    codes |= {"s3://models/none.png": "SIGNATURE_UNRENDERABLE"}
+    codes |= {"https://evil.example/x.png": "INVALID_MESSAGE"}
+    for url, code in codes.items():
         outcome = handle_generation_task(order | {"signature": {"image_url": url}}, undrawable)
-        assert outcome.error_code == "SIGNATURE_UNRENDERABLE"
+        assert outcome.error_code == code
     assert painted.store.read("generations/gen_500.jpg") is None
 
 
