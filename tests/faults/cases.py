@@ -459,8 +459,10 @@ def _bucket_down(ground: Ground) -> None:
     ground.start()
     ground.front.rule = lambda method, path: "500" if method == "PUT" else None
     (number,) = ground.order()
-    wait_until(lambda: ground.drawn(number) >= 5, timeout=240)  # three are all that are allowed
+    attempts = "settled: outcome=retried"
+    wait_until(lambda: ground.logs().count(attempts) >= 5, timeout=240)  # three are all allowed
     assert not ground.told(number), "a failure was told that could not be written down"
+    assert ground.drawn(number) == 1, "drawn again for a bucket that takes no picture"
     ground.inject(ground.front.faults)
     ground.front.rule = lambda method, path: None
     ground.healed()
@@ -542,7 +544,7 @@ def _disk_full(ground: Ground) -> None:
     with _file_size_limit(ground, 0):
         numbers = ground.order(3)
         wait_until(lambda: ground.count("retry.1s"))
-    failed = ground.logs().count(": OSError")
+    failed = ground.logs().count("STORAGE_ERROR: this machine's disk fails")
     assert failed and not any(map(ground.told, numbers))
     ground.inject(failed)
     ground.healed()
@@ -550,7 +552,11 @@ def _disk_full(ground: Ground) -> None:
 
 @case("machine: the LoRA cache can't be written")
 def _cache_unusable(ground: Ground) -> None:
-    (ground.folder / "cache").write_text("a file where a folder must be", encoding="ascii")
+    (ground.folder / "cache").mkdir()
+    for name in ("blobs", "in-flight"):
+        (ground.folder / "cache" / name).write_text(
+            "a file where a folder must be", encoding="ascii"
+        )
     ground.inject()
     ground.start()
     ground.healed()
