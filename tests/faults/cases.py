@@ -799,7 +799,8 @@ def _canceled_running(ground: Ground) -> None:
 @case("job: canceled while it waits")
 def _canceled_waiting(ground: Ground) -> None:
     ground.start(STYLEGEN_PREFETCH="1")
-    ground.order(1, "slow")
+    (first,) = ground.order(1, "slow")
+    ground.wait_progress(first)  # a worker that is not there yet hears nothing
     (number,) = ground.order(1, "slow", expected=_CANCELED)
     _cancel(ground, number)
     ground.healed()
