@@ -25,6 +25,7 @@ from ..pipeline import model_revision, pick_device
 from ..queue import broker_url, connect, control_exchange
 from ..settings import Settings
 from ..signature import choose_font, covered_scripts
+from ..storage.folder import make_private
 from .wiring import make_labelling, make_store
 
 
@@ -102,8 +103,7 @@ def _check_broker(settings: Settings) -> str:
 # %% ../../nbs/worker/15_check.ipynb #a15ccef5
 def _check_cache(settings: Settings) -> str:
     folder, size = settings.stylegen_cache_folder, settings.stylegen_cache_bytes
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
+    with tempfile.TemporaryFile(dir=make_private(folder)):
         total = shutil.disk_usage(folder).total
     if total < size:
         raise _Unfit(f"{size / 2**30:.1f} GiB are asked for, the disk has {total / 2**30:.1f}")
