@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 TRANSLATIONS = {ROOT / "README.md": ROOT / "README.ko.md"} | {
@@ -31,6 +32,12 @@ FIGURES = {"half an hour": "30", "zero": "0"} | {
 FIGURE = re.compile(rf"\b(?:{'|'.join(FIGURES)})\b|(?:[≥≤+−] ?)?(?<![a-z\d])\d+(?:[.,]\d+)*")
 CAPITALS = re.compile("(?<![A-Za-z_])[A-Z_]{4,}(?![A-Za-z_])")
 """Error codes and the like, where they are not marked as code."""
+
+
+def blocks(page: Path, kind: str) -> list[Any]:
+    """The page's fenced blocks of a kind; with what is in the kind's brackets, if it has any."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^```{kind}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import re
 from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import jsonschema
 import pytest
 from asyncapi import DOCUMENT, message_validator
 from conftest import TOKEN
+from pages import blocks
 
 from stylegen import errors
 from stylegen.queue import control_exchange, dead_letters
@@ -31,11 +31,7 @@ ROOT = Path(__file__).parent.parent
 STANDARD = json.loads((ROOT / "tests/schemas/asyncapi-3.0.0.json").read_text(encoding="utf-8"))
 SECRET = "whsec_c3R5bGVnZW4tdGVzdC1zZWNyZXQtMDEyMzQ1Njc4OQ=="
 COMPONENTS = DOCUMENT["components"]
-EXAMPLES = re.findall(
-    r"^```json (\w+)\n(.*?)^```$",
-    (ROOT / "docs/messages.md").read_text(encoding="utf-8"),
-    re.MULTILINE | re.DOTALL,
-)
+EXAMPLES = blocks(ROOT / "docs/messages.md", r"json (\w+)")
 
 
 def test_it_is_an_asyncapi_document() -> None:

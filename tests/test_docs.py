@@ -16,7 +16,7 @@ import jsonschema
 import pika
 import pytest
 from conftest import TOKEN
-from pages import TRANSLATIONS, Page
+from pages import TRANSLATIONS, Page, blocks
 from rabbit import RabbitNode
 from s3_server import S3Server
 
@@ -40,12 +40,6 @@ ENDLESS = ("python worker.py", "stylegen-supervisor --workers 2")
 """Ends of commands that work until they are asked to end."""
 sys.path.insert(0, str(ROOT / "tools"))
 import job_schema  # noqa: E402  pylint: disable=wrong-import-position
-
-
-def blocks(page: Path, kind: str) -> list[str]:
-    """The page's fenced blocks of a kind."""
-    text = page.read_text(encoding="utf-8")
-    return re.findall(rf"^```{kind}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[str]:
