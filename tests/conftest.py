@@ -24,7 +24,14 @@ from stylegen.worker import Parts
 
 TOKEN = "t0ken-of-the-tests"
 settings.register_profile("tests", deadline=None, database=None, derandomize=True)
-settings.register_profile("fuzz", deadline=None, database=None, max_examples=1000, print_blob=True)
+settings.register_profile(
+    "fuzz",
+    deadline=None,
+    database=None,
+    max_examples=1000,
+    print_blob=True,
+    derandomize=False,  # where CI is set, hypothesis derandomizes unless told not to
+)
 settings.load_profile("tests")
 collect_ignore = ["gpu"]  # has a conftest of its own: see there how it is run
 
