@@ -399,14 +399,20 @@ class Trees:
             self._free.put(tree)
 
 
+def _file(name: str) -> str:
+    """Where the tests of a name are."""
+    return f"tests/test_{name}.py"
+
+
 class Map:
     """Which tests pass through which lines, and how long they take."""
 
     def __init__(self, trees: Trees, names: list[str]) -> None:
         self.seconds: dict[str, float] = {}
         self.lines: dict[tuple[str, int], set[str]] = {}
+        longest_first = sorted(names, key=lambda name: -(ROOT / _file(name)).stat().st_size)
         with ThreadPoolExecutor(trees.count) as pool:
-            list(pool.map(lambda name: self._learn(name, trees), names))
+            list(pool.map(lambda name: self._learn(name, trees), longest_first))
         with trees.lent() as tree:
             if tree.run(self.seconds, *QUICK, "--collect-only", limit=SLACK[0] * SLACK[1]):
                 raise SystemExit("pytest does not find the tests that it has just run")
@@ -418,20 +424,20 @@ class Map:
                 "concurrency = thread\ndata_file = coverage\n",
                 encoding="utf-8",
             )
-            if tree.run([f"tests/test_{name}.py"], *QUICK, "--junitxml=junit.xml"):
+            if tree.run([_file(name)], *QUICK, "--junitxml=junit.xml"):
                 text = (tree.folder / "log").read_text(encoding="utf-8")
-                raise SystemExit(f"tests/test_{name}.py fails without a mutant:\n{text[-3000:]}")
+                raise SystemExit(f"{_file(name)} fails without a mutant:\n{text[-3000:]}")
             self._read(name, tree.folder)
 
     def _read(self, name: str, folder: Path) -> None:
         for case in ElementTree.parse(folder / "junit.xml").iter("testcase"):
-            test = f"tests/test_{name}.py::{(case.get('name') or '').partition('[')[0]}"
+            test = f"{_file(name)}::{(case.get('name') or '').partition('[')[0]}"
             self.seconds[test] = self.seconds.get(test, 0.0) + float(case.get("time") or 0)
         data = CoverageData(str(folder / "coverage"))
         data.read()
         for file in data.measured_files():
             for line, contexts in data.contexts_by_lineno(file).items():
-                tests = {f"tests/test_{name}.py::{each.rpartition('.')[2]}" for each in contexts}
+                tests = {f"{_file(name)}::{each.rpartition('.')[2]}" for each in contexts}
                 path = Path(file).relative_to(folder / "stylegen").with_suffix("")
                 key = path.as_posix(), line
                 self.lines.setdefault(key, set()).update(tests & self.seconds.keys())
@@ -447,7 +453,7 @@ class Map:
         reached = self.lines.get((mutant.module, mutant.line), set())
         if not is_in_function(mutant):
             reached = set()
-        files = [f"tests/test_{name}.py" for name in TESTS[mutant.module]]
+        files = [_file(name) for name in TESTS[mutant.module]]
         own = {file: place for place, file in enumerate(files)}
         ordered = sorted(
             reached,
