@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from multiprocessing import get_context
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -25,16 +26,21 @@ PIPELINE = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion"
 """What diffusers imports only when it is asked for."""
 
 
+def with_libraries() -> ForkServerContext:
+    """Where processes are forks of one that has imported the libraries, and nothing of ours."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload([*LIBRARIES, PIPELINE, __name__])
+    return context
+
+
 class ForkedProcess:
     """A forked kernel; as much of `subprocess.Popen` as a provisioner asks for."""
 
     stdin = stdout = stderr = None
 
     def __init__(self, command: Sequence[str], folder: str, environment: dict[str, str]) -> None:
-        context = get_context("forkserver")
-        context.set_forkserver_preload([*LIBRARIES, PIPELINE, __name__])
         options = command[command.index("ipykernel_launcher") + 1 :]
-        self._process = context.Process(
+        self._process = with_libraries().Process(
             target=_become_kernel, args=(options, folder, environment), daemon=True
         )
         self._process.start()

@@ -39,6 +39,7 @@ from xml.etree import ElementTree
 
 import libcst
 from coverage import CoverageData
+from forked_kernels import with_libraries
 from libcst import matchers
 from mutmut.mutation.file_mutation import create_mutations, deep_replace
 
@@ -117,6 +118,7 @@ TESTS = {
 """For each module, by its path, the tests that are about it, as in ``tests/test_NAME.py``."""
 LEAST = 3
 """Mutants of the smallest module."""
+UNTIL_ONE_FAILS = ("-q", "-x", "-p", "no:cacheprovider")
 QUICK = ("-p", "no:nbval")
 """nbval takes two seconds to import, and none of these tests is a notebook."""
 NOTEBOOK = ("--nbval", "--nbval-current-env", "--nbval-cell-timeout", "120")
@@ -318,6 +320,20 @@ def replaced(texts: dict[Path, str]) -> Iterator[None]:
         write(before)
 
 
+def _be_pytest(folder: Path, environment: dict[str, str], words: list[str]) -> None:
+    """Be what ``python -m pytest WORDS`` is in a folder, forked; its log lies there."""
+    import pytest
+
+    os.setsid()
+    os.chdir(folder)
+    os.environ.update(environment)
+    sys.path[:] = [str(folder), *(path for path in sys.path if path not in ("", str(ROOT)))]
+    with Path("log").open("w", encoding="utf-8") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    sys.exit(pytest.main(words))
+
+
 class Tree:
     """A copy of the project in which one module can be changed."""
 
@@ -331,33 +347,39 @@ class Tree:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
 
-    def run(self, tests: Iterable[str], *options: str, limit: float | None = None) -> int:
-        """Run pytest here until a test fails; its exit code, or 1 when it hangs."""
-        words = ["pytest", "-q", "-x", "-p", "no:cacheprovider", *options, *tests]
-        own = {"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": ""}
-        offline = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        measure = () if limit else ("-m", "coverage", "run")
-        with (
-            (self.folder / "log").open("w", encoding="utf-8") as log,
-            subprocess.Popen(
-                [sys.executable, *measure, "-m", *words],
+    def learn(self, file: str) -> int:
+        """Run a file's tests under coverage; their exit code."""
+        words = [sys.executable, "-m", "coverage", "run", "-m", "pytest", *UNTIL_ONE_FAILS, *QUICK]
+        with (self.folder / "log").open("w", encoding="utf-8") as log:
+            return subprocess.run(
+                [*words, "--junitxml=junit.xml", file],
                 cwd=self.folder,
-                env=os.environ | own | offline,
+                env=os.environ | self._environment(),
                 stdout=log,
                 stderr=log,
-                start_new_session=True,
-            ) as process,
-        ):
-            try:
-                return process.wait(limit)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGINT)  # so that brokers and servers are taken down
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(SLACK[0])
-                return 1
-            finally:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+                check=False,
+            ).returncode
+
+    def run(self, tests: Iterable[str], *options: str, limit: float) -> int:
+        """Run pytest here, forked, until a test fails; its exit code, or 1 when it hangs."""
+        words = [*UNTIL_ONE_FAILS, *options, *tests]
+        process = with_libraries().Process(
+            target=_be_pytest, args=(self.folder, self._environment(), words)
+        )
+        process.start()
+        group = process.pid or 0
+        process.join(limit)
+        if process.is_alive():
+            os.kill(group, signal.SIGINT)  # so that brokers and servers are taken down
+            process.join(SLACK[0])
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+        process.join()
+        return abs(process.exitcode or 0)
+
+    def _environment(self) -> dict[str, str]:
+        own = {"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": ""}
+        return own | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
     def survives(self, mutant: Mutant, tests: list[str], slowest: float, whole: float) -> bool:
         """Whether tests and types pass with the mutant; tests take so many seconds without it."""
@@ -424,7 +446,7 @@ class Map:
                 "concurrency = thread\ndata_file = coverage\n",
                 encoding="utf-8",
             )
-            if tree.run([_file(name)], *QUICK, "--junitxml=junit.xml"):
+            if tree.learn(_file(name)):
                 text = (tree.folder / "log").read_text(encoding="utf-8")
                 raise SystemExit(f"{_file(name)} fails without a mutant:\n{text[-3000:]}")
             self._read(name, tree.folder)
@@ -450,21 +472,18 @@ class Map:
         The module's own tests, where none is known to: other processes run some lines, and the
         import others, in whichever test it comes first.
         """
-        reached = self.lines.get((mutant.module, mutant.line), set())
-        if not is_in_function(mutant):
-            reached = set()
         files = [_file(name) for name in TESTS[mutant.module]]
         own = {file: place for place, file in enumerate(files)}
+        reached = self.lines.get((mutant.module, mutant.line), set())
+        if not reached or not is_in_function(mutant):
+            reached = {test for test in self.seconds if test.partition("::")[0] in own}
         ordered = sorted(
             reached,
             key=lambda test: (own.get(test.partition("::")[0], len(own)), self.seconds[test], test),
         )
         sums = itertools.accumulate(self.seconds[test] for test in ordered)
-        tests = [test for test, total in zip(ordered, sums) if total <= ENOUGH]
-        chosen = tests or files
-        expected = [
-            seconds for test, seconds in self.seconds.items() if test.startswith(tuple(chosen))
-        ]
+        chosen = [test for test, total in zip(ordered, sums) if total <= ENOUGH] or ordered[:1]
+        expected = [self.seconds[test] for test in chosen]
         return chosen, max(expected, default=0.0), sum(expected)
 
 
