@@ -71,6 +71,15 @@ def test_a_heap_of_headers_and_a_body(server: HealthServer) -> None:
     assert requests.get(url(server), timeout=30).status_code == 200
 
 
+@pytest.mark.parametrize(("size", "status"), [(2**14 - 100, 200), (2**14 + 100, 431)])
+def test_how_large_headers_may_be(server: HealthServer, size: int, status: int) -> None:
+    """16 KiB in all."""
+    begin, end = b"GET /livez HTTP/1.0\r\nX: ", b"\r\n\r\n"
+    padding = (size - len(begin) - len(end)) * b"a"
+    with connect(server, begin, padding, end) as connection:
+        assert connection.recv(100).startswith(f"HTTP/1.0 {status}".encode())
+
+
 def test_only_headers(server: HealthServer) -> None:
     """`HEAD`, as load balancers ask."""
     for page, status in (("livez", 200), ("readyz", 503), ("metrics", 200), ("none", 404)):

@@ -607,6 +607,19 @@ def test_a_message_that_can_be_put_nowhere_is_a_lost_connection(
     assert seen == [b"{}"] * 2 and rabbit.queue_state(queue) == (0, 0)
 
 
+def test_a_queue_deleted_meanwhile_takes_no_message(
+    rabbit: RabbitNode, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker says so: no job is thrown away without a word."""
+
+    def deleted(connection: pika.BlockingConnection, name: str, *_: object) -> None:
+        connection.channel().queue_delete(name)
+
+    monkeypatch.setattr("stylegen.queue.publish.ensure_queue", deleted)
+    with pytest.raises(pika.exceptions.UnroutableError):
+        publish_job(b"{}", url=rabbit.url, queue_name=queue)
+
+
 def test_a_connection_that_is_closed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """pika has a ValueError for it, which is none of the address's; whoever publishes goes on."""
     with pytest.raises(ValueError):

@@ -27,6 +27,7 @@ from stylegen.signature import (
     read_signature_image,
 )
 from stylegen.signature.fonts import font_characters, installed_fonts
+from stylegen.signature.overlay import fade
 
 DEJAVU = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
 POSITIONS = ("bottom-right", "bottom-left", "top-right", "top-left")
@@ -88,6 +89,15 @@ def test_opacity_zero_leaves_the_picture_equal(name, position):
     """Opacity 0 is no signature."""
     ground = noise((300, 200))
     assert add_watermark(ground, name, position, 0) == ground
+
+
+@pytest.mark.parametrize("opacity", [0, 1, 64, 127, 128, 254, 255])
+def test_opacity_is_a_share_of_255(opacity):
+    """Every shade of ink, to the nearest level; 255 is the overlay as it is."""
+    overlay = Image.new("RGBA", (256, 1), "white")
+    overlay.putalpha(Image.fromarray(np.arange(256, dtype=np.uint8)[None]))
+    faded = np.asarray(fade(overlay, opacity).getchannel("A"))[0]
+    assert np.abs(faded - np.arange(256) * opacity / 255).max() <= 0.5
 
 
 @examples(30)

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import logging
 import os
@@ -70,6 +71,7 @@ from stylegen.storage import (
 from stylegen.storage.keys import JSON_TYPE, picture_key
 from stylegen.storage.manifest import read_manifest
 from stylegen.storage.s3_client import error_code
+from stylegen.storage.store import LimitedFile
 from stylegen.worker import make_store
 
 BUCKET = "storage-tests"
@@ -1156,3 +1158,20 @@ def test_a_folders_pictures_can_be_served_and_its_manifests_are_private(tmp_path
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("gen_*")}
     assert modes["gen_7.jpg"] == modes["gen_8.jpg"] == 0o644
     assert modes["gen_7.json"] == 0o600
+
+
+def test_a_disk_may_take_less_than_it_is_given(tmp_path: Path) -> None:
+    """A short write is no error; what was left is written next, and nothing twice."""
+
+    class ShortWrites(io.FileIO):
+        def write(self, data: Any) -> int:
+            """No more than seven bytes."""
+            return super().write(memoryview(data)[:7])
+
+    class OnSuchADisk(LimitedFile, ShortWrites):
+        """The file on a disk that takes little at a time."""
+
+    data = bytes(range(100))
+    with OnSuchADisk(tmp_path / "file", 100) as file:
+        assert file.write(data) == 100
+    assert (tmp_path / "file").read_bytes() == data

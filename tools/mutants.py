@@ -258,8 +258,8 @@ def sampled(module: str, code: str, count: int, seed: int) -> list[Mutant]:
 
 
 def _without_description(line: str) -> str:
-    """A line without a setting's description, which is for people."""
-    bare = re.sub(r',? *description=("[^"]*"|None)', "", line)
+    """A line without a setting's description, which is for people, or a `zip`'s ``strict=``."""
+    bare = re.sub(r',? *(description=("[^"]*"|None)|strict=\w+)', "", line)
     return re.sub(r",? *\)", ")", bare).replace("Field(None)", "None")
 
 
