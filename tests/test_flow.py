@@ -420,6 +420,7 @@ def test_job_file(
     }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.delattr("stylegen.worker.flow._default_parts")  # a second model would be loaded
     file = tmp_path / "job.json"
     file.write_text(json.dumps(order))
     assert main(["--job", str(file)]) == 0
