@@ -885,6 +885,10 @@ d = {
                 "pipeline/loading.html#_place",
                 "stylegen/pipeline/loading.py",
             ),
+            "stylegen.pipeline.loading.import_libraries": (
+                "pipeline/loading.html#import_libraries",
+                "stylegen/pipeline/loading.py",
+            ),
             "stylegen.pipeline.loading.load_pipeline": (
                 "pipeline/loading.html#load_pipeline",
                 "stylegen/pipeline/loading.py",

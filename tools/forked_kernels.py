@@ -4,6 +4,7 @@ A hundred notebooks would import PyTorch, diffusers and transformers a hundred t
 Nothing of this project is imported before the fork: what a notebook imports of it is new to it.
 """
 
+import gc
 import os
 import tempfile
 from collections.abc import Sequence
@@ -63,6 +64,7 @@ class ForkedProcess:
 
 def _become_kernel(options: Sequence[str], folder: str, environment: dict[str, str]) -> None:
     """Be what ``python -m ipykernel_launcher OPTIONS`` is, in a forked process."""
+    gc.freeze()  # the libraries stay: no collection looks at their objects, or copies their pages
     os.setsid()
     os.chdir(folder)
     os.environ.clear()
