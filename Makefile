@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 # Hundreds of processes run the same modules: they are compiled once, whatever the caller prefers.
 unexport PYTHONDONTWRITEBYTECODE
-# Processes with a broker, a bucket, kernels and ports of their own; a file's tests stay together.
+# Processes with a virtual host, a bucket, kernels and ports of their own; a file's tests stay together.
 # Five for two cores, since many tests wait.
 PYTEST_OPTIONS := -q -p no:cacheprovider --numprocesses 5 --dist loadfile --no-loadscope-reorder \
     --durations 15

@@ -13,8 +13,10 @@ import nbval.kernel
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent / "tools"))
+for folder in ("tools", "tests"):
+    sys.path.insert(0, str(Path(__file__).parent / folder))
 
+import keeper  # noqa: E402
 from forked_kernels import ForkedKernel  # noqa: E402
 
 _NOT_RUN = re.compile(r"^#\s?\|\s*(eval:\s*false|slow|gpu)\b", re.MULTILINE)
@@ -32,6 +34,11 @@ nbval.kernel.KernelManager = ForkedKernel
 
 LONGEST_FIRST = ("test_engine.py", "test_docs.py", "test_semantics.py", "test_pocket.py")
 """Files that take minutes; begun last, they would be waited for by processes with nothing to do."""
+
+
+def pytest_configure(config: Any) -> None:
+    """Let all the run's processes and kernels have one broker, should any want one."""
+    config.add_cleanup(keeper.hold().close)
 
 
 def pytest_collection_modifyitems(items: list[Any]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
-from rabbit import RabbitNode
+from rabbit import Broker, RabbitNode, VirtualHost
 from s3_server import S3Server
 
 from stylegen.pipeline import load_pipeline
@@ -71,8 +71,15 @@ def _logging_stays() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def rabbit() -> Iterator[RabbitNode]:
-    """A private RabbitMQ node."""
+def rabbit() -> Iterator[Broker]:
+    """A private virtual host of the run's broker."""
+    with VirtualHost() as host:
+        yield host
+
+
+@pytest.fixture(scope="session")
+def node() -> Iterator[RabbitNode]:
+    """A private RabbitMQ node, which may be broken."""
     with RabbitNode() as node:
         yield node
 
@@ -96,7 +103,7 @@ def pocket(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(name="environment")
-def _environment(pocket: Path, rabbit: RabbitNode) -> dict[str, str]:
+def _environment(pocket: Path, rabbit: Broker) -> dict[str, str]:
     """A worker's, with the pocket model, a folder and a broker."""
     return os.environ | {
         "INTERNAL_API_TOKEN": TOKEN,

@@ -1,6 +1,11 @@
-"""A private RabbitMQ node: own name, ports, folders, cookie and port mapper; shared with nobody."""
+"""A real broker for tests: a virtual host on the run's node, or a node of one's own.
+
+Tests that stop, fill or change a node take their own (`RabbitNode`); all others take a virtual
+host (`VirtualHost`), where nothing is but what they put there, and which costs next to nothing.
+"""
 
 import atexit
+import json
 import os
 import re
 import secrets
@@ -10,11 +15,14 @@ import socket
 import subprocess
 import tempfile
 import time
-from contextlib import suppress
+from abc import ABC, abstractmethod
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
+from urllib.parse import quote
 
+import keeper
 import pika
 from pika.exceptions import AMQPConnectionError
 
@@ -28,11 +36,18 @@ exec chroot "$0" "$@\""""
 _START_LIMIT = 240.0
 _POLL = 0.1
 _STATES = """\
-[{binary_to_list(Name), Ready, Unacked}
- || [{_, {_, _, _, Name}}, {_, Ready}, {_, Unacked}]
-    <- rabbit_amqqueue:info_all(<<"/">>, [name, messages_ready, messages_unacknowledged])]"""
+[{{binary_to_list(Name), Ready, Unacked}}
+ || [{{_, {{_, _, _, Name}}}}, {{_, Ready}}, {{_, Unacked}}]
+    <- rabbit_amqqueue:info_all({0}, [name, messages_ready, messages_unacknowledged])]"""
 _CLOSE = """\
-rabbit_networking:close_connections(rabbit_networking:connections(), <<"a test wants it">>)"""
+rabbit_networking:close_connections(
+    [Connection || Connection <- rabbit_networking:connections(),
+     (catch rabbit_networking:connection_info(Connection, [vhost])) =:= [{{vhost, {0}}}]],
+    <<"a test wants it">>)"""
+_PERMIT = 'rabbit_auth_backend_internal:set_permissions({}, {}, {}, {}, {}, <<"tests">>)'
+_ADD_USER = 'rabbit_auth_backend_internal:add_user({}, <<"pw">>, <<"tests">>)'
+_ADD_HOST = 'rabbit_vhost:add({}, <<"tests">>)'
+_DELETE_HOST = 'rabbit_vhost:delete({}, <<"tests">>)'
 
 _CONFIG = """\
 listeners.tcp.1 = 127.0.0.1:{port}
@@ -69,8 +84,135 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-class RabbitNode:
-    """A real broker for tests: ``with RabbitNode() as node: pika.URLParameters(node.url)``.
+def _binary(text: str) -> str:
+    """A text as Erlang writes one."""
+    return f"<<{json.dumps(text)}>>"
+
+
+class Broker(ABC):
+    """A virtual host of a node: what RabbitMQ's clients call a broker."""
+
+    port: int
+    name: str
+    """The node's."""
+    vhost = "/"
+    _environment: dict[str, str]
+    """With which the node's tools find it."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Have it answer."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Remove all that was made."""
+
+    @property
+    def url(self) -> str:
+        """The broker's address with the default account."""
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/{quote(self.vhost, safe='')}"
+
+    def evaluate(self, expression: str) -> str:
+        """Let the node evaluate an Erlang expression: what ``rabbitmqctl`` does, without its VM.
+
+        That starts for a second or two of a CPU's time at each call; this takes milliseconds.
+
+        Args:
+            expression: Without the full stop.
+
+        Returns:
+            The value, as Erlang writes it.
+
+        Raises:
+            RabbitError: There is no such node, or it raised an error.
+        """
+        done = subprocess.run(
+            [*_tool("erl_call"), "-sname", self.name, "-e"],
+            env=self._environment,
+            input=f"{expression}.\n",
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if not done.stdout.startswith("{ok, "):
+            raise RabbitError(f"{expression} failed\n{done.stdout}{done.stderr}")
+        return done.stdout.removeprefix("{ok, ").removesuffix("}")
+
+    def version(self) -> str:
+        """RabbitMQ's version, as ``4.0.5``."""
+        return self.evaluate("rabbit_misc:version()").strip().strip('"')
+
+    def queue_states(self) -> dict[str, tuple[int, int]]:
+        """Count every queue's messages, exactly: the queues themselves are asked.
+
+        Returns:
+            By queue: messages that are ready, and messages delivered but not acknowledged.
+        """
+        rows = re.findall(
+            r'\{"([^"]+)", (\d+), (\d+)\}', self.evaluate(_STATES.format(_binary(self.vhost)))
+        )
+        return {name: (int(ready), int(unacked)) for name, ready, unacked in rows}
+
+    def queue_state(self, queue: str) -> tuple[int, int]:
+        """One of `queue_states`.
+
+        Args:
+            queue: Its name.
+
+        Raises:
+            KeyError: There is no such queue.
+        """
+        return self.queue_states()[queue]
+
+    def take_all(self, queue: str) -> list[tuple[dict[str, Any], bytes]]:
+        """Take out what lies in a queue, made if there is none: headers and bodies."""
+        connection = pika.BlockingConnection(pika.URLParameters(self.url))
+        channel, found = connection.channel(), []
+        channel.queue_declare(queue, durable=True)
+        while (message := channel.basic_get(queue, auto_ack=True))[0]:
+            found.append((message[1].headers or {}, message[2]))
+        connection.close()
+        return found
+
+    def close_all_connections(self) -> None:
+        """Let the broker close every client's connection to this virtual host."""
+        self.evaluate(_CLOSE.format(_binary(self.vhost)))
+
+    def add_user(self, configure: str = ".*", write: str = ".*", read: str = ".*") -> str:
+        """Make an account that may use what the patterns name in this virtual host, and no other.
+
+        Args:
+            configure: Pattern of the names that it may make and delete.
+            write: Pattern of those that it may publish to.
+            read: Pattern of those that it may consume.
+
+        Returns:
+            The broker's address with that account.
+        """
+        name = f"user-{secrets.token_hex(4)}"
+        self.evaluate(_ADD_USER.format(_binary(name)))
+        self._permit(name, configure, write, read)
+        return self.url.replace("guest:guest", f"{name}:pw")
+
+    def _permit(self, user: str, *patterns: str) -> None:
+        self.evaluate(_PERMIT.format(*map(_binary, (user, self.vhost, *patterns))))
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class RabbitNode(Broker):
+    """A node of one's own: ``with RabbitNode() as node: pika.URLParameters(node.url)``.
 
     Its data outlive `stop` and `kill`, so that a test can `start` it again; `close` removes all.
     """
@@ -79,7 +221,8 @@ class RabbitNode:
         self.port, self._dist_port, self._epmd_port = free_ports(3)
         self.name = f"stylegen-{secrets.token_hex(4)}@localhost"
         self.folder = Path(tempfile.mkdtemp(prefix="stylegen-rabbit-"))
-        self._environment = os.environ | self._write_files()
+        self._own = self._write_files()
+        self._environment = os.environ | self._own
         self._server: subprocess.Popen[bytes] | None = None
         self._epmd: subprocess.Popen[bytes] | None = None
         atexit.register(self.close)
@@ -111,9 +254,9 @@ class RabbitNode:
         }
 
     @property
-    def url(self) -> str:
-        """The node's address with the default account."""
-        return f"amqp://guest:guest@127.0.0.1:{self.port}/%2f"
+    def place(self) -> dict[str, Any]:
+        """All that another process must know to use the node."""
+        return {"port": self.port, "name": self.name, "environment": self._own}
 
     def start(self) -> None:
         """Start the node and wait until AMQP answers.
@@ -212,37 +355,6 @@ class RabbitNode:
             raise RabbitError(f"rabbitmqctl {arguments[0]} failed\n{done.stdout}{done.stderr}")
         return done.stdout
 
-    def evaluate(self, expression: str) -> str:
-        """Let the node evaluate an Erlang expression: what ``rabbitmqctl`` does, without its VM.
-
-        That starts for a second or two of a CPU's time at each call; this takes milliseconds.
-
-        Args:
-            expression: Without the full stop.
-
-        Returns:
-            The value, as Erlang writes it.
-
-        Raises:
-            RabbitError: There is no such node, or it raised an error.
-        """
-        done = subprocess.run(
-            [*_tool("erl_call"), "-sname", self.name, "-e"],
-            env=self._environment,
-            input=f"{expression}.\n",
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        if not done.stdout.startswith("{ok, "):
-            raise RabbitError(f"{expression} failed\n{done.stdout}{done.stderr}")
-        return done.stdout.removeprefix("{ok, ").removesuffix("}")
-
-    def version(self) -> str:
-        """RabbitMQ's version, as ``4.0.5``."""
-        return self.evaluate("rabbit_misc:version()").strip().strip('"')
-
     def enable(self, plugin: str) -> None:
         """Enable one of RabbitMQ's plugins, in place of others, while the node runs and for later.
 
@@ -258,48 +370,34 @@ class RabbitNode:
         if not said.startswith("{ok, "):
             raise RabbitError(f"{plugin} was not enabled: {said}")
 
-    def queue_states(self) -> dict[str, tuple[int, int]]:
-        """Count every queue's messages, exactly: the queues themselves are asked.
 
-        Returns:
-            By queue: messages that are ready, and messages delivered but not acknowledged.
-        """
-        rows = re.findall(r'\{"([^"]+)", (\d+), (\d+)\}', self.evaluate(_STATES))
-        return {name: (int(ready), int(unacked)) for name, ready, unacked in rows}
+class VirtualHost(Broker):
+    """A virtual host of its own on the node that all who want one share: see `keeper`.
 
-    def queue_state(self, queue: str) -> tuple[int, int]:
-        """One of `queue_states`.
+    Args:
+        name: ``/`` for the default one, where others' queues are, too; otherwise a new one.
+    """
 
-        Args:
-            queue: Its name.
+    def __init__(self, name: str = "") -> None:
+        self.vhost = name or f"test-{secrets.token_hex(4)}"
+        self._held = ExitStack()
+
+    def start(self) -> None:
+        """Have the virtual host made; the first who wants one waits for the node.
 
         Raises:
-            KeyError: There is no such queue.
+            RabbitError: There is no node, and this is why.
         """
-        return self.queue_states()[queue]
+        place = keeper.ask(self._held.enter_context(keeper.hold()))
+        if "error" in place:
+            raise RabbitError(place["error"])
+        self.port, self.name = place["port"], place["name"]
+        self._environment = os.environ | place["environment"]
+        self.evaluate(_ADD_HOST.format(_binary(self.vhost)))
+        self._permit("guest", ".*", ".*", ".*")
+        if self.vhost != Broker.vhost:
+            self._held.callback(self.evaluate, _DELETE_HOST.format(_binary(self.vhost)))
 
-    def take_all(self, queue: str) -> list[tuple[dict[str, Any], bytes]]:
-        """Take out what lies in a queue, made if there is none: headers and bodies."""
-        connection = pika.BlockingConnection(pika.URLParameters(self.url))
-        channel, found = connection.channel(), []
-        channel.queue_declare(queue, durable=True)
-        while (message := channel.basic_get(queue, auto_ack=True))[0]:
-            found.append((message[1].headers or {}, message[2]))
-        connection.close()
-        return found
-
-    def close_all_connections(self) -> None:
-        """Let the broker close every client's connection."""
-        self.evaluate(_CLOSE)
-
-    def __enter__(self) -> "RabbitNode":
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+    def close(self) -> None:
+        """Delete the virtual host with all that is in it, and need the node no longer."""
+        self._held.close()

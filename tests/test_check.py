@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rabbit import RabbitNode
+from rabbit import Broker
 
 from stylegen.settings import Settings
 from stylegen.worker import check_machine
@@ -71,21 +71,19 @@ def test_what_a_machine_lacks(
     assert ask()["cache"] == "writable"
 
 
-def test_rights_of_the_broker(ask: Callable[..., dict[str, str]], rabbit: RabbitNode) -> None:
+def test_rights_of_the_broker(ask: Callable[..., dict[str, str]], rabbit: Broker) -> None:
     """Each is told apart; what is asked leaves no message."""
-    rabbit.control("add_user", "asks", "pw")
-    url = rabbit.url.replace("guest:guest", "asks:pw")
     for configure, write, said in (
         ("^jobs.*", "^jobs.*", "no: the account may not publish to the default exchange"),
         ("^$", ".*", "no: the account may not declare the exchange jobs.control"),
         (".*", ".*", "reachable"),
     ):
-        rabbit.control("set_permissions", "asks", configure, write, ".*")
+        url = rabbit.add_user(configure, write)
         answer = ask(rabbitmq_url=url, stylegen_queue="jobs")["broker"]
         assert answer.startswith(said)
 
 
-def test_a_broker_that_refuses(ask: Callable[..., dict[str, str]], rabbit: RabbitNode) -> None:
+def test_a_broker_that_refuses(ask: Callable[..., dict[str, str]], rabbit: Broker) -> None:
     """A wrong password, a wrong virtual host and no broker are three things."""
     wrong = rabbit.url.replace("guest:guest", "guest:wr0ng")
     assert "refuses the account" in ask(rabbitmq_url=wrong)["broker"]

@@ -19,7 +19,7 @@ import pika
 import pytest
 from conftest import TOKEN
 from PIL import Image
-from rabbit import RabbitNode, free_ports
+from rabbit import Broker, free_ports
 from s3_server import S3Server
 from waiting import wait_until
 
@@ -31,7 +31,7 @@ QUEUE = "image_generation"
 SESSION = "session-token-of-a-role"
 
 
-def publish(rabbit: RabbitNode, *bodies: bytes, **properties: Any) -> None:
+def publish(rabbit: Broker, *bodies: bytes, **properties: Any) -> None:
     """Publish as the platform's producers do: a plain durable queue, declared by the producer."""
     connection = pika.BlockingConnection(pika.URLParameters(rabbit.url))
     channel = connection.channel()
@@ -44,7 +44,7 @@ def publish(rabbit: RabbitNode, *bodies: bytes, **properties: Any) -> None:
 
 @pytest.fixture
 def environment(
-    rabbit: RabbitNode, s3: S3Server, pocket: Path, backend: WebhookReceiver, tmp_path: Path
+    rabbit: Broker, s3: S3Server, pocket: Path, backend: WebhookReceiver, tmp_path: Path
 ) -> dict[str, str]:
     """What an operator sets; buckets exist, and hold one LoRA."""
     client = s3.client()
@@ -119,7 +119,7 @@ def job(backend: WebhookReceiver, number: int, **changes: Any) -> bytes:
 
 def test_three_jobs(
     environment: dict[str, str],
-    rabbit: RabbitNode,
+    rabbit: Broker,
     s3: S3Server,
     backend: WebhookReceiver,
     tmp_path: Path,
@@ -193,7 +193,7 @@ def _failure(number: int, text: str) -> dict[str, Any]:
 
 
 def test_bad_messages_neither_crash_nor_loop(
-    environment: dict[str, str], rabbit: RabbitNode, backend: WebhookReceiver, tmp_path: Path
+    environment: dict[str, str], rabbit: Broker, backend: WebhookReceiver, tmp_path: Path
 ) -> None:
     """What can be answered is; what can't is set aside; the next good job is done."""
     unanswerable = [
@@ -220,7 +220,7 @@ def test_bad_messages_neither_crash_nor_loop(
 
 
 def test_two_jobs_in_hand(
-    environment: dict[str, str], rabbit: RabbitNode, backend: WebhookReceiver, tmp_path: Path
+    environment: dict[str, str], rabbit: Broker, backend: WebhookReceiver, tmp_path: Path
 ) -> None:
     """With ``STYLEGEN_PREFETCH=2`` jobs overlap; each has its own events, in order."""
     numbers = (11, 12, 13)
@@ -244,7 +244,7 @@ def test_two_jobs_in_hand(
 
 
 def test_stop_finishes_the_job_in_hand(
-    environment: dict[str, str], rabbit: RabbitNode, backend: WebhookReceiver, tmp_path: Path
+    environment: dict[str, str], rabbit: Broker, backend: WebhookReceiver, tmp_path: Path
 ) -> None:
     """SIGTERM in the middle of a picture: it is delivered, the next one stays in the queue."""
     publish(rabbit, job(backend, 7), job(backend, 8))
@@ -266,7 +266,7 @@ def test_stop_finishes_the_job_in_hand(
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_at_once(
     environment: dict[str, str],
-    rabbit: RabbitNode,
+    rabbit: Broker,
     backend: WebhookReceiver,
     tmp_path: Path,
     second: signal.Signals,
@@ -304,7 +304,7 @@ def page(port: int, name: str) -> tuple[int, str]:
 
 
 def test_an_operator_sees_it_work(
-    environment: dict[str, str], rabbit: RabbitNode, backend: WebhookReceiver, tmp_path: Path
+    environment: dict[str, str], rabbit: Broker, backend: WebhookReceiver, tmp_path: Path
 ) -> None:
     """Health, numbers and a log that a machine reads, with the job's id and without secrets."""
     (port,) = free_ports(1)
@@ -341,14 +341,12 @@ def test_an_operator_sees_it_work(
 
 
 def test_the_documented_rights_are_enough(
-    environment: dict[str, str], rabbit: RabbitNode, backend: WebhookReceiver, tmp_path: Path
+    environment: dict[str, str], rabbit: Broker, backend: WebhookReceiver, tmp_path: Path
 ) -> None:
     """With no more than docs/security.md asks for: a job, a retry, a dead letter, a stop."""
     page = (ROOT / "docs/security.md").read_text(encoding="utf-8")
     names, exchange = re.findall(r"`(\^[^`]+)`", page)
-    rabbit.control("add_user", "worker", "pw")
-    rabbit.control("set_permissions", "worker", names, exchange, names)
-    url = rabbit.url.replace("guest:guest", "worker:pw")
+    url = rabbit.add_user(names, exchange, names)
     retries = Retries(url, QUEUE, (1,))
     publish(rabbit, job(backend, 41, num_inference_steps=1), b"for nobody")
     log = tmp_path / "worker.log"

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import promql_parser
 import pytest
 import requests
 import yaml
-from rabbit import RabbitNode
+from rabbit import Broker, RabbitNode
 
 from stylegen.errors import error_codes
 from stylegen.fleet.affinity import affinity_queues
@@ -188,11 +189,11 @@ def wait_until_open(address: str, process: subprocess.Popen[bytes]) -> None:
     raise AssertionError(f"nothing listens on {address}")
 
 
-def test_compose_rehearsal(rabbit: RabbitNode, tmp_path: Path) -> None:
+def test_compose_rehearsal(rabbit: Broker, tmp_path: Path) -> None:
     """The services' own commands, as processes: six pictures are ordered, drawn and told."""
     s3, backend = free_address(), free_address()
     here = {
-        "stylegen:stylegen@rabbitmq:5672": rabbit.url.partition("//")[2].split("/")[0],
+        "stylegen:stylegen@rabbitmq:5672/%2F": rabbit.url.partition("//")[2],
         "s3:9000": s3,
         "9000": s3.rpartition(":")[2],
         "0.0.0.0:8000": backend,
@@ -347,25 +348,35 @@ def counted_by_keda(state: dict[str, Any]) -> int:
     return int(state["messages_ready" if only_ready else "messages"])
 
 
-def test_busy_workers_are_counted() -> None:
+@pytest.fixture(name="watched", scope="module")
+def _watched() -> Iterator[tuple[RabbitNode, str, str]]:
+    """A node, and the addresses of its management and of its metrics."""
+    management, metrics = free_address(), free_address()
+    node = RabbitNode()
+    (node.folder / "plugins").write_text("[rabbitmq_management, rabbitmq_prometheus].\n")
+    with (node.folder / "rabbitmq.conf").open("a") as config:
+        for name, address in (("management", management), ("prometheus", metrics)):
+            config.write(f"{name}.tcp.ip = 127.0.0.1\n{name}.tcp.port = {address[10:]}\n")
+    with node:
+        yield node, management, metrics
+
+
+def test_busy_workers_are_counted(watched: tuple[RabbitNode, str, str]) -> None:
     """A worker whose jobs are all in flight is not sent home: a real broker's own figures."""
     hands = 2 * int(configured()["STYLEGEN_BATCH"])
     (trigger,) = manifest("ScaledObject")["spec"]["triggers"]
     assert int(trigger["metadata"]["value"]) == hands
-    address, node = free_address(), RabbitNode()
-    (node.folder / "plugins").write_text("[rabbitmq_management].\n")
-    with (node.folder / "rabbitmq.conf").open("a") as config:
-        config.write(f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {address[10:]}\n")
-    with node:
-        publish_job(b"{}", url=node.url)
-        connection = pika.BlockingConnection(pika.URLParameters(node.url))
-        assert connection.channel().basic_get("image_generation")[0]
-        page = f"http://guest:guest@{address}/api/queues/%2F/image_generation"
-        deadline, state = time.monotonic() + 60, {}
-        while not state.get("messages_unacknowledged") and time.monotonic() < deadline:
-            time.sleep(0.5)
-            state = requests.get(page, timeout=20).json()
-        connection.close()
+    node, address, _ = watched
+    node.take_all("image_generation")  # another test's
+    publish_job(b"{}", url=node.url)
+    connection = pika.BlockingConnection(pika.URLParameters(node.url))
+    assert connection.channel().basic_get("image_generation")[0]
+    page = f"http://guest:guest@{address}/api/queues/%2F/image_generation"
+    deadline, state = time.monotonic() + 60, {}
+    while not state.get("messages_unacknowledged") and time.monotonic() < deadline:
+        time.sleep(0.5)
+        state = requests.get(page, timeout=20).json()
+    connection.close()
     assert (state["messages_ready"], counted_by_keda(state)) == (0, 1)
 
 
@@ -473,16 +484,11 @@ def test_times_can_reach_their_alerts() -> None:
     assert max(bounds("stylegen_stage_seconds")) >= longest
 
 
-def test_broker_has_these_metrics() -> None:
+def test_broker_has_these_metrics(watched: tuple[RabbitNode, str, str]) -> None:
     """A real broker with its Prometheus plugin tells each metric that a query uses, by queue."""
-    address = free_address()
-    node = RabbitNode()
-    (node.folder / "plugins").write_text("[rabbitmq_prometheus].\n")
-    with (node.folder / "rabbitmq.conf").open("a") as config:
-        config.write(f"prometheus.tcp.ip = 127.0.0.1\nprometheus.tcp.port = {address[10:]}\n")
-    with node:
-        publish_job(b"{}", url=node.url)
-        text = requests.get(f"http://{address}/metrics/per-object", timeout=20).text
+    node, _, address = watched
+    publish_job(b"{}", url=node.url)
+    text = requests.get(f"http://{address}/metrics/per-object", timeout=20).text
     for metric in (name for name in METRICS if name.startswith("rabbitmq")):
         assert re.search(rf'^{metric}\{{[^}}]*queue="image_generation"[^}}]*\}} \d', text, re.M)
 

@@ -17,7 +17,7 @@ import pika
 import pytest
 from conftest import TOKEN
 from pages import TRANSLATIONS, Page, blocks
-from rabbit import RabbitNode
+from rabbit import Broker, VirtualHost
 from s3_server import S3Server
 
 from stylegen import job as job_module
@@ -73,11 +73,9 @@ def place(pocket: Path, s3: S3Server, tmp_path_factory: pytest.TempPathFactory) 
     client.upload_file(
         str(pocket / "models/style_10.safetensors"), "models", "style_10.safetensors"
     )
-    node = RabbitNode()
-    (node.folder / "plugins").write_text("[rabbitmq_consistent_hash_exchange].\n")
     with LoadReceiver(lambda webhook: 200) as probe:
         listen = f"127.0.0.1:{probe.server_port}"
-    with node, WebhookReceiver() as backend:
+    with VirtualHost() as rabbit, WebhookReceiver() as backend:
         (example,) = blocks(ROOT / "docs/messages.md", "json job")
         job = json.loads(example) | {"webhook_url": backend.url, "num_inference_steps": 2}
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
@@ -86,7 +84,7 @@ def place(pocket: Path, s3: S3Server, tmp_path_factory: pytest.TempPathFactory) 
             "PYTHONPATH": str(ROOT),
             "INTERNAL_API_TOKEN": TOKEN,
             "WEBHOOK_ALLOWED_ORIGINS": f"{backend.url},http://{listen}",
-            "RABBITMQ_URL": node.url,
+            "RABBITMQ_URL": rabbit.url,
             "AWS_ENDPOINT_URL_S3": s3.endpoint_url,
             "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": "test",
@@ -95,12 +93,12 @@ def place(pocket: Path, s3: S3Server, tmp_path_factory: pytest.TempPathFactory) 
             "STYLEGEN_MODEL": str(pocket / "pocket"),
             "STYLEGEN_DEVICE": "cpu",
         }
-        yield folder, environment, node, listen, {}
+        yield folder, environment, rabbit, listen, {}
 
 
-def wait_for_consumers(node: RabbitNode, count: int, queue: str) -> None:
+def wait_for_consumers(rabbit: Broker, count: int, queue: str) -> None:
     """Wait at most two minutes for that many consumers of a queue."""
-    connection = pika.BlockingConnection(pika.URLParameters(node.url))
+    connection = pika.BlockingConnection(pika.URLParameters(rabbit.url))
     channel, deadline = connection.channel(), time.monotonic() + 120
     declare = channel.queue_declare
     while declare(queue, durable=True).method.consumer_count != count:
@@ -112,15 +110,15 @@ def wait_for_consumers(node: RabbitNode, count: int, queue: str) -> None:
 @pytest.mark.parametrize("command", commands(), ids=lambda word: re.sub(r"\W+", "-", word)[:70])
 def test_command_runs(command: str, place: Any) -> None:
     """It exits with 0; those that work until they are asked to end are asked, once they work."""
-    folder, environment, node, listen, outputs = place
+    folder, environment, rabbit, listen, outputs = place
     words = command.replace("127.0.0.1:8099", listen).replace("FILE", "job.json")
     words = re.sub(r"\bID\b", "500", words)
     queue = ([*re.findall(r"STYLEGEN_QUEUE=(\S+)", command), "image_generation"])[0]
     if words not in outputs:  # two pages may say the same with other placeholders
         if "--redrive" in command:  # exits with 1 when there is nothing to move
             letter = b'{"generation_id": 500}'
-            publish_job(letter, url=node.url, queue_name=dead_letters(queue))
-        outputs[words] = run_command(words, folder, environment, node, queue)
+            publish_job(letter, url=rabbit.url, queue_name=dead_letters(queue))
+        outputs[words] = run_command(words, folder, environment, rabbit, queue)
     for shown in [
         block for page in PAGES for block in blocks(page, "text of " + re.escape(command))
     ]:
@@ -128,7 +126,7 @@ def test_command_runs(command: str, place: Any) -> None:
 
 
 def run_command(
-    words: str, folder: Path, environment: dict[str, str], node: RabbitNode, queue: str
+    words: str, folder: Path, environment: dict[str, str], rabbit: Broker, queue: str
 ) -> str:
     """Run it in the folder, and ask it to end if it is endless; what it printed."""
     endless = words.endswith(ENDLESS)
@@ -143,7 +141,7 @@ def run_command(
     ) as process:
         try:
             if endless:
-                wait_for_consumers(node, 2 if words.endswith("2") else 1, queue)
+                wait_for_consumers(rabbit, 2 if words.endswith("2") else 1, queue)
                 process.send_signal(signal.SIGTERM)
             output, _ = process.communicate(timeout=150)
         finally:

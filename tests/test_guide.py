@@ -25,7 +25,7 @@ from conftest import TOKEN
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from packaging.version import Version
 from PIL import Image, ImageChops
-from rabbit import RabbitNode
+from rabbit import Broker, VirtualHost
 from s3_server import S3Server
 
 from stylegen import job
@@ -85,8 +85,15 @@ def test_webhook_complete(mocker):
 # Section 3: the consumer
 
 
+@pytest.fixture(name="rabbit", scope="module")
+def _rabbit() -> Iterator[Broker]:
+    """The virtual host of those who name none."""
+    with VirtualHost("/") as host:
+        yield host
+
+
 @pytest.fixture(name="queue")
-def _queue(rabbit: RabbitNode, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def _queue(rabbit: Broker, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A queue with a place for dead letters, on the broker of `RABBITMQ_HOST`, port 5672."""
     name, look_up = f"test-{uuid.uuid4().hex}", socket.getaddrinfo
 
@@ -107,7 +114,7 @@ def _queue(rabbit: RabbitNode, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
 
 
 def test_the_callback_gets_a_dictionary(
-    rabbit: RabbitNode, queue: str, caplog: pytest.LogCaptureFixture
+    rabbit: Broker, queue: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What can't be read or makes it raise is dead-lettered, and the consumer goes on."""
     taken, stop = [], threading.Event()
@@ -133,7 +140,7 @@ def test_the_callback_gets_a_dictionary(
 
 
 def test_a_rejected_message_is_gone_where_the_queue_has_no_target(
-    rabbit: RabbitNode, queue: str
+    rabbit: Broker, queue: str
 ) -> None:
     plain, stop = f"{queue}.plain", threading.Event()
     publish_job(b"not json", url=rabbit.url, queue_name=plain)
@@ -142,7 +149,7 @@ def test_a_rejected_message_is_gone_where_the_queue_has_no_target(
     assert rabbit.queue_state(plain) == (0, 0)
 
 
-def test_a_process_that_can_do_nothing_rejects_nothing(rabbit: RabbitNode, queue: str) -> None:
+def test_a_process_that_can_do_nothing_rejects_nothing(rabbit: Broker, queue: str) -> None:
     """A lost GPU would empty the queue; the consumer ends, and the message stays."""
 
     def callback(_: dict[str, Any]) -> None:
@@ -185,7 +192,7 @@ def _variables(
 
 
 def test_the_guides_handler_is_a_callback(
-    rabbit: RabbitNode,
+    rabbit: Broker,
     queue: str,
     variables: pytest.MonkeyPatch,
     backend: WebhookReceiver,

@@ -16,7 +16,7 @@ import requests
 from conftest import TOKEN
 from painter import Painter, consuming
 from PIL import Image
-from rabbit import RabbitNode, free_ports
+from rabbit import Broker, free_ports
 from tenacity import wait_fixed, wait_none
 from waiting import wait_until
 
@@ -68,7 +68,7 @@ def _store(tmp_path: Path) -> FolderStore:
 
 @pytest.fixture(name="settings")
 def _settings(
-    rabbit: RabbitNode, backend: WebhookReceiver, store: FolderStore, tmp_path: Path
+    rabbit: Broker, backend: WebhookReceiver, store: FolderStore, tmp_path: Path
 ) -> Settings:
     """A worker's, with a health port and a queue of its own."""
     (port,) = free_ports(1)
@@ -91,7 +91,7 @@ def send(settings: Settings, order: Order) -> None:
 
 
 def test_a_worker_without_a_broker_is_not_ready(
-    settings: Settings, painter: Painter, rabbit: RabbitNode, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, painter: Painter, rabbit: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It lives all the time, and is ready but for the while between two connections."""
     monkeypatch.setattr(connection, "RECONNECT_WAIT", wait_fixed(2))

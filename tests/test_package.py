@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from conftest import TOKEN
-from rabbit import RabbitNode
+from rabbit import Broker
 
 from stylegen.settings import Settings
 from stylegen.webhook import WebhookReceiver
@@ -208,7 +208,7 @@ def test_commands_explain_themselves(commands: Path) -> None:
 
 
 def test_a_job_from_the_wheel(
-    commands: Path, rabbit: RabbitNode, backend: WebhookReceiver, tmp_path: Path
+    commands: Path, rabbit: Broker, backend: WebhookReceiver, tmp_path: Path
 ) -> None:
     """Model, check, job: a picture is drawn by the installed package alone."""
     run(commands / "python", "-m", "stylegen.pocket", tmp_path, cwd="/")

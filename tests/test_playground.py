@@ -21,7 +21,7 @@ import requests
 import torch
 from lora_files import updates
 from PIL import Image
-from rabbit import RabbitNode
+from rabbit import Broker
 from s3_server import S3Server
 from safetensors.torch import save_file
 
@@ -1094,7 +1094,7 @@ def test_loras_of_a_bucket(painter: Painter, s3: S3Server, tmp_path: Path) -> No
 
 
 def test_dead_letter_is_opened_and_redriven(
-    panel: Playground, rabbit: RabbitNode, order: dict[str, Any]
+    panel: Playground, rabbit: Broker, order: dict[str, Any]
 ) -> None:
     queue, production = "panel", panel.history.production
     panel.history.broker_panel.broker.value, panel.history.broker_panel.queue.value = (
@@ -1120,7 +1120,7 @@ def test_dead_letter_is_opened_and_redriven(
 
 
 def test_job_goes_to_the_queue_and_its_webhooks_come_back(
-    pocket_panel: Playground, rabbit: RabbitNode, engine: Engine, tmp_path: Path
+    pocket_panel: Playground, rabbit: Broker, engine: Engine, tmp_path: Path
 ) -> None:
     broker_panel, queue = pocket_panel.history.broker_panel, "panel-sends"
     broker_panel.broker.value, broker_panel.queue.value = rabbit.url, queue
@@ -1136,7 +1136,7 @@ def test_job_goes_to_the_queue_and_its_webhooks_come_back(
     broker_panel.close()
 
 
-def sent(panel: Playground, rabbit: RabbitNode, queue: str) -> GenerationJob:
+def sent(panel: Playground, rabbit: Broker, queue: str) -> GenerationJob:
     """Press Send job, and take from the queue what it got."""
     panel.history.broker_panel.broker.value, panel.history.broker_panel.queue.value = (
         rabbit.url,
@@ -1148,7 +1148,7 @@ def sent(panel: Playground, rabbit: RabbitNode, queue: str) -> GenerationJob:
     return parse_job(body)
 
 
-def test_the_controls_are_sent(panel: Playground, rabbit: RabbitNode) -> None:
+def test_the_controls_are_sent(panel: Playground, rabbit: Broker) -> None:
     """A tile's job while nothing is changed; a dead letter that is mended, as it is mended."""
     queue, production, fields = "panel-mends", panel.history.production, fill_in(panel).model_dump()
     hand = {"image_url": "s3://artists/a/hand.png"}
@@ -1202,7 +1202,7 @@ def test_a_picture_is_put_away(panel: Playground, way: str) -> None:
     assert "choose a picture first" in panel.status.text
 
 
-def test_no_less_is_sent_in_silence(panel: Playground, rabbit: RabbitNode) -> None:
+def test_no_less_is_sent_in_silence(panel: Playground, rabbit: Broker) -> None:
     """A job of three LoRAs: the panel, which has room for two, first says that one is missing."""
     queue, loras = "panel-lacks", panel.context.session.library.loras
     extras = [{"url": loras[name].url} for name in ("neon", "mosaic")]
@@ -1218,7 +1218,7 @@ def test_no_less_is_sent_in_silence(panel: Playground, rabbit: RabbitNode) -> No
     panel.history.broker_panel.close()
 
 
-def test_a_job_can_be_sent_again(panel: Playground, rabbit: RabbitNode, tmp_path: Path) -> None:
+def test_a_job_can_be_sent_again(panel: Playground, rabbit: Broker, tmp_path: Path) -> None:
     """After the artist's file has changed, a worker that remembers ids draws the job anew."""
     broker_panel, queue = panel.history.broker_panel, "panel-sends-again"
     broker_panel.broker.value, broker_panel.queue.value = rabbit.url, queue

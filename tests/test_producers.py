@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pika
 import pytest
@@ -21,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from painter import ORDER, painting_parts
 from pika.adapters.blocking_connection import BlockingChannel
-from rabbit import RabbitNode
+from rabbit import Broker
 from waiting import wait_until
 
 from stylegen.queue import (
@@ -69,7 +70,7 @@ FULL = {"x-max-length": 1, "x-overflow": "reject-publish"}
 
 
 @contextmanager
-def channel_to(rabbit: RabbitNode) -> Iterator[BlockingChannel]:
+def channel_to(rabbit: Broker) -> Iterator[BlockingChannel]:
     """A producer's channel, with confirms; messages in flight on it come back at the end."""
     connection = connect(rabbit.url)
     try:
@@ -81,18 +82,18 @@ def channel_to(rabbit: RabbitNode) -> Iterator[BlockingChannel]:
 
 
 @pytest.fixture(name="retries")
-def _retries(rabbit: RabbitNode) -> Retries:
+def _retries(rabbit: Broker) -> Retries:
     return Retries(rabbit.url, f"test-{uuid.uuid4().hex}", (1,), max_redeliveries=3)
 
 
-def publish(rabbit: RabbitNode, queue: str, body: bytes = b"{}", **properties: Any) -> None:
+def publish(rabbit: Broker, queue: str, body: bytes = b"{}", **properties: Any) -> None:
     """Publish as a producer does, into a queue that is made plain if there is none."""
     with channel_to(rabbit) as channel:
         ensure_queue(channel.connection, queue)
         channel.basic_publish("", queue, body, pika.BasicProperties(**properties))
 
 
-def take(rabbit: RabbitNode, queue: str) -> Delivery:
+def take(rabbit: Broker, queue: str) -> Delivery:
     """Take the message that must come: as a worker gets it."""
     found: list[Delivery] = []
 
@@ -107,7 +108,7 @@ def take(rabbit: RabbitNode, queue: str) -> Delivery:
     return found[0]
 
 
-def fall(rabbit: RabbitNode, queue: str) -> None:
+def fall(rabbit: Broker, queue: str) -> None:
     """A worker dies with the queue's next message in flight."""
     with channel_to(rabbit) as channel:
         assert channel.basic_get(queue)[0]
@@ -128,7 +129,7 @@ WAYS: dict[str, Callable[[Retries, Delivery], object]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_copy_says_what_its_producer_said(rabbit: RabbitNode, retries: Retries, way: str) -> None:
+def test_a_copy_says_what_its_producer_said(rabbit: Broker, retries: Retries, way: str) -> None:
     """Twice the same way; a dead letter is moved back. Bytes, properties, headers stay."""
     queue = retries.queue_name
     publish(rabbit, queue, b"\xff", **SENT, headers=HEADERS, expiration="600000", user_id="guest")
@@ -145,7 +146,7 @@ def test_a_copy_says_what_its_producer_said(rabbit: RabbitNode, retries: Retries
 
 
 def test_an_expiration_shortens_no_pause_and_drops_no_letter(
-    rabbit: RabbitNode, retries: Retries
+    rabbit: Broker, retries: Retries
 ) -> None:
     """Of 1 ms: it waits a retry's whole second, and stays a dead letter; then it is what it was."""
     queue = retries.queue_name
@@ -167,20 +168,19 @@ def test_an_expiration_shortens_no_pause_and_drops_no_letter(
 
 
 @pytest.mark.parametrize("text", ["", "abc", "-1", "1.5", "99999999999", "²", None, 5.5])
-def test_a_made_up_expiration_is_none(rabbit: RabbitNode, retries: Retries, text: Any) -> None:
+def test_a_made_up_expiration_is_none(rabbit: Broker, retries: Retries, text: Any) -> None:
     """The broker would close the channel of who publishes it."""
     delivery = Delivery(0, 1, b"{}", {"x-stylegen-expiration": text})
     retries.requeue(delivery)
     assert take(rabbit, retries.queue_name).properties.expiration is None
 
 
-def test_another_accounts_message_is_sent_on(rabbit: RabbitNode, retries: Retries) -> None:
+def test_another_accounts_message_is_sent_on(rabbit: Broker, retries: Retries) -> None:
     """`user_id` is checked by the broker: a copy has the worker's."""
-    rabbit.control("add_user", "backend", "pw")
-    rabbit.control("set_permissions", "backend", ".*", ".*", ".*")
-    connection = connect(rabbit.url.replace("guest:guest", "backend:pw"))
+    url = rabbit.add_user()
+    connection = connect(url)
     connection.channel().queue_declare(retries.queue_name, durable=True)
-    theirs = pika.BasicProperties(user_id="backend", headers={ATTEMPT: 1})
+    theirs = pika.BasicProperties(user_id=urlsplit(url).username, headers={ATTEMPT: 1})
     connection.channel().basic_publish("", retries.queue_name, b"{}", theirs)
     connection.close()
     delivery = take(rabbit, retries.queue_name)
@@ -209,7 +209,7 @@ ODD: dict[str, dict[str, Any]] = {name: PROPERTIES[name] for name in PROPERTIES}
 
 @pytest.mark.parametrize("name", ODD)
 def test_odd_properties_keep_no_message_from_its_way(
-    rabbit: RabbitNode, retries: Retries, name: str
+    rabbit: Broker, retries: Retries, name: str
 ) -> None:
     """Retried, redelivered, dead-lettered and moved back: there is one message each time."""
     queue = retries.queue_name
@@ -233,7 +233,7 @@ def test_odd_properties_keep_no_message_from_its_way(
             assert delivery.headers["traceparent"] == "00"
 
 
-def test_the_foreign_headers_that_fit_are_kept(rabbit: RabbitNode, retries: Retries) -> None:
+def test_the_foreign_headers_that_fit_are_kept(rabbit: Broker, retries: Retries) -> None:
     """One that can't be sent on takes no other with it."""
     headers = {
         "x-beyond": 10**300,
@@ -393,7 +393,7 @@ FORGED = [1, 2, 3, 20, 999, 1000, 1001, 2**31, 2**62, -1, -(2**40), "7", True, [
 @pytest.mark.parametrize("value", FORGED)
 @pytest.mark.parametrize("count", [ATTEMPT, REDELIVERIES, REDRIVES])
 def test_a_producers_counts_are_none(
-    rabbit: RabbitNode, retries: Retries, count: str, value: Any
+    rabbit: Broker, retries: Retries, count: str, value: Any
 ) -> None:
     """Whatever it writes, its message has been through nothing; then it is counted from one."""
     publish(rabbit, retries.queue_name, headers={count: value, "x-own": 1})
@@ -406,7 +406,7 @@ def test_a_producers_counts_are_none(
 
 @pytest.mark.parametrize("value", [1, 999, 1000, 1001, 2**40])
 def test_made_up_redrives_make_no_redrive_void(
-    rabbit: RabbitNode, retries: Retries, backend: WebhookReceiver, value: int
+    rabbit: Broker, retries: Retries, backend: WebhookReceiver, value: int
 ) -> None:
     """The job fails, an operator mends it and moves it back: it is done."""
     with channel_to(rabbit) as channel:
@@ -432,7 +432,7 @@ def test_made_up_redrives_make_no_redrive_void(
 # Full queues
 
 
-def _make_full(rabbit: RabbitNode, queue: str) -> None:
+def _make_full(rabbit: Broker, queue: str) -> None:
     """A worker has died with a job of a queue in flight, and the queue has filled up since."""
     with channel_to(rabbit) as worker, channel_to(rabbit) as producer:
         producer.queue_declare(queue, durable=True, arguments=FULL)
@@ -442,7 +442,7 @@ def _make_full(rabbit: RabbitNode, queue: str) -> None:
 
 
 def test_a_full_queue_stops_nobody(
-    rabbit: RabbitNode, retries: Retries, caplog: pytest.LogCaptureFixture
+    rabbit: Broker, retries: Retries, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What it refuses is counted beside it and done; the connection stays, and the log names it."""
     queue = retries.queue_name
@@ -472,7 +472,7 @@ def test_a_full_queue_stops_nobody(
 
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_what_kills_workers_ends_though_its_queue_is_full(
-    rabbit: RabbitNode, retries: Retries, backend: WebhookReceiver, kind: str
+    rabbit: Broker, retries: Retries, backend: WebhookReceiver, kind: str
 ) -> None:
     """It is counted beside the full queue each time, and in the end it is a dead letter."""
     queue, parts = retries.queue_name, painting_parts(backend.url)
@@ -504,7 +504,7 @@ def _is_full(producer: BlockingChannel, queue: str) -> bool:
     return False
 
 
-def _look(rabbit: RabbitNode, queue: str) -> Delivery:
+def _look(rabbit: Broker, queue: str) -> Delivery:
     """The first message of a queue, as its redelivery; it is acknowledged, as a worker would."""
     with channel_to(rabbit) as channel:
         method, properties, body = channel.basic_get(queue, auto_ack=True)
@@ -512,7 +512,7 @@ def _look(rabbit: RabbitNode, queue: str) -> Delivery:
 
 
 def test_full_dead_letters_keep_the_message_and_the_connection(
-    rabbit: RabbitNode, retries: Retries, monkeypatch: pytest.MonkeyPatch
+    rabbit: Broker, retries: Retries, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is handed back after a pause, again and again; the next job is done meanwhile."""
     monkeypatch.setattr("stylegen.queue.executor.REFUSED_PAUSE", 0.1)
@@ -543,7 +543,7 @@ def test_full_dead_letters_keep_the_message_and_the_connection(
 
 @pytest.mark.parametrize("prefetch", [1, 4])
 def test_an_urgent_job_whose_worker_died_comes_first_again(
-    rabbit: RabbitNode, retries: Retries, backend: WebhookReceiver, prefetch: int
+    rabbit: Broker, retries: Retries, backend: WebhookReceiver, prefetch: int
 ) -> None:
     """Of thirty-one, on a queue with priorities: not thirty-first."""
     queue = retries.queue_name
@@ -566,7 +566,7 @@ def test_an_urgent_job_whose_worker_died_comes_first_again(
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "zstd", "br", "utf-16", "x\nInjected: 1"])
 def test_a_foreign_encoding_is_named(
-    rabbit: RabbitNode, retries: Retries, backend: WebhookReceiver, encoding: str
+    rabbit: Broker, retries: Retries, backend: WebhookReceiver, encoding: str
 ) -> None:
     """The dead letter's reason says why the message could not be read."""
     body = gzip.compress(json.dumps(ORDER).encode(), mtime=0)
@@ -581,7 +581,7 @@ def test_a_foreign_encoding_is_named(
 @pytest.mark.parametrize("encoding", [None, "", "utf-8", "UTF8", "gzip"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_what_can_be_read_is_done_whatever_its_label(
-    rabbit: RabbitNode,
+    rabbit: Broker,
     retries: Retries,
     backend: WebhookReceiver,
     encoding: str | None,
@@ -622,7 +622,7 @@ def test_a_flood_of_cancellations_writes_nothing(tmp_path: Path, backend: Webhoo
     assert codes == ["CANCELED", "CANCELED", None]
 
 
-def test_control_messages_wait_at_the_broker(rabbit: RabbitNode, retries: Retries) -> None:
+def test_control_messages_wait_at_the_broker(rabbit: Broker, retries: Retries) -> None:
     """While one is worked on, a worker holds few others; the oldest of too many are dropped."""
     gate, heard = threading.Event(), list[bytes]()
 

@@ -38,6 +38,27 @@ from stylegen.queue import (
 )
 
 
+@pytest.fixture(name="tls", scope="module")
+def _tls(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path, Path]:
+    """The broker's port for ``amqps://``, its chain of certificates and its key."""
+    (port,) = free_ports(1)
+    return port, *write_chain(tmp_path_factory.mktemp("tls"), "127.0.0.1")
+
+
+@pytest.fixture(name="rabbit", scope="module")
+def _rabbit(tls: tuple[int, Path, Path]) -> Iterator[RabbitNode]:
+    """A node of its own, since it is killed here; it speaks TLS, too."""
+    node, (port, chain, key) = RabbitNode(), tls
+    with (node.folder / "rabbitmq.conf").open("a", encoding="utf-8") as config:
+        config.write(
+            f"listeners.ssl.1 = 127.0.0.1:{port}\nssl_options.cacertfile = {chain}\n"
+            f"ssl_options.certfile = {chain}\nssl_options.keyfile = {key}\n"
+            "ssl_options.verify = verify_none\n"
+        )
+    with node:
+        yield node
+
+
 @pytest.fixture
 def queue(rabbit: RabbitNode) -> str:
     """A queue of this test's own: durable, plain, empty."""
@@ -531,24 +552,15 @@ def test_poison_candidates_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert beside == [1, 1, 1] and not runner.failure
 
 
-def test_tls(tmp_path: Path, rabbit: RabbitNode) -> None:
+def test_tls(tls: tuple[int, Path, Path], rabbit: RabbitNode) -> None:
     """``amqps://`` works with the broker's authority, and never without."""
-    assert rabbit.url  # the tools are there
-    node, (port,) = RabbitNode(), free_ports(1)
-    chain, key = write_chain(tmp_path, "127.0.0.1")
-    with (node.folder / "rabbitmq.conf").open("a", encoding="utf-8") as config:
-        config.write(
-            f"listeners.ssl.1 = 127.0.0.1:{port}\nssl_options.cacertfile = {chain}\n"
-            f"ssl_options.certfile = {chain}\nssl_options.keyfile = {key}\n"
-            "ssl_options.verify = verify_none\n"
-        )
+    port, chain, _ = tls
     stranger = f"amqps://guest:guest@127.0.0.1:{port}/%2f"
     known = f"{stranger}?ssl_options=" + quote(str({"ca_certs": str(chain)}))
-    with node:
-        publish_job(b"over TLS", url=known, queue_name="tls")
-        with pytest.raises(ssl.SSLCertVerificationError):
-            publish_job(b"to a stranger", url=stranger, queue_name="tls")
-        assert _ready_messages(node, "tls") == 1
+    publish_job(b"over TLS", url=known, queue_name="tls")
+    with pytest.raises(ssl.SSLCertVerificationError):
+        publish_job(b"to a stranger", url=stranger, queue_name="tls")
+    assert _ready_messages(rabbit, "tls") == 1
 
 
 class _Milliseconds(datetime):

@@ -65,6 +65,12 @@ def _flat(tmp_path: Path, backend: WebhookReceiver, drawn: list[Callable[[], Non
     return Parts(draw, store, (backend.url,), TOKEN)
 
 
+@pytest.fixture(name="rabbit", scope="module")
+def _rabbit(node: RabbitNode) -> RabbitNode:
+    """A node, not a virtual host of one: it is killed here."""
+    return node
+
+
 @pytest.fixture(name="retries")
 def _retries(rabbit: RabbitNode) -> Retries:
     return Retries(rabbit.url, f"test-{uuid.uuid4().hex}", (1, 1), max_redeliveries=2)

@@ -46,6 +46,12 @@ sys.path.insert(0, str(ROOT / "tools"))
 import sizing  # noqa: E402  pylint: disable=wrong-import-position
 
 
+@pytest.fixture(name="rabbit", scope="module")
+def _rabbit(node: RabbitNode) -> RabbitNode:
+    """A node, not a virtual host of one: it is changed and killed here."""
+    return node
+
+
 @pytest.fixture(scope="module")
 def bench(
     rabbit: RabbitNode, s3: S3Server, tmp_path_factory: pytest.TempPathFactory

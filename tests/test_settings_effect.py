@@ -32,7 +32,7 @@ from conftest import TOKEN
 from cryptography import x509
 from painter import Painter, consuming
 from pika.exceptions import AMQPConnectionError
-from rabbit import RabbitNode, free_ports
+from rabbit import Broker, free_ports
 from s3_server import S3Server
 from standardwebhooks import Webhook
 from waiting import wait_until
@@ -84,7 +84,7 @@ class World:
         )  # it would end the tests
 
     @property
-    def rabbit(self) -> RabbitNode:
+    def rabbit(self) -> Broker:
         """The broker."""
         return self._request.getfixturevalue("rabbit")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rabbit import RabbitNode
+from rabbit import Broker
 
 from stylegen.queue import broker_url
 from stylegen.settings import Settings, SettingsError, load_settings, unknown_variables
@@ -338,7 +338,7 @@ ENDS: dict[str, tuple[list[str], int]] = {
 
 @pytest.mark.parametrize("end", ENDS)
 def test_exit_codes(
-    logged: Callable[..., None], rabbit: RabbitNode, monkeypatch: pytest.MonkeyPatch, end: str
+    logged: Callable[..., None], rabbit: Broker, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     """Each command line ends with the code that the operator's page says."""
     logged(RABBITMQ_URL=rabbit.url, STYLEGEN_QUEUE="nothing-dead")

@@ -63,4 +63,6 @@ def test_nb(*given: Any, **options: Any) -> tuple[bool, float]:
 if __name__ == "__main__":
     module = importlib.import_module(Path(__file__).stem)  # `__main__` is a notebook in its worker
     nbdev.test.test_nb = module.test_nb
-    nbdev.test.nbdev_test()
+    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    with importlib.import_module("keeper").hold():  # one broker for all notebooks
+        nbdev.test.nbdev_test()

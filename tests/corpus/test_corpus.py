@@ -10,7 +10,7 @@ import pytest
 from files import FILES, write_all
 from headers import PROPERTIES
 from messages import MESSAGES
-from rabbit import RabbitNode
+from rabbit import Broker
 from s3_server import S3Server
 from test_consumer import QUEUE, environment, job, publish, worker  # noqa: F401
 from waiting import wait_until
@@ -68,7 +68,7 @@ def _bodies(
 def test_each_input_has_its_outcome(
     bodies: dict[str, tuple[bytes, Any, str]],
     environment: dict[str, str],  # noqa: F811
-    rabbit: RabbitNode,
+    rabbit: Broker,
     backend: WebhookReceiver,
     stranger: WebhookReceiver,
     tmp_path: Path,
@@ -101,7 +101,7 @@ def test_each_input_has_its_outcome(
 
 def test_no_property_of_a_message_matters(
     environment: dict[str, str],  # noqa: F811
-    rabbit: RabbitNode,
+    rabbit: Broker,
     backend: WebhookReceiver,
     tmp_path: Path,
 ) -> None:

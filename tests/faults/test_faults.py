@@ -9,11 +9,9 @@ from s3_server import S3Server
 
 
 @pytest.mark.parametrize("name", SHORT)
-def test_nothing_is_lost_and_nothing_is_doubled(
-    name: str, rabbit: RabbitNode, s3: S3Server
-) -> None:
+def test_nothing_is_lost_and_nothing_is_doubled(name: str, node: RabbitNode, s3: S3Server) -> None:
     """Every job has one outcome, one picture, and its own artist; the queues are empty."""
-    with Ground(rabbit, s3) as ground:
+    with Ground(node, s3) as ground:
         CASES[name](ground)
         verdict = ground.settle()
         assert verdict.is_good, f"{verdict}\n{ground.logs()[-4000:]}"
