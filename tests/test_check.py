@@ -85,8 +85,11 @@ def test_what_a_machine_lacks(
     assert ask()["cache"] == "writable"
 
 
-def test_rights_of_the_broker(ask: Callable[..., dict[str, str]], rabbit: RabbitNode) -> None:
+def test_rights_of_the_broker(
+    ask: Callable[..., dict[str, str]], rabbit: RabbitNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each is told apart; what is asked leaves no message."""
+    only(monkeypatch, "broker")
     rabbit.control("add_user", "asks", "pw")
     url = rabbit.url.replace("guest:guest", "asks:pw")
     for configure, write, said in (
@@ -115,14 +118,23 @@ def test_rights_of_the_broker(ask: Callable[..., dict[str, str]], rabbit: Rabbit
     assert not method.redelivered  # nobody had it meanwhile
 
 
-def test_a_broker_that_refuses(ask: Callable[..., dict[str, str]], rabbit: RabbitNode) -> None:
+def test_a_broker_that_refuses(
+    ask: Callable[..., dict[str, str]], rabbit: RabbitNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A wrong password, a wrong virtual host and no broker are three things."""
+    only(monkeypatch, "broker")
     wrong = rabbit.url.replace("guest:guest", "guest:wr0ng")
     assert "refuses the account" in ask(rabbitmq_url=wrong)["broker"]
     elsewhere = rabbit.url.rpartition("/")[0] + "/none"
     assert "refuses the virtual host" in ask(rabbitmq_url=elsewhere)["broker"]
     assert "can't be reached" in ask()["broker"]
     assert "does not resolve" in ask(rabbitmq_url="amqp://nowhere.invalid")["broker"]
+
+
+def only(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Ask only these questions: the others take their time."""
+    chosen = {name: _QUESTIONS[name] for name in names}
+    monkeypatch.setattr("stylegen.worker.check._QUESTIONS", chosen)
 
 
 # Receivers
@@ -135,6 +147,7 @@ def test_receivers_are_told_apart(
     tmp_path: Path,
 ) -> None:
     """Name, port, time and certificate are four things; no event is sent to anybody."""
+    only(monkeypatch, "webhooks")
     chains = {
         "good": ("127.0.0.1", 90.0),
         "expired": ("127.0.0.1", 0.5),
@@ -205,8 +218,11 @@ def _gate(s3: S3Server) -> Iterator[OwnerEnforcedGate]:
 
 
 @pytest.fixture(name="ask_bucket")
-def _ask_bucket(ask: AskBucket, gate: OwnerEnforcedGate) -> AskBucket:
-    """`ask`, with the bucket behind the gate."""
+def _ask_bucket(
+    ask: AskBucket, gate: OwnerEnforcedGate, monkeypatch: pytest.MonkeyPatch
+) -> AskBucket:
+    """`ask` for the bucket behind the gate alone."""
+    only(monkeypatch, "storage", "results", "clock", "loras")
 
     def check(lora_url: str | None = None, **changes: Any) -> dict[str, str]:
         usual = {
@@ -376,9 +392,16 @@ def test_an_artists_file(ask_bucket: AskBucket, ask: AskBucket, gate: OwnerEnfor
     ],
 )
 def test_parts_of_the_model(
-    ask: AskBucket, pocket: Path, tmp_path: Path, name: str, data: int | None, said: str
+    ask: AskBucket,
+    pocket: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    data: int | None,
+    said: str,
 ) -> None:
     """Each is named that is missing, empty or cut short; a whole model is not."""
+    only(monkeypatch, "parts")
     model = tmp_path / "pocket"
     shutil.copytree(pocket / "pocket", model)
     assert (
@@ -415,6 +438,7 @@ def test_a_model_of_the_hub(
     ask: AskBucket, pocket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was fetched is looked at; what was not must be on the hub, which is asked."""
+    only(monkeypatch, "parts")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     revision = "0f" * 20
     snapshot = tmp_path / "models--owner--model/snapshots" / revision
@@ -439,6 +463,7 @@ def test_a_model_of_the_hub(
 
 def test_the_model_is_read_once(ask: AskBucket, monkeypatch: pytest.MonkeyPatch) -> None:
     """For all questions, also where it can't be."""
+    only(monkeypatch, "model", "parts", "safety")
     read: list[str] = []
 
     def load(model: str, **_: Any) -> None:
@@ -455,6 +480,7 @@ def test_memory_of_the_device(
     ask: AskBucket, pocket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Too little for the model at this batch is a no; a CPU is not asked."""
+    only(monkeypatch, "memory")
     model = {"stylegen_model": str(pocket / "pocket"), "stylegen_device": "cuda"}
     assert ask()["memory"].startswith("not asked")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)

@@ -11,10 +11,9 @@ import ssl
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import datetime, timezone
-from typing import cast
+from typing import Any, cast
 
 from requests import PreparedRequest
-from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection
 from urllib3.exceptions import HTTPError, SSLError
 
@@ -37,7 +36,7 @@ def connected(origin: str, seconds: float = REACH_TIMEOUT) -> Iterator[HTTPConne
     request = PreparedRequest()
     request.prepare("HEAD", origin)
     with WebhookSession() as session:
-        adapter = cast(HTTPAdapter, session.get_adapter(origin))
+        adapter: Any = session.get_adapter(origin)
         pool = adapter.get_connection_with_tls_context(request, session.verify)
         adapter.cert_verify(pool, origin, session.verify, None)
         with closing(pool._get_conn()) as connection:  # pylint: disable=protected-access
