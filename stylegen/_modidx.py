@@ -4948,8 +4948,8 @@ d = {
                 "worker/machine.html#check_safety",
                 "stylegen/worker/machine.py",
             ),
-            "stylegen.worker.machine.once": (
-                "worker/machine.html#once",
+            "stylegen.worker.machine.read_once": (
+                "worker/machine.html#read_once",
                 "stylegen/worker/machine.py",
             ),
         },

@@ -207,7 +207,7 @@ def least_memory(model: ModelFolder, parts: list[str], batch: int, offload: str 
     if model.half and not variant:
         weights //= 2  # they are loaded from a file of full precision
     vae = _channels(model.folder, "vae")
-    scale = 4 ** (len(vae) - 1)
+    scale = 1 << 2 * (len(vae) - 1)
     unet = _channels(model.folder, "unet")
     joined = 2 * 2 * unet[0] * _PIXELS // scale
     decoded = 2 * vae[0] * _PIXELS

@@ -39,7 +39,7 @@ from stylegen.worker.machine import (
     check_model,
     check_parts,
     check_safety,
-    once,
+    read_once,
 )
 from .wiring import make_labelling, make_store
 
@@ -219,8 +219,10 @@ _QUESTIONS = {
 def _describe(settings: Settings, lora_url: str | None) -> Machine:
     token = settings.hf_token.get_secret_value() if settings.hf_token else None
     model, revision = settings.stylegen_model, settings.stylegen_model_revision
-    index = once(partial(read_model_index, model, revision, token))
-    return Machine(settings, lora_url, index, once(partial(make_store, settings, quick_config())))
+    index = read_once(partial(read_model_index, model, revision, token))
+    return Machine(
+        settings, lora_url, index, read_once(partial(make_store, settings, quick_config()))
+    )
 
 
 def check_machine(settings: Settings, lora_url: str | None = None) -> dict[str, str]:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = [
     "Result",
-    "once",
+    "read_once",
     "Machine",
     "check_device",
     "check_memory",
@@ -40,7 +40,7 @@ Result = TypeVar("Result")
 
 
 # %% ../../nbs/worker/14b_machine.ipynb #ebf2d0bf
-def once(read: Callable[[], Result]) -> Callable[[], Result]:
+def read_once(read: Callable[[], Result]) -> Callable[[], Result]:
     """A function that reads at its first call, and gives or raises the same each time."""
 
     @cache
