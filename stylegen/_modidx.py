@@ -67,6 +67,8 @@ d = {
                 "errors.html#unexpectederror.of",
                 "stylegen/errors.py",
             ),
+            "stylegen.errors.Unfit": ("errors.html#unfit", "stylegen/errors.py"),
+            "stylegen.errors.Unfit.__init__": ("errors.html#unfit.__init__", "stylegen/errors.py"),
             "stylegen.errors.WebhookError": ("errors.html#webhookerror", "stylegen/errors.py"),
             "stylegen.errors.WebhookRefused": ("errors.html#webhookrefused", "stylegen/errors.py"),
             "stylegen.errors.WebhookUnanswered": (
@@ -1081,6 +1083,60 @@ d = {
             "stylegen.pipeline.lora_file.read_header": (
                 "pipeline/lora_file.html#read_header",
                 "stylegen/pipeline/lora_file.py",
+            ),
+        },
+        "stylegen.pipeline.model_parts": {
+            "stylegen.pipeline.model_parts.MissingFile": (
+                "pipeline/model_parts.html#missingfile",
+                "stylegen/pipeline/model_parts.py",
+            ),
+            "stylegen.pipeline.model_parts.ModelFolder": (
+                "pipeline/model_parts.html#modelfolder",
+                "stylegen/pipeline/model_parts.py",
+            ),
+            "stylegen.pipeline.model_parts.ModelFolder.check": (
+                "pipeline/model_parts.html#modelfolder.check",
+                "stylegen/pipeline/model_parts.py",
+            ),
+            "stylegen.pipeline.model_parts.ModelFolder.files": (
+                "pipeline/model_parts.html#modelfolder.files",
+                "stylegen/pipeline/model_parts.py",
+            ),
+            "stylegen.pipeline.model_parts.ModelFolder.variant": (
+                "pipeline/model_parts.html#modelfolder.variant",
+                "stylegen/pipeline/model_parts.py",
+            ),
+            "stylegen.pipeline.model_parts._channels": (
+                "pipeline/model_parts.html#_channels",
+                "stylegen/pipeline/model_parts.py",
+            ),
+            "stylegen.pipeline.model_parts._fault": (
+                "pipeline/model_parts.html#_fault",
+                "stylegen/pipeline/model_parts.py",
+            ),
+            "stylegen.pipeline.model_parts._read_json": (
+                "pipeline/model_parts.html#_read_json",
+                "stylegen/pipeline/model_parts.py",
+            ),
+            "stylegen.pipeline.model_parts.find_model": (
+                "pipeline/model_parts.html#find_model",
+                "stylegen/pipeline/model_parts.py",
+            ),
+            "stylegen.pipeline.model_parts.hub_lacks": (
+                "pipeline/model_parts.html#hub_lacks",
+                "stylegen/pipeline/model_parts.py",
+            ),
+            "stylegen.pipeline.model_parts.least_memory": (
+                "pipeline/model_parts.html#least_memory",
+                "stylegen/pipeline/model_parts.py",
+            ),
+            "stylegen.pipeline.model_parts.named_parts": (
+                "pipeline/model_parts.html#named_parts",
+                "stylegen/pipeline/model_parts.py",
+            ),
+            "stylegen.pipeline.model_parts.read_model_index": (
+                "pipeline/model_parts.html#read_model_index",
+                "stylegen/pipeline/model_parts.py",
             ),
         },
         "stylegen.pipeline.prompt": {
@@ -3269,6 +3325,28 @@ d = {
                 "stylegen/queue/retries.py",
             ),
         },
+        "stylegen.queue.rights": {
+            "stylegen.queue.rights._ask_on_own_queue": (
+                "queue/rights.html#_ask_on_own_queue",
+                "stylegen/queue/rights.py",
+            ),
+            "stylegen.queue.rights._ask_to_consume": (
+                "queue/rights.html#_ask_to_consume",
+                "stylegen/queue/rights.py",
+            ),
+            "stylegen.queue.rights._doing": (
+                "queue/rights.html#_doing",
+                "stylegen/queue/rights.py",
+            ),
+            "stylegen.queue.rights._refusal": (
+                "queue/rights.html#_refusal",
+                "stylegen/queue/rights.py",
+            ),
+            "stylegen.queue.rights.ask_broker_rights": (
+                "queue/rights.html#ask_broker_rights",
+                "stylegen/queue/rights.py",
+            ),
+        },
         "stylegen.settings": {
             "stylegen.settings.ModelSettings": (
                 "settings.html#modelsettings",
@@ -3305,6 +3383,14 @@ d = {
             ),
             "stylegen.settings.StorageSettings": (
                 "settings.html#storagesettings",
+                "stylegen/settings.py",
+            ),
+            "stylegen.settings.StorageSettings._with_its_id": (
+                "settings.html#storagesettings._with_its_id",
+                "stylegen/settings.py",
+            ),
+            "stylegen.settings.StorageSettings._with_its_keys": (
+                "settings.html#storagesettings._with_its_keys",
                 "stylegen/settings.py",
             ),
             "stylegen.settings.WebhookSettings": (
@@ -3944,6 +4030,48 @@ d = {
                 "stylegen/storage/picture.py",
             ),
         },
+        "stylegen.storage.rights": {
+            "stylegen.storage.rights.BucketRights": (
+                "storage/rights.html#bucketrights",
+                "stylegen/storage/rights.py",
+            ),
+            "stylegen.storage.rights.BucketRights.ask": (
+                "storage/rights.html#bucketrights.ask",
+                "stylegen/storage/rights.py",
+            ),
+            "stylegen.storage.rights._ask_reading": (
+                "storage/rights.html#_ask_reading",
+                "stylegen/storage/rights.py",
+            ),
+            "stylegen.storage.rights._prefix": (
+                "storage/rights.html#_prefix",
+                "stylegen/storage/rights.py",
+            ),
+            "stylegen.storage.rights._probe": (
+                "storage/rights.html#_probe",
+                "stylegen/storage/rights.py",
+            ),
+            "stylegen.storage.rights.ask_lora": (
+                "storage/rights.html#ask_lora",
+                "stylegen/storage/rights.py",
+            ),
+            "stylegen.storage.rights.ask_rights": (
+                "storage/rights.html#ask_rights",
+                "stylegen/storage/rights.py",
+            ),
+            "stylegen.storage.rights.bucket_errors": (
+                "storage/rights.html#bucket_errors",
+                "stylegen/storage/rights.py",
+            ),
+            "stylegen.storage.rights.clock_skew": (
+                "storage/rights.html#clock_skew",
+                "stylegen/storage/rights.py",
+            ),
+            "stylegen.storage.rights.quick_config": (
+                "storage/rights.html#quick_config",
+                "stylegen/storage/rights.py",
+            ),
+        },
         "stylegen.storage.s3": {
             "stylegen.storage.s3.PublicWriter": (
                 "storage/s3.html#publicwriter",
@@ -4496,6 +4624,24 @@ d = {
                 "stylegen/webhook/progress.py",
             ),
         },
+        "stylegen.webhook.reach": {
+            "stylegen.webhook.reach._until": (
+                "webhook/reach.html#_until",
+                "stylegen/webhook/reach.py",
+            ),
+            "stylegen.webhook.reach._why_not": (
+                "webhook/reach.html#_why_not",
+                "stylegen/webhook/reach.py",
+            ),
+            "stylegen.webhook.reach.ask_receiver": (
+                "webhook/reach.html#ask_receiver",
+                "stylegen/webhook/reach.py",
+            ),
+            "stylegen.webhook.reach.connected": (
+                "webhook/reach.html#connected",
+                "stylegen/webhook/reach.py",
+            ),
+        },
         "stylegen.webhook.receiver": {
             "stylegen.webhook.receiver.ReceivedWebhook": (
                 "webhook/receiver.html#receivedwebhook",
@@ -4599,16 +4745,12 @@ d = {
             ),
         },
         "stylegen.worker.check": {
-            "stylegen.worker.check._Unfit": (
-                "worker/check.html#_unfit",
+            "stylegen.worker.check._Question": (
+                "worker/check.html#_question",
                 "stylegen/worker/check.py",
             ),
             "stylegen.worker.check._answer": (
                 "worker/check.html#_answer",
-                "stylegen/worker/check.py",
-            ),
-            "stylegen.worker.check._ask_rights": (
-                "worker/check.html#_ask_rights",
                 "stylegen/worker/check.py",
             ),
             "stylegen.worker.check._check_broker": (
@@ -4619,8 +4761,8 @@ d = {
                 "worker/check.html#_check_cache",
                 "stylegen/worker/check.py",
             ),
-            "stylegen.worker.check._check_device": (
-                "worker/check.html#_check_device",
+            "stylegen.worker.check._check_clock": (
+                "worker/check.html#_check_clock",
                 "stylegen/worker/check.py",
             ),
             "stylegen.worker.check._check_font": (
@@ -4631,12 +4773,12 @@ d = {
                 "worker/check.html#_check_labels",
                 "stylegen/worker/check.py",
             ),
-            "stylegen.worker.check._check_model": (
-                "worker/check.html#_check_model",
+            "stylegen.worker.check._check_loras": (
+                "worker/check.html#_check_loras",
                 "stylegen/worker/check.py",
             ),
-            "stylegen.worker.check._check_safety": (
-                "worker/check.html#_check_safety",
+            "stylegen.worker.check._check_receivers": (
+                "worker/check.html#_check_receivers",
                 "stylegen/worker/check.py",
             ),
             "stylegen.worker.check._check_scripts": (
@@ -4647,18 +4789,19 @@ d = {
                 "worker/check.html#_check_storage",
                 "stylegen/worker/check.py",
             ),
-            "stylegen.worker.check._model_config": (
-                "worker/check.html#_model_config",
+            "stylegen.worker.check._describe": (
+                "worker/check.html#_describe",
                 "stylegen/worker/check.py",
             ),
-            "stylegen.worker.check._show_origins": (
-                "worker/check.html#_show_origins",
+            "stylegen.worker.check._show_result_url": (
+                "worker/check.html#_show_result_url",
                 "stylegen/worker/check.py",
             ),
             "stylegen.worker.check.check_machine": (
                 "worker/check.html#check_machine",
                 "stylegen/worker/check.py",
             ),
+            "stylegen.worker.check.is_no": ("worker/check.html#is_no", "stylegen/worker/check.py"),
         },
         "stylegen.worker.cli": {
             "stylegen.worker.cli._cancel": ("worker/cli.html#_cancel", "stylegen/worker/cli.py"),
@@ -4669,6 +4812,10 @@ d = {
                 "stylegen/worker/cli.py",
             ),
             "stylegen.worker.cli._parser": ("worker/cli.html#_parser", "stylegen/worker/cli.py"),
+            "stylegen.worker.cli._print_answer": (
+                "worker/cli.html#_print_answer",
+                "stylegen/worker/cli.py",
+            ),
             "stylegen.worker.cli._print_outcome": (
                 "worker/cli.html#_print_outcome",
                 "stylegen/worker/cli.py",
@@ -4766,6 +4913,48 @@ d = {
             "stylegen.worker.flow.handle_generation_task": (
                 "worker/flow.html#handle_generation_task",
                 "stylegen/worker/flow.py",
+            ),
+        },
+        "stylegen.worker.machine": {
+            "stylegen.worker.machine.Machine": (
+                "worker/machine.html#machine",
+                "stylegen/worker/machine.py",
+            ),
+            "stylegen.worker.machine.Machine.bucket": (
+                "worker/machine.html#machine.bucket",
+                "stylegen/worker/machine.py",
+            ),
+            "stylegen.worker.machine.Machine.on_cuda": (
+                "worker/machine.html#machine.on_cuda",
+                "stylegen/worker/machine.py",
+            ),
+            "stylegen.worker.machine._least_memory": (
+                "worker/machine.html#_least_memory",
+                "stylegen/worker/machine.py",
+            ),
+            "stylegen.worker.machine.check_device": (
+                "worker/machine.html#check_device",
+                "stylegen/worker/machine.py",
+            ),
+            "stylegen.worker.machine.check_memory": (
+                "worker/machine.html#check_memory",
+                "stylegen/worker/machine.py",
+            ),
+            "stylegen.worker.machine.check_model": (
+                "worker/machine.html#check_model",
+                "stylegen/worker/machine.py",
+            ),
+            "stylegen.worker.machine.check_parts": (
+                "worker/machine.html#check_parts",
+                "stylegen/worker/machine.py",
+            ),
+            "stylegen.worker.machine.check_safety": (
+                "worker/machine.html#check_safety",
+                "stylegen/worker/machine.py",
+            ),
+            "stylegen.worker.machine.read_once": (
+                "worker/machine.html#read_once",
+                "stylegen/worker/machine.py",
             ),
         },
         "stylegen.worker.metrics": {

@@ -24,6 +24,7 @@ __all__ = [
     "WebhookRefused",
     "WorkerError",
     "DeviceLost",
+    "Unfit",
     "error_codes",
 ]
 
@@ -153,6 +154,20 @@ class WorkerError(Exception):
 
 class DeviceLost(WorkerError):
     """The GPU answers no job any more."""
+
+
+# %% ../nbs/01_errors.ipynb #5f17a002
+class Unfit(Exception):
+    """This machine can't work; the text says why, and holds no secret.
+
+    Args:
+        reason: Why.
+        variables: Those to look at; empty names the question's.
+    """
+
+    def __init__(self, reason: str, variables: str = "") -> None:
+        super().__init__(reason)
+        self.variables = variables
 
 
 # %% ../nbs/01_errors.ipynb #5a11d005

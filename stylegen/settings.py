@@ -174,6 +174,20 @@ class StorageSettings(_Variables):
         20 * 2**30, ge=0, description="size that this folder is kept below"
     )
 
+    @field_validator("aws_secret_access_key", mode="before")
+    @classmethod
+    def _with_its_id(cls, value: Any, info: ValidationInfo) -> Any:
+        if "aws_access_key_id" in info.data and bool(value) != bool(info.data["aws_access_key_id"]):
+            raise ValueError("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY go together")
+        return value
+
+    @field_validator("aws_session_token", mode="before")
+    @classmethod
+    def _with_its_keys(cls, value: Any, info: ValidationInfo) -> Any:
+        if value and not info.data.get("aws_access_key_id", True):
+            raise ValueError("needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+        return value
+
 
 # %% ../nbs/00_settings.ipynb #f6954887
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"

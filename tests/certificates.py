@@ -21,8 +21,12 @@ def certificate(
     key: ec.EllipticCurvePrivateKey,
     issuer_key: ec.EllipticCurvePrivateKey,
     address: str | None = None,
+    days: float = 30,
 ) -> bytes:
-    """A PEM certificate for tests: a root when it is its own issuer, else a signer or a server."""
+    """A PEM certificate for tests: a root when it is its own issuer, else a signer or a server.
+
+    It is valid for so many days, the first of which is over.
+    """
     is_root = key is issuer_key
 
     def name(text: str) -> x509.Name:
@@ -39,7 +43,7 @@ def certificate(
         x509.CertificateBuilder(name(issuer), name(subject), key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(start)
-        .not_valid_after(start + datetime.timedelta(days=30))
+        .not_valid_after(start + datetime.timedelta(days=days))
         .add_extension(x509.BasicConstraints(is_root, None), critical=True)
         .add_extension(x509.KeyUsage(**usage), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
@@ -58,15 +62,15 @@ def certificate(
     return builder.sign(issuer_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
-def write_chain(folder: Path, address: str | None = None) -> tuple[Path, Path]:
+def write_chain(folder: Path, address: str | None = None, days: float = 30) -> tuple[Path, Path]:
     """Write ``chain.pem`` (leaf, root) and ``key.pem`` into a folder; returns both paths.
 
-    The leaf is a C2PA signer, or the server at an IP address.
+    The leaf is a C2PA signer, or the server at an IP address; `days` as of `certificate`.
     """
     root_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     chain, private = folder / "chain.pem", folder / "key.pem"
     root = certificate("root", "root", root_key, root_key)
-    chain.write_bytes(certificate("worker", "root", key, root_key, address) + root)
+    chain.write_bytes(certificate("worker", "root", key, root_key, address, days) + root)
     private.write_bytes(
         key.private_bytes(
             serialization.Encoding.PEM,

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from typing import Any
@@ -95,7 +96,7 @@ def error_body(code: str | None) -> bytes:
 
 
 class _Gate(BaseHTTPRequestHandler):
-    """Passes requests on, but refuses a PUT with an ACL as an owner-enforced bucket does."""
+    """Passes requests on, but refuses some, as a bucket's owner or an account's policy does."""
 
     server: "OwnerEnforcedGate"
     protocol_version = "HTTP/1.1"
@@ -104,26 +105,35 @@ class _Gate(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.before(self.command)
         with_acl = "x-amz-acl" in self.headers
-        refused = self.command == "PUT" and (with_acl or self.server.refuses(self.path))
         self.server.seen.append((self.command, with_acl))
-        if refused:
-            status, code = self.server.refusal if with_acl else (403, "RefusedAnyway")
-            self._answer(status, {"Content-Type": "application/xml"}, error_body(code))
+        if refusal := self.server.refusal_of(self.command, self.path, with_acl):
+            self._refuse(*refusal)
             return
         back = http.client.HTTPConnection(self.server.behind, timeout=10)
         back.request(self.command, self.path, body, dict(self.headers))
         answer = back.getresponse()
-        self._answer(answer.status, dict(answer.getheaders()), answer.read())
+        data = answer.read()
         back.close()
+        if answer.status == 404 and self.server.hides_missing:
+            self._refuse(403, "AccessDenied")
+        else:
+            self._answer(answer.status, dict(answer.getheaders()), data)
         self.server.after(self.command)
+
+    def _refuse(self, status: int, code: str | None) -> None:
+        body = b"" if self.command == "HEAD" else error_body(code)
+        self._answer(status, {"Content-Type": "application/xml"}, body)
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _pass_on
 
     def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self.send_response_only(status)
         for name, value in headers.items():
-            if name.lower() not in ("content-length", "transfer-encoding", "connection"):
+            if name.lower() not in ("content-length", "transfer-encoding", "connection", "date"):
                 self.send_header(name, value)
+        if self.server.says_time:
+            now = time.time() + self.server.clock_offset
+            self.send_header("Date", formatdate(now, usegmt=True))
         length = headers.get("Content-Length") if self.command == "HEAD" else None
         self.send_header("Content-Length", length or str(len(body)))
         self.end_headers()
@@ -138,11 +148,14 @@ class OwnerEnforcedGate(ThreadingHTTPServer):
 
     Args:
         server: What it stands in front of.
-        refusal: Status and code of its answer to an ACL.
+        refusal: Status and code of its answer to an ACL; None takes ACLs.
         refuses_all: It refuses every PUT.
 
     Attributes:
         refused_path: It also refuses each PUT whose path begins so.
+        denied: Gets method, path and whether there is an ACL; what it denies, no policy allows.
+        hides_missing: What is missing is denied, too, as to those who may not list.
+        says_time: Answers have a date; `clock_offset` seconds later than it is.
         seen: (method, whether it had an ACL) of every request.
         before, after: Called with the method of each request, around passing it on.
     """
@@ -152,23 +165,31 @@ class OwnerEnforcedGate(ThreadingHTTPServer):
     def __init__(
         self,
         server: S3Server,
-        refusal: tuple[int, str | None] = (400, "AccessControlListNotSupported"),
+        refusal: tuple[int, str | None] | None = (400, "AccessControlListNotSupported"),
         *,
         refuses_all: bool = False,
     ) -> None:
         super().__init__(("127.0.0.1", 0), _Gate)
         self.refusal, self.refuses_all = refusal, refuses_all
         self.refused_path: str | None = None
+        self.denied: Callable[[str, str, bool], bool] = lambda method, path, with_acl: False
+        self.hides_missing, self.says_time, self.clock_offset = False, True, 0.0
         self.before: Callable[[str], None] = lambda method: None
         self.after: Callable[[str], None] = lambda method: None
         self.behind = server.endpoint_url.removeprefix("http://")
         self.endpoint_url = f"http://127.0.0.1:{self.server_port}"
         self.seen: list[tuple[str, bool]] = []
 
-    def refuses(self, path: str) -> bool:
-        """Whether it refuses a PUT there even without an ACL."""
+    def refusal_of(self, method: str, path: str, with_acl: bool) -> tuple[int, str | None] | None:
+        """Status and code of what it refuses; None for a request that it passes on."""
+        if self.denied(method, path, with_acl):
+            return 403, "AccessDenied"
+        if method != "PUT":
+            return None
+        if with_acl and self.refusal:
+            return self.refusal
         begins = self.refused_path is not None and path.startswith(self.refused_path)
-        return self.refuses_all or begins
+        return (403, "RefusedAnyway") if self.refuses_all or begins else None
 
     def client(self) -> Any:
         """A boto3 client that goes through the gate."""

@@ -110,6 +110,7 @@ WRONG = [
     ("STYLEGEN_COPYRIGHT", "two\nlines"),
     ("WEBHOOK_ALLOWED_ORIGINS", "https://a.example:0"),
     ("WEBHOOK_ALLOWED_ORIGINS", "http//x"),
+    ("WEBHOOK_ALLOWED_ORIGINS", "https://*.example.com"),
 ]
 """Variables, and values that no worker can work with."""
 RIGHT = [
@@ -207,6 +208,7 @@ def test_all_together_before_anything_else(
         "STYLEGEN_COMPILE": "1",
         "STYLEGEN_MERGE_LORAS": "1",
         "AWS_SECRET_ACCESS_KEY": "s3cr3t\n2",
+        "AWS_SESSION_TOKEN": "0f-no-keys",
         "LOG_LEVEL": "verbose",
     }
     setting(**wrong, STYLEGEN_OFFLOAD="model", STYLEGEN_MODLE="x")
@@ -226,6 +228,9 @@ def test_all_together_before_anything_else(
         ({"STYLEGEN_C2PA_CERTIFICATE": __file__}, "STYLEGEN_C2PA_KEY"),
         ({"STYLEGEN_C2PA_KEY": __file__}, "STYLEGEN_C2PA_KEY"),
         ({"STYLEGEN_COMPILE": "1", "STYLEGEN_OFFLOAD": "model"}, "STYLEGEN_COMPILE"),
+        ({"AWS_ACCESS_KEY_ID": "AKIDOFOURS"}, "AWS_SECRET_ACCESS_KEY"),
+        ({"AWS_SECRET_ACCESS_KEY": "s3cr3t"}, "AWS_SECRET_ACCESS_KEY"),
+        ({"AWS_SESSION_TOKEN": "t0ken"}, "AWS_SESSION_TOKEN"),
     ],
 )
 def test_what_goes_together(
@@ -319,6 +324,7 @@ def interrupt(*_: Any, **__: Any) -> None:
 ENDS: dict[str, tuple[list[str], int]] = {
     "the answers": (["--check"], 0),
     "a no": (["--check"], 1),
+    "the answers, and a LoRA": (["--check", "s3://models/x.safetensors"], 0),
     "a file that is not there": (["--job", "none.json"], 1),
     "an empty name of a file": (["--job", ""], 1),
     "nothing to redrive": (["--redrive"], 1),
@@ -346,7 +352,7 @@ def test_exit_codes(
     monkeypatch.setattr("stylegen.pipeline.resident.Engine", interrupt)
     monkeypatch.setattr(cli, "consume", None)
     answers = {"device": "no: none" if end == "a no" else "cpu"}
-    ask = interrupt if "Ctrl-C" in end else lambda _: answers
+    ask = interrupt if "Ctrl-C" in end else lambda *_: answers
     monkeypatch.setattr(cli, "check_machine", ask)
     monkeypatch.chdir(os.environ["STYLEGEN_STORAGE_FOLDER"])
     Path("job.json").write_text("{}", "ascii")

@@ -171,8 +171,10 @@ def check(arguments: list[str] | None = None) -> int:
         Exit code.
     """
     description = "Ask whether this machine can work, as stylegen-worker --check does."
-    argparse.ArgumentParser("stylegen-check", description=description).parse_args(arguments)
-    return worker(["--check"])
+    parser = argparse.ArgumentParser("stylegen-check", description=description)
+    parser.add_argument("lora_url", nargs="?", help="a LoRA that it should be able to fetch")
+    url = parser.parse_args(arguments).lora_url
+    return worker(["--check", *([url] if url else [])])
 
 
 # %% ../../nbs/fleet/00_supervisor.ipynb #26900b97

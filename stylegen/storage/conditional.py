@@ -67,11 +67,11 @@ retry_conflicts = Retrying(
 """Calls a function again after a conflict of two writers."""
 
 
-def detect_conditional_writes(bucket: Bucket) -> bool:
+def detect_conditional_writes(bucket: Bucket, key: str = DETECTION_KEY) -> bool:
     """Find out whether a bucket's server honours ``If-None-Match``; warns if it does not."""
     for _ in range(2):
         try:
-            retry_conflicts(bucket.put, DETECTION_KEY, b"{}", JSON_TYPE, IfNoneMatch="*")
+            retry_conflicts(bucket.put, key, b"{}", JSON_TYPE, IfNoneMatch="*")
         except bucket.client.exceptions.ClientError as error:
             code = error_code(error)
             if code in PRECONDITION_FAILED:

@@ -22,7 +22,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt
@@ -46,6 +46,9 @@ from stylegen.storage.store import (
     check_size,
     parse_s3_url,
 )
+
+if TYPE_CHECKING:
+    from botocore.config import Config
 
 _log = logging.getLogger(__name__)
 
@@ -276,6 +279,7 @@ def make_s3_store(
     session_token: str | None = None,
     public_url: str | None = None,
     acl: str = PUBLIC_READ,
+    config: "Config | None" = None,
 ) -> S3Store:
     """Make a store for a bucket; None leaves a part to boto3.
 
@@ -287,6 +291,7 @@ def make_s3_store(
         session_token: Goes with them, where they are a role's.
         public_url: Public base URL of the bucket.
         acl: What makes results public: `PUBLIC_READ`, or `NO_ACL`.
+        config: How the client behaves; None is `client_config`'s.
 
     Returns:
         The store.
@@ -302,7 +307,7 @@ def make_s3_store(
             aws_access_key_id=access_key_id,
             aws_secret_access_key=secret_access_key,
             aws_session_token=session_token,
-            config=client_config(),
+            config=config or client_config(),
         )
         return S3Store(bucket, client, public_url=public_url, acl=acl)
 

@@ -11,7 +11,9 @@ import json
 import logging
 import os
 import re
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,7 +28,7 @@ from ..queue import broker_url, publish_control, redrive
 from ..settings import Settings, SettingsError, load_settings, settings_help
 from ..settings import unknown_variables
 from .cancel import cancel_job
-from .check import check_machine
+from .check import check_machine, is_no
 from .consumer import consume, stop_on_signals
 from .exit_codes import ExitCode, exit_now
 from .flow import handle_generation_task
@@ -109,12 +111,26 @@ def _consume(settings: Settings) -> ExitCode:
 
 
 # %% ../../nbs/worker/16_cli.ipynb #5a9fa680
-def _check(settings: Settings) -> ExitCode:
-    answers = check_machine(settings)
+def _print_answer(name: str, answer: str) -> None:
+    """The name of a question, and beside it the lines of its answer; folded for a terminal."""
+    lines = answer.splitlines()
+    if sys.stdout.isatty():
+        fold = textwrap.TextWrapper(
+            max(shutil.get_terminal_size().columns - 11, 20),
+            subsequent_indent="  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        lines = [part for line in lines for part in fold.wrap(line)]
+    for place, line in enumerate(lines):
+        print(f"{'' if place else name:10} {line}")
+
+
+def _check(settings: Settings, lora_url: str | None) -> ExitCode:
+    answers = check_machine(settings, lora_url)
     for name, answer in answers.items():
-        print(f"{name:10} {answer}")
-    is_missing = any(answer.startswith("no:") for answer in answers.values())
-    return ExitCode.FAILED if is_missing else ExitCode.DONE
+        _print_answer(name, answer)
+    return ExitCode.FAILED if any(map(is_no, answers.values())) else ExitCode.DONE
 
 
 # %% ../../nbs/worker/16_cli.ipynb #0e5dbcf9
@@ -166,7 +182,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument("--job", type=Path, metavar="FILE", help="do one job from a JSON file")
-    modes.add_argument("--check", action="store_true", help="tell whether this machine can work")
+    modes.add_argument(
+        "--check",
+        nargs="?",
+        const="",
+        metavar="LORA_URL",
+        help="tell whether this machine can work, and can fetch this LoRA",
+    )
     modes.add_argument(
         "--redrive",
         nargs="?",
@@ -181,8 +203,8 @@ def _parser() -> argparse.ArgumentParser:
 # %% ../../nbs/worker/16_cli.ipynb #bb0b861b
 def _run(chosen: argparse.Namespace, settings: Settings) -> int:
     """Do what the command line chose."""
-    if chosen.check:
-        return _check(settings)
+    if chosen.check is not None:
+        return _check(settings, chosen.check or None)
     if chosen.redrive is not None:
         return report_errors(partial(_redrive, chosen.redrive, settings))
     if chosen.cancel is not None:

@@ -8,6 +8,7 @@ __all__ = ["make_store", "make_labelling", "make_engine", "make_parts"]
 # %% ../../nbs/worker/03_wiring.ipynb #f25499c2
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
@@ -20,14 +21,17 @@ from .metrics import Metrics
 from .parts import Labelling, Parts
 from .running import RunningJobs
 
+if TYPE_CHECKING:
+    from botocore.config import Config
+
 
 # %% ../../nbs/worker/03_wiring.ipynb #c153f63b
 def _revealed(secret: SecretStr | None) -> str | None:
     return secret.get_secret_value() if secret else None
 
 
-def make_store(settings: Settings) -> Store:
-    """The folder, if one is set; else the bucket."""
+def make_store(settings: Settings, config: "Config | None" = None) -> Store:
+    """The folder, if one is set; else the bucket, with a client of this behaviour."""
     if settings.stylegen_storage_folder:
         return FolderStore(settings.stylegen_storage_folder)
     return make_s3_store(
@@ -39,6 +43,7 @@ def make_store(settings: Settings) -> Store:
         session_token=_revealed(settings.aws_session_token),
         public_url=settings.s3_public_url,
         acl=settings.s3_acl,
+        config=config,
     )
 
 
