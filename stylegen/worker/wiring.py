@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from ..pipeline import load_engine, model_digest, pick_device
 from ..pipeline.engine import Engine
-from ..settings import Settings
+from ..settings import Settings, StorageSettings
 from ..signature.c2pa import ContentCredentials
 from ..storage import FolderStore, LoraFiles, Store, make_s3_store
 from .metrics import Metrics
@@ -26,7 +26,7 @@ def _revealed(secret: SecretStr | None) -> str | None:
     return secret.get_secret_value() if secret else None
 
 
-def make_store(settings: Settings) -> Store:
+def make_store(settings: StorageSettings) -> Store:
     """The folder, if one is set; else the bucket."""
     if settings.stylegen_storage_folder:
         return FolderStore(settings.stylegen_storage_folder)
