@@ -245,6 +245,9 @@ d = {
                 "stylegen/fleet/orders.py",
             ),
         },
+        "stylegen.fleet.preload": {
+            "stylegen.fleet.preload.main": ("fleet/preload.html#main", "stylegen/fleet/preload.py")
+        },
         "stylegen.fleet.supervisor": {
             "stylegen.fleet.supervisor.KeptWorker": (
                 "fleet/supervisor.html#keptworker",
@@ -907,6 +910,14 @@ d = {
             ),
             "stylegen.pipeline.loading._place": (
                 "pipeline/loading.html#_place",
+                "stylegen/pipeline/loading.py",
+            ),
+            "stylegen.pipeline.loading._with_variant": (
+                "pipeline/loading.html#_with_variant",
+                "stylegen/pipeline/loading.py",
+            ),
+            "stylegen.pipeline.loading.fetch_model": (
+                "pipeline/loading.html#fetch_model",
                 "stylegen/pipeline/loading.py",
             ),
             "stylegen.pipeline.loading.load_pipeline": (

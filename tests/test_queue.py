@@ -531,8 +531,8 @@ def test_poison_candidates_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert beside == [1, 1, 1] and not runner.failure
 
 
-def test_tls(tmp_path: Path, rabbit: RabbitNode) -> None:
-    """``amqps://`` works with the broker's authority, and never without."""
+def test_tls(tmp_path: Path, rabbit: RabbitNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``amqps://`` works with the broker's authority, in the URL or in a variable; never without."""
     assert rabbit.url  # the tools are there
     node, (port,) = RabbitNode(), free_ports(1)
     chain, key = write_chain(tmp_path, "127.0.0.1")
@@ -548,7 +548,9 @@ def test_tls(tmp_path: Path, rabbit: RabbitNode) -> None:
         publish_job(b"over TLS", url=known, queue_name="tls")
         with pytest.raises(ssl.SSLCertVerificationError):
             publish_job(b"to a stranger", url=stranger, queue_name="tls")
-        assert _ready_messages(node, "tls") == 1
+        monkeypatch.setenv("SSL_CERT_FILE", str(chain))
+        publish_job(b"to one that the system trusts", url=stranger, queue_name="tls")
+        assert _ready_messages(node, "tls") == 2
 
 
 class _Milliseconds(datetime):

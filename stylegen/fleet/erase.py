@@ -95,8 +95,8 @@ def _id_text(text: str) -> str:
 
 
 def _days(text: str) -> float:
-    if not (days := float(text)) > 0:
-        raise argparse.ArgumentTypeError("not a number of days above 0")
+    if not 0 < (days := float(text)) <= 36_500:
+        raise argparse.ArgumentTypeError("not a number of days, above 0 and up to 36500")
     return days
 
 
