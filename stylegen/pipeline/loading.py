@@ -176,7 +176,10 @@ def fetch_model(
         token=token,
         revision=model_revision(model, revision),
     )
-    return Path(_with_variant(download, "fp16" if half else None))
+    folder = Path(_with_variant(download, "fp16" if half else None))
+    if not any(folder.glob("unet/*.safetensors")):  # the hub failed midway, which is only warned of
+        raise OSError(f"the hub did not give the weights of {model}")
+    return folder
 
 
 # %% ../../nbs/pipeline/07_loading.ipynb #02fedc59
