@@ -112,6 +112,30 @@ d = {
                 "stylegen/fleet/affinity.py",
             ),
         },
+        "stylegen.fleet.erase": {
+            "stylegen.fleet.erase._days": ("fleet/erase.html#_days", "stylegen/fleet/erase.py"),
+            "stylegen.fleet.erase._erase": ("fleet/erase.html#_erase", "stylegen/fleet/erase.py"),
+            "stylegen.fleet.erase._id_text": (
+                "fleet/erase.html#_id_text",
+                "stylegen/fleet/erase.py",
+            ),
+            "stylegen.fleet.erase._parser": ("fleet/erase.html#_parser", "stylegen/fleet/erase.py"),
+            "stylegen.fleet.erase._print_erased": (
+                "fleet/erase.html#_print_erased",
+                "stylegen/fleet/erase.py",
+            ),
+            "stylegen.fleet.erase.by_age": ("fleet/erase.html#by_age", "stylegen/fleet/erase.py"),
+            "stylegen.fleet.erase.by_ids": ("fleet/erase.html#by_ids", "stylegen/fleet/erase.py"),
+            "stylegen.fleet.erase.erase_all": (
+                "fleet/erase.html#erase_all",
+                "stylegen/fleet/erase.py",
+            ),
+            "stylegen.fleet.erase.main": ("fleet/erase.html#main", "stylegen/fleet/erase.py"),
+            "stylegen.fleet.erase.make_versions": (
+                "fleet/erase.html#make_versions",
+                "stylegen/fleet/erase.py",
+            ),
+        },
         "stylegen.fleet.ledger": {
             "stylegen.fleet.ledger.Entry": ("fleet/ledger.html#entry", "stylegen/fleet/ledger.py"),
             "stylegen.fleet.ledger.Ledger": (
@@ -222,6 +246,9 @@ d = {
                 "fleet/orders.html#orders",
                 "stylegen/fleet/orders.py",
             ),
+        },
+        "stylegen.fleet.preload": {
+            "stylegen.fleet.preload.main": ("fleet/preload.html#main", "stylegen/fleet/preload.py")
         },
         "stylegen.fleet.supervisor": {
             "stylegen.fleet.supervisor.KeptWorker": (
@@ -885,6 +912,14 @@ d = {
             ),
             "stylegen.pipeline.loading._place": (
                 "pipeline/loading.html#_place",
+                "stylegen/pipeline/loading.py",
+            ),
+            "stylegen.pipeline.loading._with_variant": (
+                "pipeline/loading.html#_with_variant",
+                "stylegen/pipeline/loading.py",
+            ),
+            "stylegen.pipeline.loading.fetch_model": (
+                "pipeline/loading.html#fetch_model",
                 "stylegen/pipeline/loading.py",
             ),
             "stylegen.pipeline.loading.import_libraries": (
@@ -3844,6 +3879,60 @@ d = {
                 "stylegen/storage/download.py",
             ),
         },
+        "stylegen.storage.erasure": {
+            "stylegen.storage.erasure.BucketVersions": (
+                "storage/erasure.html#bucketversions",
+                "stylegen/storage/erasure.py",
+            ),
+            "stylegen.storage.erasure.BucketVersions.__init__": (
+                "storage/erasure.html#bucketversions.__init__",
+                "stylegen/storage/erasure.py",
+            ),
+            "stylegen.storage.erasure.BucketVersions.erase": (
+                "storage/erasure.html#bucketversions.erase",
+                "stylegen/storage/erasure.py",
+            ),
+            "stylegen.storage.erasure.BucketVersions.find": (
+                "storage/erasure.html#bucketversions.find",
+                "stylegen/storage/erasure.py",
+            ),
+            "stylegen.storage.erasure.FolderVersions": (
+                "storage/erasure.html#folderversions",
+                "stylegen/storage/erasure.py",
+            ),
+            "stylegen.storage.erasure.FolderVersions.__init__": (
+                "storage/erasure.html#folderversions.__init__",
+                "stylegen/storage/erasure.py",
+            ),
+            "stylegen.storage.erasure.FolderVersions.erase": (
+                "storage/erasure.html#folderversions.erase",
+                "stylegen/storage/erasure.py",
+            ),
+            "stylegen.storage.erasure.FolderVersions.find": (
+                "storage/erasure.html#folderversions.find",
+                "stylegen/storage/erasure.py",
+            ),
+            "stylegen.storage.erasure.StoredVersion": (
+                "storage/erasure.html#storedversion",
+                "stylegen/storage/erasure.py",
+            ),
+            "stylegen.storage.erasure.Versions": (
+                "storage/erasure.html#versions",
+                "stylegen/storage/erasure.py",
+            ),
+            "stylegen.storage.erasure.Versions.erase": (
+                "storage/erasure.html#versions.erase",
+                "stylegen/storage/erasure.py",
+            ),
+            "stylegen.storage.erasure.Versions.find": (
+                "storage/erasure.html#versions.find",
+                "stylegen/storage/erasure.py",
+            ),
+            "stylegen.storage.erasure.find_generations": (
+                "storage/erasure.html#find_generations",
+                "stylegen/storage/erasure.py",
+            ),
+        },
         "stylegen.storage.folder": {
             "stylegen.storage.folder.FolderObjects": (
                 "storage/folder.html#folderobjects",
@@ -3949,6 +4038,14 @@ d = {
             ),
             "stylegen.storage.keys.job_key": (
                 "storage/keys.html#job_key",
+                "stylegen/storage/keys.py",
+            ),
+            "stylegen.storage.keys.key_generation_id": (
+                "storage/keys.html#key_generation_id",
+                "stylegen/storage/keys.py",
+            ),
+            "stylegen.storage.keys.key_prefixes": (
+                "storage/keys.html#key_prefixes",
                 "stylegen/storage/keys.py",
             ),
             "stylegen.storage.keys.manifest_key": (

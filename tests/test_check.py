@@ -108,7 +108,8 @@ def test_rights_of_the_broker(
         url = rabbit.add_user(configure, write, read)
         answer = ask(rabbitmq_url=url, stylegen_queue="jobs")["broker"]
         assert answer.startswith(f"no: the account may not {said}")
-    assert ask(rabbitmq_url=rabbit.add_user(".*", ".*"), stylegen_queue="jobs")["broker"] == "reachable"
+    answer = ask(rabbitmq_url=rabbit.add_user(), stylegen_queue="jobs")["broker"]
+    assert answer == "reachable"
     connection = connect(rabbit.url)
     method, _, _ = connection.channel().basic_get("jobs", auto_ack=True)
     connection.close()

@@ -26,22 +26,29 @@ import promql_parser
 import pytest
 import requests
 import yaml
+from certificates import server_context, tls_receiver, write_chain
+from pages import blocks
 from rabbit import Broker, RabbitNode
+from s3_server import OwnerEnforcedGate
 
 from stylegen.errors import error_codes
 from stylegen.fleet.affinity import affinity_queues
 from stylegen.fleet.loadgen import LoadReceiver
-from stylegen.job import WebhookError
+from stylegen.job import StorageError, WebhookError
 from stylegen.queue import dead_letters, publish_job
 from stylegen.queue.retries import retry_queue
 from stylegen.settings import RETRY_DELAYS, Settings
-from stylegen.storage import MAX_LORA_BYTES
+from stylegen.storage import MAX_LORA_BYTES, make_s3_store, picture_key
+from stylegen.storage.keys import JPEG_TYPE
+from stylegen.webhook import send_progress
 from stylegen.worker import Health, HealthServer, Metrics, RunningJobs
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
-MANIFESTS = sorted(path for path in DEPLOY.rglob("*.yaml") if path.name != "kustomization.yaml")
-KUBERNETES = "1.30"
+FOLDERS = ("base", "monitoring")
+"""What is applied; the other folders are components of it."""
+KUBERNETES = ("1.30", "1.35", "1.36", "1.37")
+"""The oldest version that the manifests are for, and those that are supported today."""
 METRICS = {
     "stylegen_jobs_total": {"outcome"},
     "stylegen_jobs_in_progress": set(),
@@ -60,6 +67,14 @@ SETTINGS = {name.upper() for name in Settings.model_fields}
 def load(path: Path) -> Any:
     """A YAML file's one document."""
     return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+MANIFESTS = [
+    DEPLOY / folder / name
+    for folder in FOLDERS
+    for name in load(DEPLOY / folder / "kustomization.yaml")["resources"]
+    if name != "commands.yaml"  # several in one file, whole only when they are rendered
+]
 
 
 def manifest(kind: str) -> dict[str, Any]:
@@ -229,16 +244,21 @@ def test_compose_rehearsal(rabbit: Broker, tmp_path: Path) -> None:
             process.wait()
 
 
-@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
-def test_manifest_is_valid(path: Path) -> None:
-    """Kubernetes' schema for its own kinds, ours for the custom ones; strict: no unknown field."""
-    body = load(path)
+def check_manifest(body: dict[str, Any]) -> None:
+    """Kubernetes' schemas for its own kinds, ours for the custom ones; strict: no unknown field."""
     schema = Path(__file__).parent / "schemas" / f"{body['kind']}.json"
     if schema.exists():
         jsonschema.validate(body, json.loads(schema.read_text(encoding="utf-8")))
     else:
-        kubernetes_validate.validate(body, KUBERNETES, strict=True)
+        for version in KUBERNETES:
+            kubernetes_validate.validate(body, version, strict=True)
     assert body["metadata"].get("namespace", body["metadata"]["name"]) == "stylegen"
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+def test_manifest_is_valid(path: Path) -> None:
+    """As it stands in its file."""
+    check_manifest(load(path))
 
 
 def test_validation_does_find_mistakes() -> None:
@@ -246,7 +266,7 @@ def test_validation_does_find_mistakes() -> None:
     wrong = manifest("Deployment")
     wrong["spec"]["template"]["spec"]["terminationGracePeriod"] = 1
     with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(wrong, KUBERNETES, strict=True)
+        kubernetes_validate.validate(wrong, KUBERNETES[0], strict=True)
     wrong = manifest("ScaledObject")
     wrong["spec"]["triggers"][0]["metadata"]["queue"] = "x"
     schema = Path(__file__).parent / "schemas/ScaledObject.json"
@@ -254,14 +274,167 @@ def test_validation_does_find_mistakes() -> None:
         jsonschema.validate(wrong, json.loads(schema.read_text(encoding="utf-8")))
 
 
-@pytest.mark.parametrize("folder", ["base", "monitoring"])
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_kustomization_names_each_file(folder: str) -> None:
     """No manifest is forgotten, none is missing."""
     listed = load(DEPLOY / folder / "kustomization.yaml")
-    made = listed.get("configMapGenerator", [])
+    made = [*listed.get("configMapGenerator", []), *listed.get("secretGenerator", [])]
     generated = [name for each in made for kind in ("files", "envs") for name in each.get(kind, [])]
+    patches = [each["path"] for each in listed.get("patches", [])]
+    named = {*listed["resources"], *generated, *listed.get("configurations", []), *patches}
     files = {path.name for path in (DEPLOY / folder).iterdir()} - {"kustomization.yaml"}
-    assert files == {*listed["resources"], *generated}
+    assert files | {"secrets.env"} == named | {"secrets.env"}, "secrets.env is never committed"
+
+
+SECRETS = """INTERNAL_API_TOKEN=t0ken
+RABBITMQ_URL=amqps://worker:password@rabbitmq:5671/jobs
+RABBITMQ_MANAGEMENT_URL=https://keda:password@rabbitmq:15671/jobs
+AWS_ACCESS_KEY_ID=key
+AWS_SECRET_ACCESS_KEY=secret
+AWS_SESSION_TOKEN=session
+"""
+Rendered = dict[tuple[str, str], dict[str, Any]]
+
+
+def render(place: Path, *, secrets: str = SECRETS, overlay: str = "") -> Rendered:
+    """What kustomize makes of the folders, or of an overlay of them; by kind and bare name."""
+    shutil.copytree(DEPLOY, place)
+    (place / "base/secrets.env").write_text(secrets, "ascii")
+    (place / "private-ca/ca.pem").write_text("an authority", "ascii")
+    if overlay:
+        (place / "ours").mkdir()
+        (place / "ours/kustomization.yaml").write_text(overlay, "ascii")
+    text = ""
+    for folder in ("ours",) if overlay else FOLDERS:
+        command = ["kubectl", "kustomize", str(place / folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        text += f"---\n{done.stdout}"
+    bodies = list(yaml.safe_load_all(text))
+    names = [re.sub("-[a-z0-9]{10}$", "", each["metadata"]["name"]) for each in bodies]
+    assert len({(b["kind"], n) for b, n in zip(bodies, names, strict=True)}) == len(bodies)
+    return {(b["kind"], name): b for b, name in zip(bodies, names, strict=True)}
+
+
+def pod_spec(body: dict[str, Any]) -> dict[str, Any]:
+    """The pod of a Deployment or a CronJob."""
+    spec: dict[str, Any] = body["spec"]
+    return dict(spec.get("jobTemplate", {"spec": spec})["spec"]["template"]["spec"])
+
+
+def overlay_of_the_page() -> str:
+    """The operator's own kustomization.yaml, as the page on Kubernetes has it."""
+    (text,) = blocks(ROOT / "docs/kubernetes.md", "yaml")
+    return text
+
+
+@pytest.fixture(scope="module", name="rendered")
+def _rendered(tmp_path_factory: pytest.TempPathFactory) -> Rendered:
+    return render(tmp_path_factory.mktemp("kustomize") / "deploy")
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["as it is", "with each component"])
+def test_kustomize_renders_valid_manifests(own: bool, tmp_path: Path) -> None:
+    """A real kustomize; every kind is valid, and what a pod names is there under that name."""
+    overlay = overlay_of_the_page() if own else ""
+    rendered = render(tmp_path / "deploy", overlay=overlay)
+    components = load(DEPLOY / "base/kustomization.yaml") if not own else yaml.safe_load(overlay)
+    assert not own or len(components["components"]) == len({p.name for p in DEPLOY.iterdir()}) - 2
+    for body in rendered.values():
+        check_manifest(body)
+    made = {(kind, body["metadata"]["name"]) for (kind, _), body in rendered.items()}
+    for kind, name in [key for key in rendered if key[0] in ("Deployment", "CronJob")]:
+        pod = pod_spec(rendered[kind, name])
+        (container,) = pod["containers"]
+        assert container["image"].startswith("registry.example.com/stylegen:")
+        wanted = {("ConfigMap", each["configMapRef"]["name"]) for each in container["envFrom"]}
+        keys = [
+            each["valueFrom"]["secretKeyRef"] for each in container["env"] if "valueFrom" in each
+        ]
+        wanted |= {("Secret", each["name"]) for each in keys}
+        wanted |= {
+            ("ConfigMap", v["configMap"]["name"]) for v in pod["volumes"] if "configMap" in v
+        }
+        assert wanted <= made and len(wanted) == (3 if own else 2)
+        mounted = {each["name"] for each in container["volumeMounts"]}
+        assert mounted == {each["name"] for each in pod["volumes"]}
+        assert "AWS_SESSION_TOKEN" in {each["key"] for each in keys}
+
+
+def test_a_new_secret_rolls_the_pods(rendered: Rendered, tmp_path: Path) -> None:
+    """Its name changes with its content, wherever it is used, KEDA's way to it included."""
+    other = render(tmp_path / "deploy", secrets=SECRETS.replace("t0ken", "another"))
+    for kind, path in (("Deployment", "template"), ("TriggerAuthentication", "secretTargetRef")):
+        (name,) = {name for each, name in rendered if each == kind}
+        before, after = (json.dumps(each[kind, name]["spec"][path]) for each in (rendered, other))
+        named = [re.findall(r'"name": "(stylegen-[a-z0-9]{10})"', text) for text in (before, after)]
+        secret = [each["Secret", "stylegen"]["metadata"]["name"] for each in (rendered, other)]
+        assert secret[0] in named[0] and secret[1] in named[1] and secret[0] not in named[1]
+
+
+def test_commands_are_models_of_jobs(rendered: Rendered) -> None:
+    """None runs by itself; each command line is one that its program takes, with its settings."""
+    commands = {name: body for (kind, name), body in rendered.items() if kind == "CronJob"}
+    page = (ROOT / "docs/kubernetes.md").read_text(encoding="utf-8")
+    rows = set(re.findall(r"^\| `(stylegen-\w+)` \|", page, re.MULTILINE))
+    assert set(commands) == rows and len(rows) == 6
+    deployed = pod_spec(rendered["Deployment", "stylegen"])
+    (worker,) = deployed["containers"]
+    for name, body in commands.items():
+        assert body["spec"]["suspend"] and body["spec"]["jobTemplate"]["spec"]["backoffLimit"] == 0
+        pod = pod_spec(body)
+        (container,) = pod["containers"]
+        for key in ("securityContext", "serviceAccountName", "automountServiceAccountToken"):
+            assert pod[key] == deployed[key]
+        assert container["securityContext"] == worker["securityContext"]
+        given = {each["name"]: each.get("value") for each in container["env"]}
+        assert {n for n in given if n.isupper()} - {"ID", "DAYS", "HF_HUB_OFFLINE"} <= SETTINGS
+        if name == "stylegen-check":
+            assert container["resources"]["limits"] == worker["resources"]["limits"]
+            assert pod["tolerations"] == deployed["tolerations"]
+        assert ("models" in {each["name"] for each in pod["volumes"]}) == (
+            name in ("stylegen-check", "stylegen-preload")
+        )
+    policy = rendered["NetworkPolicy", "stylegen"]["spec"]["podSelector"]["matchExpressions"]
+    label = commands["stylegen-check"]["metadata"]["labels"]["app.kubernetes.io/name"]
+    assert policy[0]["values"] == ["stylegen", label]
+
+
+def test_spot_nodes_have_half_a_minute(tmp_path: Path) -> None:
+    """The jobs are back in the queue before the pod's time is over, and that before the node's."""
+    rendered = render(tmp_path / "deploy", overlay=overlay_of_the_page())
+    pod = pod_spec(rendered["Deployment", "stylegen"])
+    drain = int(rendered["ConfigMap", "stylegen"]["data"]["STYLEGEN_DRAIN_TIMEOUT"])
+    assert drain < pod["terminationGracePeriodSeconds"] < 30
+    assert len(pod["tolerations"]) == 3
+
+
+def test_an_authority_of_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3: Any) -> None:
+    """By the component's variables a bucket and a receiver are trusted, and else they are not."""
+    (tls,) = [
+        dict(each.split("=") for each in made["literals"])
+        for made in load(DEPLOY / "private-ca/kustomization.yaml")["configMapGenerator"]
+        if "literals" in made
+    ]
+    chain, key = write_chain(tmp_path, "127.0.0.1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    s3.client().create_bucket(Bucket="behind-tls")
+    with OwnerEnforcedGate(s3) as gate, tls_receiver(server_context(chain, key)) as backend:
+        gate.socket = server_context(chain, key).wrap_socket(gate.socket, server_side=True)
+        endpoint = gate.endpoint_url.replace("http:", "https:")
+
+        def put() -> str:
+            store = make_s3_store("behind-tls", region="us-east-1", endpoint_url=endpoint)
+            return store.put(picture_key(500), b"a picture", JPEG_TYPE)
+
+        with pytest.raises(StorageError, match="SSLError"):
+            put()
+        for name, path in tls.items():
+            assert path == "/etc/stylegen/ca.pem"
+            monkeypatch.setenv(name, str(chain))
+        assert put().startswith("https://")
+        assert send_progress(backend.url, 1, 1, 2, token="t0ken")
 
 
 def test_parts_fit_each_other() -> None:
@@ -269,12 +442,10 @@ def test_parts_fit_each_other() -> None:
     pod = manifest("Deployment")["spec"]["template"]
     (container,) = pod["spec"]["containers"]
     labels = pod["metadata"]["labels"]
-    for kind, where in (
-        ("PodDisruptionBudget", "selector"),
-        ("NetworkPolicy", "podSelector"),
-        ("ServiceMonitor", "selector"),
-    ):
-        assert manifest(kind)["spec"][where]["matchLabels"] == labels
+    for kind in ("PodDisruptionBudget", "ServiceMonitor"):
+        assert manifest(kind)["spec"]["selector"]["matchLabels"] == labels
+    (rule,) = manifest("NetworkPolicy")["spec"]["podSelector"]["matchExpressions"]
+    assert rule["operator"] == "In" and labels[rule["key"]] in rule["values"]
     assert manifest("Service")["spec"]["selector"] == labels
     (port,) = container["ports"]
     (endpoint,) = manifest("ServiceMonitor")["spec"]["endpoints"]

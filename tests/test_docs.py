@@ -119,7 +119,7 @@ def test_command_runs(command: str, place: Any) -> None:
             letter = b'{"generation_id": 500}'
             publish_job(letter, url=rabbit.url, queue_name=dead_letters(queue))
         if "check" in words:  # it asks for each receiver, and the load's is not there yet
-            (origin, _) = environment["WEBHOOK_ALLOWED_ORIGINS"].split(",")
+            origin, _ = environment["WEBHOOK_ALLOWED_ORIGINS"].split(",")
             environment = environment | {"WEBHOOK_ALLOWED_ORIGINS": origin}
         outputs[words] = run_command(words, folder, environment, rabbit, queue)
     for shown in [

@@ -552,15 +552,19 @@ def test_poison_candidates_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert beside == [1, 1, 1] and not runner.failure
 
 
-def test_tls(tls: tuple[int, Path, Path], rabbit: RabbitNode) -> None:
-    """``amqps://`` works with the broker's authority, and never without."""
+def test_tls(
+    tls: tuple[int, Path, Path], rabbit: RabbitNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``amqps://`` works with the broker's authority, in the URL or a variable; never without."""
     port, chain, _ = tls
     stranger = f"amqps://guest:guest@127.0.0.1:{port}/%2f"
     known = f"{stranger}?ssl_options=" + quote(str({"ca_certs": str(chain)}))
     publish_job(b"over TLS", url=known, queue_name="tls")
     with pytest.raises(ssl.SSLCertVerificationError):
         publish_job(b"to a stranger", url=stranger, queue_name="tls")
-    assert _ready_messages(rabbit, "tls") == 1
+    monkeypatch.setenv("SSL_CERT_FILE", str(chain))
+    publish_job(b"to one that the system trusts", url=stranger, queue_name="tls")
+    assert _ready_messages(rabbit, "tls") == 2
 
 
 class _Milliseconds(datetime):

@@ -1,9 +1,11 @@
 #!/bin/sh
 # Makes the programs available that the tests use and PyPI does not have: RabbitMQ (private nodes),
-# exiftool (a third party's reader of labels), Chromium (the panel in a real browser) and promtool (the
-# alerts).
+# exiftool (a third party's reader of labels), Chromium (the panel in a real browser), promtool (the
+# alerts) and a kubectl of today (Debian's is old), which goes into the tests' venv.
 # Silent when they are installed; installs Debian's packages as root; else says what to install.
 set -eu
+
+kubectl version --client 2>/dev/null | grep -q '^Kustomize Version: v5' || python tools/fetch_kubectl.py
 
 packages=""
 [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || command -v rabbitmq-server >/dev/null 2>&1 ||

@@ -5,6 +5,7 @@
 # %% auto #0
 __all__ = [
     "Engine",
+    "fetch_model",
     "generate_image",
     "get_resolution",
     "load_engine",
@@ -20,6 +21,7 @@ from ..job import get_resolution
 from .engine import Engine
 from .generate import generate_image
 from stylegen.pipeline.loading import (
+    fetch_model,
     load_pipeline,
     model_digest,
     model_revision,
@@ -31,6 +33,7 @@ from .resident import load_engine
 # %% ../../nbs/pipeline/index.ipynb #b23e5eed
 _all_ = [
     "Engine",
+    "fetch_model",
     "generate_image",
     "get_resolution",
     "load_engine",

@@ -9,12 +9,14 @@ __all__ = [
     "model_revision",
     "pick_device",
     "load_pipeline",
+    "fetch_model",
     "model_digest",
 ]
 
 # %% ../../nbs/pipeline/07_loading.ipynb #7d42cfd0
 import gc
 import logging
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,17 @@ def pick_device(device: str = "auto") -> str:
 
 
 # %% ../../nbs/pipeline/07_loading.ipynb #d445327f
+def _with_variant(get: Callable[..., Any], variant: str | None) -> Any:
+    """What `get` returns for a variant of the weights, or for the full ones if there is none."""
+    if variant is None:
+        return get()
+    try:
+        return get(variant=variant)
+    except (OSError, ValueError):
+        _log.info("the model has no %s variant; its full weights are taken", variant)
+        return get()
+
+
 def _from_pretrained(
     model: str, dtype: Any, variant: str | None, token: str | None, revision: str | None
 ) -> Any:
@@ -86,13 +99,7 @@ def _from_pretrained(
         token=token,
         revision=model_revision(model, revision),
     )
-    if variant is None:
-        return load()
-    try:
-        return load(variant=variant)
-    except (OSError, ValueError):
-        _log.info("the model has no %s variant; loading its full weights", variant)
-        return load()
+    return _with_variant(load, variant)
 
 
 # %% ../../nbs/pipeline/07_loading.ipynb #ba319883
@@ -156,6 +163,41 @@ def load_pipeline(
     if vae_tiling:
         _decode_in_tiles(pipeline.vae, pipeline.vae_scale_factor)
     return _place(pipeline, on_cuda, offload)
+
+
+# %% ../../nbs/pipeline/07_loading.ipynb #f3c4a002
+def fetch_model(
+    model: str, *, half: bool, token: str | None = None, revision: str | None = None
+) -> Path:
+    """Download the files that `load_pipeline` would load into the hub's cache.
+
+    Args:
+        model: Hub id or diffusers folder.
+        half: For a GPU: the ``fp16`` variant, where there is one.
+        token: The model hub's token.
+        revision: As of `load_pipeline`.
+
+    Returns:
+        The folder where they lie.
+
+    Raises:
+        OSError: The hub can't be reached, or has no such model.
+    """
+    from diffusers import StableDiffusionPipeline
+
+    if Path(model).is_dir():
+        return Path(model)
+    download = partial(
+        StableDiffusionPipeline.download,
+        model,
+        use_safetensors=True,
+        token=token,
+        revision=model_revision(model, revision),
+    )
+    folder = Path(_with_variant(download, "fp16" if half else None))
+    if not any(folder.glob("unet/*.safetensors")):  # the hub failed midway, which is only warned of
+        raise OSError(f"the hub did not give the weights of {model}")
+    return folder
 
 
 # %% ../../nbs/pipeline/07_loading.ipynb #02fedc59

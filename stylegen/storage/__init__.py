@@ -5,14 +5,18 @@
 # %% auto #0
 __all__ = [
     "ANY_JOB",
+    "Bucket",
+    "BucketVersions",
     "commit",
     "DETECTION_KEY",
     "download_lora_model",
     "download_object",
     "downloaded",
     "encode_jpeg",
+    "find_generations",
     "find_manifest",
     "FolderStore",
+    "FolderVersions",
     "InvalidUrl",
     "lora_errors",
     "LoraFiles",
@@ -32,13 +36,22 @@ __all__ = [
     "Store",
     "store_result",
     "StoreBreaker",
+    "StoredVersion",
     "upload_image_to_s3",
+    "Versions",
 ]
 
 # %% ../../nbs/storage/index.ipynb #b7dd92c2
 from .breaker import StoreBreaker
 from .cache import LoraFiles
 from .download import download_object, downloaded
+from stylegen.storage.erasure import (
+    BucketVersions,
+    FolderVersions,
+    StoredVersion,
+    Versions,
+    find_generations,
+)
 from .folder import FolderStore
 from .keys import DETECTION_KEY, manifest_key, picture_key
 from .lora import MAX_LORA_BYTES, download_lora_model, lora_errors
@@ -51,6 +64,7 @@ from stylegen.storage.manifest import (
 )
 from .picture import encode_jpeg, store_result, upload_image_to_s3
 from .s3 import S3Store, make_s3_store
+from .s3_client import Bucket
 from stylegen.storage.store import (
     MAX_READ_BYTES,
     InvalidUrl,
@@ -65,14 +79,18 @@ from stylegen.storage.store import (
 # %% ../../nbs/storage/index.ipynb #842bcf44
 _all_ = [
     "ANY_JOB",
+    "Bucket",
+    "BucketVersions",
     "commit",
     "DETECTION_KEY",
     "download_lora_model",
     "download_object",
     "downloaded",
     "encode_jpeg",
+    "find_generations",
     "find_manifest",
     "FolderStore",
+    "FolderVersions",
     "InvalidUrl",
     "lora_errors",
     "LoraFiles",
@@ -92,5 +110,7 @@ _all_ = [
     "Store",
     "store_result",
     "StoreBreaker",
+    "StoredVersion",
     "upload_image_to_s3",
+    "Versions",
 ]

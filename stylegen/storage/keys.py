@@ -12,7 +12,12 @@ __all__ = [
     "manifest_key",
     "canceled_key",
     "job_key",
+    "key_prefixes",
+    "key_generation_id",
 ]
+
+# %% ../../nbs/storage/01_keys.ipynb #e4a5e104
+import re
 
 # %% ../../nbs/storage/01_keys.ipynb #853eb883
 JPEG_TYPE = "image/jpeg"
@@ -44,3 +49,15 @@ def canceled_key(generation_id: int | str) -> str:
 def job_key(key: str) -> str:
     """Where a folder keeps the job that the object under `key` belongs to."""
     return f"{key}.job"
+
+
+# %% ../../nbs/storage/01_keys.ipynb #e4a5e102
+def key_prefixes(id_prefix: str) -> tuple[str, str]:
+    """How the keys of all objects begin that belong to the ids that begin with `id_prefix`."""
+    return f"generations/gen_{id_prefix}", f"manifests/gen_{id_prefix}"
+
+
+def key_generation_id(key: str) -> str | None:
+    """The id of the job that the object under `key` belongs to; None for another object."""
+    match = re.match(r"(?:generations|manifests)/gen_([A-Za-z0-9_-]+)\.", key)
+    return match[1] if match else None

@@ -52,6 +52,12 @@ _CERTIFICATE_IS = {
     62: "is for another name",
     64: "is for another address",
 }
+_CAUSE_IS: dict[type[Exception], str] = {
+    socket.gaierror: "its name does not resolve",
+    TimeoutError: "it is silent: no connection in time",
+    ConnectionRefusedError: "it refuses the connection: nothing listens on that port",
+    ssl.SSLError: "it does not speak TLS on that port",
+}
 
 
 def _why_not(error: Exception) -> str:
@@ -64,15 +70,8 @@ def _why_not(error: Exception) -> str:
     if isinstance(error, SSLError):  # urllib3's, of a file that holds no certificate
         return "the authorities that sign receivers' certificates can't be read"
     cause = error.__context__ if isinstance(error, HTTPError) else error
-    if isinstance(cause, socket.gaierror):
-        return "its name does not resolve"
-    if isinstance(cause, TimeoutError):
-        return "it is silent: no connection in time"
-    if isinstance(cause, ConnectionRefusedError):
-        return "it refuses the connection: nothing listens on that port"
-    if isinstance(cause, ssl.SSLError):
-        return "it does not speak TLS on that port"
-    return f"it can't be reached ({getattr(cause, 'strerror', None) or 'the connection broke'})"
+    broke = f"it can't be reached ({getattr(cause, 'strerror', None) or 'the connection broke'})"
+    return next((text for kind, text in _CAUSE_IS.items() if isinstance(cause, kind)), broke)
 
 
 # %% ../../nbs/webhook/07_reach.ipynb #79c298ac

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from ..pipeline import load_engine, model_digest, pick_device
 from ..pipeline.engine import Engine
-from ..settings import Settings
+from ..settings import Settings, StorageSettings
 from ..signature.c2pa import ContentCredentials
 from ..storage import FolderStore, LoraFiles, Store, make_s3_store
 from .metrics import Metrics
@@ -30,7 +30,7 @@ def _revealed(secret: SecretStr | None) -> str | None:
     return secret.get_secret_value() if secret else None
 
 
-def make_store(settings: Settings, config: "Config | None" = None) -> Store:
+def make_store(settings: StorageSettings, config: "Config | None" = None) -> Store:
     """The folder, if one is set; else the bucket, with a client of this behaviour."""
     if settings.stylegen_storage_folder:
         return FolderStore(settings.stylegen_storage_folder)
