@@ -1129,10 +1129,6 @@ d = {
                 "pipeline/model_parts.html#modelfolder",
                 "stylegen/pipeline/model_parts.py",
             ),
-            "stylegen.pipeline.model_parts.ModelFolder.check": (
-                "pipeline/model_parts.html#modelfolder.check",
-                "stylegen/pipeline/model_parts.py",
-            ),
             "stylegen.pipeline.model_parts.ModelFolder.files": (
                 "pipeline/model_parts.html#modelfolder.files",
                 "stylegen/pipeline/model_parts.py",
@@ -1151,6 +1147,10 @@ d = {
             ),
             "stylegen.pipeline.model_parts._read_json": (
                 "pipeline/model_parts.html#_read_json",
+                "stylegen/pipeline/model_parts.py",
+            ),
+            "stylegen.pipeline.model_parts.check_files": (
+                "pipeline/model_parts.html#check_files",
                 "stylegen/pipeline/model_parts.py",
             ),
             "stylegen.pipeline.model_parts.find_model": (

@@ -64,7 +64,8 @@ def write(path: Path, *cells: tuple[str, Any]) -> Path:
 def validated(folder: Path, path: Path, *options: str) -> list[str]:
     """Each cell's outcome under nbval, with the root's `conftest.py`."""
     shutil.copy(ROOT / "conftest.py", folder)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tools")}
+    paths = os.pathsep.join(str(ROOT / name) for name in ("tools", "tests"))
+    environment = {**os.environ, "PYTHONPATH": paths}
     command = [sys.executable, "-m", "pytest", "-v", "--nbval", "--nbval-current-env", *options]
     done = subprocess.run(
         [*command, "-p", "no:cacheprovider", path],

@@ -138,8 +138,7 @@ def load_pipeline(
         model: Hub id or diffusers folder.
         device: ``auto``, ``cpu`` or ``cuda``.
         offload: ``none``, ``model`` or ``sequential``: what is kept in host memory (CUDA only).
-        attention_slicing: Compute attention in slices.
-        vae_tiling: Decode in tiles.
+        attention_slicing, vae_tiling: Compute attention in slices; decode in tiles.
         token: The model hub's token.
         revision: The hub's commit, tag or branch; None as `model_revision` has it.
 

@@ -7,8 +7,9 @@ __all__ = [
     "PARTS",
     "read_model_index",
     "named_parts",
-    "MissingFile",
     "ModelFolder",
+    "MissingFile",
+    "check_files",
     "find_model",
     "hub_lacks",
     "least_memory",
@@ -41,6 +42,7 @@ _FILES = {
 }
 
 
+# %% ../../nbs/pipeline/20_model_parts.ipynb #11dc4e88
 def read_model_index(
     model: str, revision: str | None = None, token: str | None = None
 ) -> dict[str, Any]:
@@ -72,10 +74,6 @@ def named_parts(index: Mapping[str, Any]) -> list[str]:
 
 
 # %% ../../nbs/pipeline/20_model_parts.ipynb #fdee0c52
-class MissingFile(Unfit):
-    """A part's file is not there, which the hub may still have."""
-
-
 @dataclass(frozen=True)
 class ModelFolder:
     """A model's files: in a folder of its own, or in the hub's cache.
@@ -109,16 +107,6 @@ class ModelFolder:
         shards = _read_json(several).get("weight_map", {})
         yield from (folder / shard for shard in sorted(set(shards.values())))
 
-    def check(self, parts: list[str]) -> None:
-        """Raise `Unfit` if a file of these parts is missing, empty or cut short."""
-        variant = self.variant(parts)
-        for part in parts:
-            for path in self.files(part, variant):
-                if not path.exists():
-                    raise MissingFile(f"its {part} lacks a file: {part}/{path.name}")
-                if fault := _fault(path):
-                    raise Unfit(f"its {part} has {fault}: {part}/{path.name}")
-
 
 # %% ../../nbs/pipeline/20_model_parts.ipynb #2367550d
 def _read_json(path: Path) -> dict[str, Any]:
@@ -146,6 +134,31 @@ def _fault(path: Path) -> str | None:
     except OSError as error:
         return f"a file that can't be read ({error.strerror})"
     return None
+
+
+# %% ../../nbs/pipeline/20_model_parts.ipynb #2367550e
+class MissingFile(Unfit):
+    """A part's file is not there, which the hub may still have."""
+
+
+def check_files(model: ModelFolder, parts: list[str]) -> None:
+    """Look at each file of a model.
+
+    Args:
+        model: The model's files.
+        parts: Its parts.
+
+    Raises:
+        MissingFile: One is not there.
+        Unfit: One is empty, damaged or cut short.
+    """
+    variant = model.variant(parts)
+    for part in parts:
+        for path in model.files(part, variant):
+            if not path.exists():
+                raise MissingFile(f"its {part} lacks a file: {part}/{path.name}")
+            if fault := _fault(path):
+                raise Unfit(f"its {part} has {fault}: {part}/{path.name}")
 
 
 # %% ../../nbs/pipeline/20_model_parts.ipynb #2beda213

@@ -287,8 +287,7 @@ def make_s3_store(
         bucket: Bucket of the results.
         region: Its region.
         endpoint_url: Address of another S3 server.
-        access_key_id, secret_access_key: Credentials, both or neither.
-        session_token: Goes with them, where they are a role's.
+        access_key_id, secret_access_key, session_token: Credentials; the last if a role's.
         public_url: Public base URL of the bucket.
         acl: What makes results public: `PUBLIC_READ`, or `NO_ACL`.
         config: How the client behaves; None is `client_config`'s.

@@ -27,6 +27,7 @@ from ..pipeline import pick_device
 from stylegen.pipeline.model_parts import (
     MissingFile,
     ModelFolder,
+    check_files,
     find_model,
     hub_lacks,
     least_memory,
@@ -136,7 +137,7 @@ def check_parts(machine: Machine) -> str:
     model, revision = settings.stylegen_model, settings.stylegen_model_revision
     folder, shown = find_model(model, revision), ", ".join(parts)
     try:
-        ModelFolder(folder or Path(model), machine.on_cuda).check(parts)
+        check_files(ModelFolder(folder or Path(model), machine.on_cuda), parts)
         return shown
     except MissingFile as missing:
         if Path(model).is_dir():
