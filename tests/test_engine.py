@@ -26,17 +26,19 @@ import torch
 from accelerate import cpu_offload
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from lora_files import SPELLINGS, UNET, updates, write_diffusers, write_kohya, write_rslora
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from waiting import wait_until
 
 from stylegen.job import DeviceLost, GenerationJob, LoraInvalid, OutOfMemory, check_job
 from stylegen.pipeline import load_pipeline, loop
-from stylegen.pipeline.adapter import Adapter, mix_adapters, pack_adapter, read_adapter
+from stylegen.pipeline.adapter import Adapter, mix_adapters, read_adapter
 from stylegen.pipeline.batched_lora import AddedLora, MergedLora
 from stylegen.pipeline.engine import Engine
 from stylegen.pipeline.prompt import encode_prompt
 from stylegen.pipeline.schedulers import make_scheduler
 from stylegen.pipeline.task import Task, ignore, model_input, take_step
+from stylegen.pipeline.warm_up import warm_up
 from stylegen.pocket import STYLES, packaged
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
@@ -767,9 +769,23 @@ def test_profiles_are_cheaper_and_never_default(
     assert set(plain) == {2} and 1 in rows and 2 in rows
 
 
-def test_another_lora_is_the_same_graph(
-    jobs: list[GenerationJob], caplog: pytest.LogCaptureFixture, tmp_path: Path
-) -> None:
+def test_the_warm_up_says_what_it_does(caplog: pytest.LogCaptureFixture) -> None:
+    """How many shapes, and when each size is ready: one and two jobs, guided or not, a long one."""
+    sizes: list[int] = []
+
+    def add(*tasks: Task) -> None:
+        sizes.append(len(tasks))
+        for task in tasks:
+            task.result.set_result(Image.new("RGB", (1, 1)))
+
+    with caplog.at_level(logging.INFO, "stylegen"):
+        warm_up(SimpleNamespace(add=add), 2)  # type: ignore[arg-type]
+    said = ("for 15 shapes", "of 512x512 after", "of 768x768 after", "of 512x1024 after")
+    assert all(part in text for part, text in zip(said, caplog.messages, strict=True))
+    assert sizes == [1, 1, 2, 2, 1] * 3
+
+
+def test_another_lora_is_the_same_graph(jobs: list[GenerationJob], tmp_path: Path) -> None:
     """Warmed up, no job compiles anything, whatever its LoRA, whoever joins it or leaves.
 
     Pictures are those of an engine without graphs, with LoRAs of the other form.
@@ -783,12 +799,10 @@ def test_another_lora_is_the_same_graph(
     pipeline, other = (make_pipeline(TINY, "cpu", torch.float32) for _ in range(2))
     engine = Engine(pipeline, batch=2, compile_backend=backend)  # type: ignore[arg-type]
     plain = Engine(other, batch=2)
-    with caplog.at_level(logging.INFO, "stylegen"):
+    with patch("stylegen.pipeline.warm_up.RESOLUTIONS", {"1:1": (512, 512)}):
         engine.warm_up()
     compiled = len(graphs)
-    assert compiled
-    said = ("for 15 shapes", "of 512x512 after", "of 768x768 after", "of 512x1024 after")
-    assert all(part in text for part, text in zip(said, caplog.messages, strict=True))
+    assert compiled == 4, "one and two jobs, with guidance and without; a longer prompt is none"
     loras = [
         write_diffusers(tmp_path / "rank4.safetensors", pipeline, 4, seed=1),
         write_kohya(tmp_path / "kohya.safetensors", pipeline, 8, seed=2, alpha=4.0),
@@ -800,10 +814,11 @@ def test_another_lora_is_the_same_graph(
     more = [{"guidance_scale": 1.0}, {"prompt_tags": ("red heart",) * 40}, long, {"lora_scale": 0}]
     mixed = [*jobs, *(job.model_copy(update=own) for job, own in zip(jobs, more, strict=True))]
     files = [*loras, loras[0], loras[4], loras[2]]
-    pictures = [
-        _drawn(each, *_tasks(each, mixed, files)) for each in (engine, plain)
-    ]
+    weights = engine.loop.active.batch.lora.weights.values()  # type: ignore[attr-defined]
+    places = [each.data_ptr() for each in weights]
+    pictures = [_drawn(each, *_tasks(each, mixed, files)) for each in (engine, plain)]
     assert len(graphs) == compiled
+    assert [each.data_ptr() for each in weights] == places
     for drawn, expected in zip(*pictures, strict=True):
         assert np.abs(drawn - expected).max() <= 1
         assert drawn.std() > 1, "not a picture of one colour"
@@ -874,7 +889,9 @@ def test_a_lora_that_cant_be_held_fails_alone(
 def test_merged_weights_bound_the_batch(caplog: pytest.LogCaptureFixture) -> None:
     """As many jobs as memory holds weights for, said in the log; for none, it says so at once."""
     pipeline = make_pipeline(TINY, "cpu", torch.float32)
-    layers = [m for m in pipeline.unet.modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))]
+    layers = [
+        m for m in pipeline.unet.modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))
+    ]
     each = sum(layer.weight.nbytes for layer in layers)
     with patch("stylegen.pipeline.batched_lora.free_bytes", return_value=int(3.5 * each)):
         engine = Engine(pipeline, batch=4, merge_loras=True)

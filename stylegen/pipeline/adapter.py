@@ -39,16 +39,14 @@ from ..storage.cache import file_digest
 if TYPE_CHECKING:
     import torch
 
-# %% ../../nbs/pipeline/02_adapter.ipynb #4abc85db
+# %% ../../nbs/pipeline/02_adapter.ipynb #8e8c5882
 PARTS = ("unet", "text_encoder")
 """What of a model a LoRA may change."""
-
-# %% ../../nbs/pipeline/02_adapter.ipynb #8e8c5882
 MAX_FULL_RANKS = 4
 """How often the ranks of a job's LoRAs may add up to a layer's full rank."""
 MAX_NUMBERS = 600_000_000
-"""Numbers of a job's LoRAs in one part of the model: rank 512 on each layer of SD 1.5 are 542
-million, a GiB in half precision."""
+"""Numbers of a job's LoRAs in one part of the model: rank 512, or full, on each layer of SD
+1.5 are some 520 million, a GiB in half precision."""
 
 
 def check_room(sizes: Mapping[str, LowRank]) -> None:

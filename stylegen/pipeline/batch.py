@@ -10,7 +10,7 @@ __all__ = [
     "stays_in_place",
     "any_length",
     "skipped_guards",
-    "seated",
+    "tasks_by_slot",
     "Conditioning",
     "model_inputs",
     "take_steps",
@@ -56,7 +56,7 @@ def allow_graphs() -> None:
 
 # %% ../../nbs/pipeline/13_batch.ipynb #15074ade
 def stays_in_place(buffer: "torch.Tensor") -> None:
-    """Tell torch that only a buffer's numbers change, so that a CUDA graph needs no copy of it."""
+    """Tell torch that only a buffer's numbers change: a CUDA graph needs no copy of it."""
     from torch._dynamo import mark_static_address
 
     mark_static_address(buffer)
@@ -71,7 +71,7 @@ def any_length(buffer: "torch.Tensor") -> None:
 
 
 def skipped_guards() -> AbstractContextManager[None]:
-    """Look only at what tells a compiled model's graphs apart; the caller knows that one is right."""
+    """Look only at what tells a model's graphs apart; the caller knows that one is right."""
     import torch
 
     guards: AbstractContextManager[None] = torch.compiler.set_stance(
@@ -81,12 +81,12 @@ def skipped_guards() -> AbstractContextManager[None]:
 
 
 # %% ../../nbs/pipeline/13_batch.ipynb #d48eb400
-def seated(before: Sequence[Task], tasks: Sequence[Task]) -> list[Task]:
+def tasks_by_slot(before: Sequence[Task], tasks: Sequence[Task]) -> list[Task]:
     """Tasks by slot; who had one `before` keeps it as far as there are slots."""
-    seats = [task if task in tasks else None for task in before[: len(tasks)]]
-    seats += [None] * (len(tasks) - len(seats))
-    others = iter([task for task in tasks if task not in seats])
-    return [task or next(others) for task in seats]
+    slots = [task if task in tasks else None for task in before[: len(tasks)]]
+    slots += [None] * (len(tasks) - len(slots))
+    others = iter([task for task in tasks if task not in slots])
+    return [task or next(others) for task in slots]
 
 
 # %% ../../nbs/pipeline/13_batch.ipynb #d48eb401
@@ -106,9 +106,9 @@ class Conditioning:
         self._shown: tuple[tuple[Task, ...], tuple[int, ...]] = (), ()
         self._prompt_embeds: Any = None
 
-    def seated(self, tasks: Sequence[Task]) -> list[Task]:
+    def by_slot(self, tasks: Sequence[Task]) -> list[Task]:
         """Tasks in the order of their slots."""
-        return seated(self._shown[0], tasks)
+        return tasks_by_slot(self._shown[0], tasks)
 
     def put(self, tasks: Sequence[Task], rows: Sequence[int]) -> "torch.Tensor":
         """The prompts ``[rows, tokens, channels]`` of tasks that take so many rows each.
@@ -206,7 +206,7 @@ class Batch:
 
     def step(self, tasks: Sequence[Task]) -> None:
         """Take one step of every task's picture; a task that fails takes no other with it."""
-        tasks = self._conditioning.seated(tasks)
+        tasks = self._conditioning.by_slot(tasks)
         rows = [task.rows for task in tasks]
         if self._is_merged:
             rows = [max(rows)] * len(rows)

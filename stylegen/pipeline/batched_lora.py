@@ -179,6 +179,9 @@ class MergedLora(BatchedLora):
         model, part, device: As `BatchedLora` has them; the model must lie on this device.
         slots: Jobs in the largest batch. All have as many rows.
         on_new: Called with each buffer.
+
+    Attributes:
+        weights: Of each layer, for all slots: ``[slots, out, in, …]``.
     """
 
     def __init__(
@@ -190,8 +193,8 @@ class MergedLora(BatchedLora):
         on_new: "Callable[[torch.Tensor], object]" = ignore,
     ) -> None:
         super().__init__(model, part, device)
-        self._weights = {name: _weights(layer, slots) for name, layer in self._layers.items()}
-        for weights in self._weights.values():
+        self.weights = {name: _weights(layer, slots) for name, layer in self._layers.items()}
+        for weights in self.weights.values():
             on_new(weights)
         self._changed: list[set[str]] = [set() for _ in range(slots)]
 
@@ -202,13 +205,13 @@ class MergedLora(BatchedLora):
             weight = self._layers[layer].weight.detach()
             if adapter and layer in wanted:
                 weight = adapter.merged(layer, weight)
-            self._weights[layer][slot].copy_(weight)
+            self.weights[layer][slot].copy_(weight)
         self._changed[slot] = wanted
 
     def _forward(self, layer: str, module: Any, forward: Any, x: "torch.Tensor") -> Any:
         if not self._shares:
             return forward(x)
-        return own_weights(module, x, self._weights[layer][: len(self._shares)])
+        return own_weights(module, x, self.weights[layer][: len(self._shares)])
 
 
 # %% ../../nbs/pipeline/05_batched_lora.ipynb #233db1b7
