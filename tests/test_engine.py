@@ -28,6 +28,7 @@ from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from lora_files import SPELLINGS, UNET, updates, write_diffusers, write_kohya, write_rslora
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch._subclasses.fake_tensor import FakeTensor
 from waiting import wait_until
 
 from stylegen.job import DeviceLost, GenerationJob, LoraInvalid, OutOfMemory, check_job
@@ -647,13 +648,13 @@ def _draw_two_hundred(engine: Engine, jobs: list[GenerationJob], loras: list[Pat
 
 
 def _held() -> tuple[int, int, int]:
-    """Adapters that live, bytes of all tensors, bytes of the process."""
+    """Adapters that live, bytes of all tensors (a compiler's stand-ins have none), of the process."""
     kinds = [(type(thing), thing) for thing in gc.get_objects()]
     adapters = sum(issubclass(kind, Adapter) for kind, _ in kinds)
     tensors = {
         thing.untyped_storage().data_ptr(): thing.untyped_storage().nbytes()
         for kind, thing in kinds
-        if issubclass(kind, torch.Tensor) and not thing.is_meta
+        if issubclass(kind, torch.Tensor) and not issubclass(kind, FakeTensor) and not thing.is_meta
     }
     return adapters, sum(tensors.values()), psutil.Process().memory_info().rss
 

@@ -47,7 +47,7 @@ def add_low_rank(
 
 
 # %% ../../nbs/pipeline/05_batched_lora.ipynb #bb2b63a8
-def own_weights(module: Any, x: "torch.Tensor", weights: "torch.Tensor") -> "torch.Tensor":
+def own_weights(module: Any, x: "torch.Tensor", weights: "torch.Tensor") -> Any:
     """A layer's output where each job has weights of its own.
 
     Args:
@@ -161,7 +161,7 @@ class AddedLora(BatchedLora):
 
 
 # %% ../../nbs/pipeline/05_batched_lora.ipynb #06a1455e
-def _weights(module: Any, slots: int) -> "torch.Tensor":
+def _weights(module: Any, slots: int) -> Any:
     """A layer's weight for each slot, ``[slots, out, in, …]``, in the order that it has."""
     import torch
 
