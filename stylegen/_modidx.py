@@ -465,6 +465,10 @@ d = {
                 "pipeline/batch.html#batch.__init__",
                 "stylegen/pipeline/batch.py",
             ),
+            "stylegen.pipeline.batch.Batch._forward": (
+                "pipeline/batch.html#batch._forward",
+                "stylegen/pipeline/batch.py",
+            ),
             "stylegen.pipeline.batch.Batch.prepare_thread": (
                 "pipeline/batch.html#batch.prepare_thread",
                 "stylegen/pipeline/batch.py",
@@ -489,12 +493,12 @@ d = {
                 "pipeline/batch.html#conditioning._put",
                 "stylegen/pipeline/batch.py",
             ),
-            "stylegen.pipeline.batch.Conditioning.put": (
-                "pipeline/batch.html#conditioning.put",
+            "stylegen.pipeline.batch.Conditioning.by_slot": (
+                "pipeline/batch.html#conditioning.by_slot",
                 "stylegen/pipeline/batch.py",
             ),
-            "stylegen.pipeline.batch.Conditioning.seated": (
-                "pipeline/batch.html#conditioning.seated",
+            "stylegen.pipeline.batch.Conditioning.put": (
+                "pipeline/batch.html#conditioning.put",
                 "stylegen/pipeline/batch.py",
             ),
             "stylegen.pipeline.batch._input": (
@@ -505,6 +509,10 @@ d = {
                 "pipeline/batch.html#allow_graphs",
                 "stylegen/pipeline/batch.py",
             ),
+            "stylegen.pipeline.batch.any_length": (
+                "pipeline/batch.html#any_length",
+                "stylegen/pipeline/batch.py",
+            ),
             "stylegen.pipeline.batch.compile_unet": (
                 "pipeline/batch.html#compile_unet",
                 "stylegen/pipeline/batch.py",
@@ -513,12 +521,20 @@ d = {
                 "pipeline/batch.html#model_inputs",
                 "stylegen/pipeline/batch.py",
             ),
-            "stylegen.pipeline.batch.seated": (
-                "pipeline/batch.html#seated",
+            "stylegen.pipeline.batch.skipped_guards": (
+                "pipeline/batch.html#skipped_guards",
+                "stylegen/pipeline/batch.py",
+            ),
+            "stylegen.pipeline.batch.stays_in_place": (
+                "pipeline/batch.html#stays_in_place",
                 "stylegen/pipeline/batch.py",
             ),
             "stylegen.pipeline.batch.take_steps": (
                 "pipeline/batch.html#take_steps",
+                "stylegen/pipeline/batch.py",
+            ),
+            "stylegen.pipeline.batch.tasks_by_slot": (
+                "pipeline/batch.html#tasks_by_slot",
                 "stylegen/pipeline/batch.py",
             ),
         },
@@ -537,6 +553,10 @@ d = {
             ),
             "stylegen.pipeline.batched_lora.AddedLora._write": (
                 "pipeline/batched_lora.html#addedlora._write",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.AddedLora.show": (
+                "pipeline/batched_lora.html#addedlora.show",
                 "stylegen/pipeline/batched_lora.py",
             ),
             "stylegen.pipeline.batched_lora.BatchedLora": (
@@ -804,44 +824,6 @@ d = {
             "stylegen.pipeline.generate.generate_image": (
                 "pipeline/generate.html#generate_image",
                 "stylegen/pipeline/generate.py",
-            ),
-        },
-        "stylegen.pipeline.layout": {
-            "stylegen.pipeline.layout.Layout": (
-                "pipeline/layout.html#layout",
-                "stylegen/pipeline/layout.py",
-            ),
-            "stylegen.pipeline.layout.Layout.__init__": (
-                "pipeline/layout.html#layout.__init__",
-                "stylegen/pipeline/layout.py",
-            ),
-            "stylegen.pipeline.layout.Layout.halves": (
-                "pipeline/layout.html#layout.halves",
-                "stylegen/pipeline/layout.py",
-            ),
-            "stylegen.pipeline.layout.Layouts": (
-                "pipeline/layout.html#layouts",
-                "stylegen/pipeline/layout.py",
-            ),
-            "stylegen.pipeline.layout.Layouts.__init__": (
-                "pipeline/layout.html#layouts.__init__",
-                "stylegen/pipeline/layout.py",
-            ),
-            "stylegen.pipeline.layout.Layouts.__len__": (
-                "pipeline/layout.html#layouts.__len__",
-                "stylegen/pipeline/layout.py",
-            ),
-            "stylegen.pipeline.layout.Layouts.of": (
-                "pipeline/layout.html#layouts.of",
-                "stylegen/pipeline/layout.py",
-            ),
-            "stylegen.pipeline.layout.possible_layers": (
-                "pipeline/layout.html#possible_layers",
-                "stylegen/pipeline/layout.py",
-            ),
-            "stylegen.pipeline.layout.row_of": (
-                "pipeline/layout.html#row_of",
-                "stylegen/pipeline/layout.py",
             ),
         },
         "stylegen.pipeline.loading": {

@@ -648,7 +648,7 @@ def _draw_two_hundred(engine: Engine, jobs: list[GenerationJob], loras: list[Pat
 
 
 def _held() -> tuple[int, int, int]:
-    """Adapters that live, bytes of all tensors (a compiler's stand-ins have none), of the process."""
+    """Adapters that live, bytes of all tensors but a compiler's stand-ins, of the process."""
     kinds = [(type(thing), thing) for thing in gc.get_objects()]
     adapters = sum(issubclass(kind, Adapter) for kind, _ in kinds)
     tensors = {
