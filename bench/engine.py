@@ -41,7 +41,7 @@ from stylegen.pipeline.encode_decode import EncodeDecode
 from stylegen.pipeline.engine import Engine
 from stylegen.pipeline.schedulers import make_scheduler
 from stylegen.pipeline.adapter import read_adapter
-from stylegen.pipeline.batched_lora import BatchedLora
+from stylegen.pipeline.batched_lora import AddedLora, BatchedLora
 from stylegen.pocket import Scene, caption, packaged
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -300,7 +300,8 @@ def time_changes(peers: Peers, repeats: int) -> dict[str, list[float]]:
     disk or from memory.
     """
     pipeline, milliseconds = peers.engine.pipeline, {"P0": [], "P1": [], "disk": [], "host": []}
-    rows = BatchedLora(peers.mixed.unet, "unet")
+    unet = peers.mixed.unet
+    rows = AddedLora(unet, "unet", unet.device)
 
     def reload(lora: Path) -> None:
         fresh = peers.load()
@@ -337,7 +338,7 @@ def time_overhead(peers: Peers, repeats: int) -> list[float]:
         (pipeline, "encode_prompt", 1),
         (type(make_scheduler("dpmsolver++", pipeline.scheduler.config)), "set_timesteps", 1),
         (Batch, "step", 1),
-        (BatchedLora, "put", -1),
+        (BatchedLora, "write", -1),
         (EncodeDecode, "finish", 1),
     ]
 

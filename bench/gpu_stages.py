@@ -25,7 +25,7 @@ from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
 from stylegen.pipeline.adapter import Adapter, read_adapter
-from stylegen.pipeline.batched_lora import BatchedLora
+from stylegen.pipeline.batched_lora import AddedLora, BatchedLora, MergedLora
 from stylegen.pipeline.engine import Engine
 from stylegen.pipeline.prompt import encode_prompt
 from stylegen.storage import FolderStore
@@ -481,6 +481,12 @@ def cold(bench: GpuBench, record: Record) -> None:
 # Parts of a job
 
 
+def _loras_of(form: str, pipeline: Any, jobs: int) -> BatchedLora:
+    """A UNet's LoRAs in one of the two forms."""
+    own = pipeline.unet, "unet", pipeline.unet.device
+    return MergedLora(*own, jobs) if form == "merged" else AddedLora(*own)
+
+
 @torch.no_grad()
 def change(bench: GpuBench, record: Record) -> None:
     """Another artist's LoRA in one row's place, from disk and from memory; by stock diffusers."""
@@ -488,13 +494,12 @@ def change(bench: GpuBench, record: Record) -> None:
     files = bench.loras(size + 1)
     record("from disk, ms", figure(bench.seconds(lambda: read_adapter(files[0], pipeline))))
     adapters = [read_adapter(path, pipeline) for path in files]
-    for name, merged in (("low-rank", False), ("merged", True)):
-        unet = bench.pipeline().unet
-        rows, turn = BatchedLora(unet, "unet", merged=merged), iter(range(10**9))
+    for name in ("low-rank", "merged"):
+        rows, turn = _loras_of(name, bench.pipeline(), size), iter(range(10**9))
 
         def put(rows: BatchedLora = rows, turn: Iterator[int] = turn) -> None:
             mine = adapters[next(turn) % 2]
-            rows.put([a for other in [mine, *adapters[2:]] for a in (other, other)])
+            rows.put([mine, *adapters[2:]])
 
         record(f"{name}, one of {size} jobs, ms", figure(bench.seconds(put)))
     stock = bench.pipeline()
@@ -511,8 +516,8 @@ def locon(bench: GpuBench, record: Record) -> None:
     pipeline, size = bench.pipeline(), bench.sizes.batch
     files = bench.loras(size, 8, convolutions=True)
     adapters = [read_adapter(path, pipeline) for path in files]
-    rows = BatchedLora(pipeline.unet, "unet")
-    rows.put([a for adapter in adapters for a in (adapter, adapter)])
+    rows = _loras_of("merged", pipeline, size)
+    rows.put(adapters)
     blocks = [name for name, _ in pipeline.unet.named_modules() if name.endswith("resnets.0.conv1")]
     for name in (blocks[0], blocks[-1]):  # those of the full resolution
         module = pipeline.unet.get_submodule(name)
@@ -612,9 +617,9 @@ def precision(bench: GpuBench, record: Record) -> None:
     stocks = _errors(torch.cat(alone(stock)), right)
     record("stock, relative error", figure(stocks, scale=1, digits=6))
     adapters = [read_adapter(file, stock) for file in files]
-    for name, merged in (("low-rank", False), ("merged", True)):
+    for name in ("low-rank", "merged"):
         pipeline = bench.pipeline(bench.half)
-        BatchedLora(pipeline.unet, "unet", merged=merged).put(adapters)
+        _loras_of(name, pipeline, size).put(adapters)
         errors = _errors(forward(pipeline.unet, *given), right)
         ratios = [mine / other for mine, other in zip(errors, stocks, strict=True)]
         record(f"{name}, relative error", figure(errors, scale=1, digits=6))

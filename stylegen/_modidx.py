@@ -358,32 +358,24 @@ d = {
                 "pipeline/adapter.html#adapter",
                 "stylegen/pipeline/adapter.py",
             ),
+            "stylegen.pipeline.adapter.Adapter.merged": (
+                "pipeline/adapter.html#adapter.merged",
+                "stylegen/pipeline/adapter.py",
+            ),
             "stylegen.pipeline.adapter.Adapter.nbytes": (
                 "pipeline/adapter.html#adapter.nbytes",
+                "stylegen/pipeline/adapter.py",
+            ),
+            "stylegen.pipeline.adapter.Adapter.on": (
+                "pipeline/adapter.html#adapter.on",
                 "stylegen/pipeline/adapter.py",
             ),
             "stylegen.pipeline.adapter.Adapter.rank": (
                 "pipeline/adapter.html#adapter.rank",
                 "stylegen/pipeline/adapter.py",
             ),
-            "stylegen.pipeline.adapter.Adapter.row_shapes": (
-                "pipeline/adapter.html#adapter.row_shapes",
-                "stylegen/pipeline/adapter.py",
-            ),
             "stylegen.pipeline.adapter.Adapter.sizes": (
                 "pipeline/adapter.html#adapter.sizes",
-                "stylegen/pipeline/adapter.py",
-            ),
-            "stylegen.pipeline.adapter.RowShape": (
-                "pipeline/adapter.html#rowshape",
-                "stylegen/pipeline/adapter.py",
-            ),
-            "stylegen.pipeline.adapter.RowShape.__or__": (
-                "pipeline/adapter.html#rowshape.__or__",
-                "stylegen/pipeline/adapter.py",
-            ),
-            "stylegen.pipeline.adapter.RowShape.size": (
-                "pipeline/adapter.html#rowshape.size",
                 "stylegen/pipeline/adapter.py",
             ),
             "stylegen.pipeline.adapter._scaled": (
@@ -392,6 +384,10 @@ d = {
             ),
             "stylegen.pipeline.adapter._side_by_side": (
                 "pipeline/adapter.html#_side_by_side",
+                "stylegen/pipeline/adapter.py",
+            ),
+            "stylegen.pipeline.adapter._windows": (
+                "pipeline/adapter.html#_windows",
                 "stylegen/pipeline/adapter.py",
             ),
             "stylegen.pipeline.adapter.check_room": (
@@ -408,10 +404,6 @@ d = {
             ),
             "stylegen.pipeline.adapter.read_adapter": (
                 "pipeline/adapter.html#read_adapter",
-                "stylegen/pipeline/adapter.py",
-            ),
-            "stylegen.pipeline.adapter.row_shape": (
-                "pipeline/adapter.html#row_shape",
                 "stylegen/pipeline/adapter.py",
             ),
         },
@@ -462,10 +454,6 @@ d = {
                 "pipeline/admission.html#join",
                 "stylegen/pipeline/admission.py",
             ),
-            "stylegen.pipeline.admission.unet_row": (
-                "pipeline/admission.html#unet_row",
-                "stylegen/pipeline/admission.py",
-            ),
         },
         "stylegen.pipeline.attention": {
             "stylegen.pipeline.attention.CachedKVProcessor": (
@@ -484,6 +472,10 @@ d = {
                 "pipeline/attention.html#crossattentioncache.__init__",
                 "stylegen/pipeline/attention.py",
             ),
+            "stylegen.pipeline.attention.CrossAttentionCache._new": (
+                "pipeline/attention.html#crossattentioncache._new",
+                "stylegen/pipeline/attention.py",
+            ),
             "stylegen.pipeline.attention.CrossAttentionCache.put": (
                 "pipeline/attention.html#crossattentioncache.put",
                 "stylegen/pipeline/attention.py",
@@ -500,6 +492,10 @@ d = {
             ),
             "stylegen.pipeline.batch.Batch.__init__": (
                 "pipeline/batch.html#batch.__init__",
+                "stylegen/pipeline/batch.py",
+            ),
+            "stylegen.pipeline.batch.Batch._forward": (
+                "pipeline/batch.html#batch._forward",
                 "stylegen/pipeline/batch.py",
             ),
             "stylegen.pipeline.batch.Batch.prepare_thread": (
@@ -526,6 +522,10 @@ d = {
                 "pipeline/batch.html#conditioning._put",
                 "stylegen/pipeline/batch.py",
             ),
+            "stylegen.pipeline.batch.Conditioning.by_slot": (
+                "pipeline/batch.html#conditioning.by_slot",
+                "stylegen/pipeline/batch.py",
+            ),
             "stylegen.pipeline.batch.Conditioning.put": (
                 "pipeline/batch.html#conditioning.put",
                 "stylegen/pipeline/batch.py",
@@ -538,24 +538,56 @@ d = {
                 "pipeline/batch.html#allow_graphs",
                 "stylegen/pipeline/batch.py",
             ),
-            "stylegen.pipeline.batch.compile_unet": (
-                "pipeline/batch.html#compile_unet",
+            "stylegen.pipeline.batch.any_length": (
+                "pipeline/batch.html#any_length",
                 "stylegen/pipeline/batch.py",
             ),
-            "stylegen.pipeline.batch.filled_up": (
-                "pipeline/batch.html#filled_up",
+            "stylegen.pipeline.batch.compile_unet": (
+                "pipeline/batch.html#compile_unet",
                 "stylegen/pipeline/batch.py",
             ),
             "stylegen.pipeline.batch.model_inputs": (
                 "pipeline/batch.html#model_inputs",
                 "stylegen/pipeline/batch.py",
             ),
+            "stylegen.pipeline.batch.skipped_guards": (
+                "pipeline/batch.html#skipped_guards",
+                "stylegen/pipeline/batch.py",
+            ),
+            "stylegen.pipeline.batch.stays_in_place": (
+                "pipeline/batch.html#stays_in_place",
+                "stylegen/pipeline/batch.py",
+            ),
             "stylegen.pipeline.batch.take_steps": (
                 "pipeline/batch.html#take_steps",
                 "stylegen/pipeline/batch.py",
             ),
+            "stylegen.pipeline.batch.tasks_by_slot": (
+                "pipeline/batch.html#tasks_by_slot",
+                "stylegen/pipeline/batch.py",
+            ),
         },
         "stylegen.pipeline.batched_lora": {
+            "stylegen.pipeline.batched_lora.AddedLora": (
+                "pipeline/batched_lora.html#addedlora",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.AddedLora.__init__": (
+                "pipeline/batched_lora.html#addedlora.__init__",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.AddedLora._forward": (
+                "pipeline/batched_lora.html#addedlora._forward",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.AddedLora._write": (
+                "pipeline/batched_lora.html#addedlora._write",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.AddedLora.show": (
+                "pipeline/batched_lora.html#addedlora.show",
+                "stylegen/pipeline/batched_lora.py",
+            ),
             "stylegen.pipeline.batched_lora.BatchedLora": (
                 "pipeline/batched_lora.html#batchedlora",
                 "stylegen/pipeline/batched_lora.py",
@@ -564,108 +596,64 @@ d = {
                 "pipeline/batched_lora.html#batchedlora.__init__",
                 "stylegen/pipeline/batched_lora.py",
             ),
-            "stylegen.pipeline.batched_lora.BatchedLora.clear": (
-                "pipeline/batched_lora.html#batchedlora.clear",
+            "stylegen.pipeline.batched_lora.BatchedLora._forward": (
+                "pipeline/batched_lora.html#batchedlora._forward",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.BatchedLora._write": (
+                "pipeline/batched_lora.html#batchedlora._write",
                 "stylegen/pipeline/batched_lora.py",
             ),
             "stylegen.pipeline.batched_lora.BatchedLora.put": (
                 "pipeline/batched_lora.html#batchedlora.put",
                 "stylegen/pipeline/batched_lora.py",
             ),
-            "stylegen.pipeline.batched_lora.Buffer": (
-                "pipeline/batched_lora.html#buffer",
+            "stylegen.pipeline.batched_lora.BatchedLora.remove": (
+                "pipeline/batched_lora.html#batchedlora.remove",
                 "stylegen/pipeline/batched_lora.py",
             ),
-            "stylegen.pipeline.batched_lora.Buffer.fits": (
-                "pipeline/batched_lora.html#buffer.fits",
+            "stylegen.pipeline.batched_lora.BatchedLora.show": (
+                "pipeline/batched_lora.html#batchedlora.show",
                 "stylegen/pipeline/batched_lora.py",
             ),
-            "stylegen.pipeline.batched_lora.Buffers": (
-                "pipeline/batched_lora.html#buffers",
+            "stylegen.pipeline.batched_lora.BatchedLora.write": (
+                "pipeline/batched_lora.html#batchedlora.write",
                 "stylegen/pipeline/batched_lora.py",
             ),
-            "stylegen.pipeline.batched_lora.Buffers.__init__": (
-                "pipeline/batched_lora.html#buffers.__init__",
+            "stylegen.pipeline.batched_lora.MergedLora": (
+                "pipeline/batched_lora.html#mergedlora",
                 "stylegen/pipeline/batched_lora.py",
             ),
-            "stylegen.pipeline.batched_lora.Buffers.__iter__": (
-                "pipeline/batched_lora.html#buffers.__iter__",
+            "stylegen.pipeline.batched_lora.MergedLora.__init__": (
+                "pipeline/batched_lora.html#mergedlora.__init__",
                 "stylegen/pipeline/batched_lora.py",
             ),
-            "stylegen.pipeline.batched_lora.Buffers._new": (
-                "pipeline/batched_lora.html#buffers._new",
+            "stylegen.pipeline.batched_lora.MergedLora._forward": (
+                "pipeline/batched_lora.html#mergedlora._forward",
                 "stylegen/pipeline/batched_lora.py",
             ),
-            "stylegen.pipeline.batched_lora.Buffers.of": (
-                "pipeline/batched_lora.html#buffers.of",
+            "stylegen.pipeline.batched_lora.MergedLora._write": (
+                "pipeline/batched_lora.html#mergedlora._write",
                 "stylegen/pipeline/batched_lora.py",
             ),
-            "stylegen.pipeline.batched_lora.Hooks": (
-                "pipeline/batched_lora.html#hooks",
+            "stylegen.pipeline.batched_lora._weights": (
+                "pipeline/batched_lora.html#_weights",
                 "stylegen/pipeline/batched_lora.py",
             ),
-            "stylegen.pipeline.batched_lora.Hooks.__init__": (
-                "pipeline/batched_lora.html#hooks.__init__",
+            "stylegen.pipeline.batched_lora.adaptable_layers": (
+                "pipeline/batched_lora.html#adaptable_layers",
                 "stylegen/pipeline/batched_lora.py",
             ),
-            "stylegen.pipeline.batched_lora.Hooks.module_of": (
-                "pipeline/batched_lora.html#hooks.module_of",
+            "stylegen.pipeline.batched_lora.add_low_rank": (
+                "pipeline/batched_lora.html#add_low_rank",
                 "stylegen/pipeline/batched_lora.py",
             ),
-            "stylegen.pipeline.batched_lora.Hooks.remove": (
-                "pipeline/batched_lora.html#hooks.remove",
-                "stylegen/pipeline/batched_lora.py",
-            ),
-            "stylegen.pipeline.batched_lora.LiveRows": (
-                "pipeline/batched_lora.html#liverows",
-                "stylegen/pipeline/batched_lora.py",
-            ),
-            "stylegen.pipeline.batched_lora.LiveRows.__init__": (
-                "pipeline/batched_lora.html#liverows.__init__",
-                "stylegen/pipeline/batched_lora.py",
-            ),
-            "stylegen.pipeline.batched_lora.LiveRows.add": (
-                "pipeline/batched_lora.html#liverows.add",
-                "stylegen/pipeline/batched_lora.py",
-            ),
-            "stylegen.pipeline.batched_lora.LiveRows.clear": (
-                "pipeline/batched_lora.html#liverows.clear",
-                "stylegen/pipeline/batched_lora.py",
-            ),
-            "stylegen.pipeline.batched_lora.LiveRows.own_forward": (
-                "pipeline/batched_lora.html#liverows.own_forward",
-                "stylegen/pipeline/batched_lora.py",
-            ),
-            "stylegen.pipeline.batched_lora.LiveRows.show": (
-                "pipeline/batched_lora.html#liverows.show",
-                "stylegen/pipeline/batched_lora.py",
-            ),
-            "stylegen.pipeline.batched_lora._make_layouts": (
-                "pipeline/batched_lora.html#_make_layouts",
-                "stylegen/pipeline/batched_lora.py",
-            ),
-            "stylegen.pipeline.batched_lora._merge_rows": (
-                "pipeline/batched_lora.html#_merge_rows",
-                "stylegen/pipeline/batched_lora.py",
-            ),
-            "stylegen.pipeline.batched_lora.digests_of": (
-                "pipeline/batched_lora.html#digests_of",
-                "stylegen/pipeline/batched_lora.py",
-            ),
-            "stylegen.pipeline.batched_lora.is_matrix": (
-                "pipeline/batched_lora.html#is_matrix",
-                "stylegen/pipeline/batched_lora.py",
-            ),
-            "stylegen.pipeline.batched_lora.low_rank": (
-                "pipeline/batched_lora.html#low_rank",
+            "stylegen.pipeline.batched_lora.held_jobs": (
+                "pipeline/batched_lora.html#held_jobs",
                 "stylegen/pipeline/batched_lora.py",
             ),
             "stylegen.pipeline.batched_lora.own_weights": (
                 "pipeline/batched_lora.html#own_weights",
-                "stylegen/pipeline/batched_lora.py",
-            ),
-            "stylegen.pipeline.batched_lora.write_rows": (
-                "pipeline/batched_lora.html#write_rows",
                 "stylegen/pipeline/batched_lora.py",
             ),
         },
@@ -680,6 +668,10 @@ d = {
             ),
             "stylegen.pipeline.device.first_that_fits": (
                 "pipeline/device.html#first_that_fits",
+                "stylegen/pipeline/device.py",
+            ),
+            "stylegen.pipeline.device.free_bytes": (
+                "pipeline/device.html#free_bytes",
                 "stylegen/pipeline/device.py",
             ),
             "stylegen.pipeline.device.free_memory": (
@@ -861,44 +853,6 @@ d = {
             "stylegen.pipeline.generate.generate_image": (
                 "pipeline/generate.html#generate_image",
                 "stylegen/pipeline/generate.py",
-            ),
-        },
-        "stylegen.pipeline.layout": {
-            "stylegen.pipeline.layout.Layout": (
-                "pipeline/layout.html#layout",
-                "stylegen/pipeline/layout.py",
-            ),
-            "stylegen.pipeline.layout.Layout.__init__": (
-                "pipeline/layout.html#layout.__init__",
-                "stylegen/pipeline/layout.py",
-            ),
-            "stylegen.pipeline.layout.Layout.halves": (
-                "pipeline/layout.html#layout.halves",
-                "stylegen/pipeline/layout.py",
-            ),
-            "stylegen.pipeline.layout.Layouts": (
-                "pipeline/layout.html#layouts",
-                "stylegen/pipeline/layout.py",
-            ),
-            "stylegen.pipeline.layout.Layouts.__init__": (
-                "pipeline/layout.html#layouts.__init__",
-                "stylegen/pipeline/layout.py",
-            ),
-            "stylegen.pipeline.layout.Layouts.__len__": (
-                "pipeline/layout.html#layouts.__len__",
-                "stylegen/pipeline/layout.py",
-            ),
-            "stylegen.pipeline.layout.Layouts.of": (
-                "pipeline/layout.html#layouts.of",
-                "stylegen/pipeline/layout.py",
-            ),
-            "stylegen.pipeline.layout.possible_layers": (
-                "pipeline/layout.html#possible_layers",
-                "stylegen/pipeline/layout.py",
-            ),
-            "stylegen.pipeline.layout.row_of": (
-                "pipeline/layout.html#row_of",
-                "stylegen/pipeline/layout.py",
             ),
         },
         "stylegen.pipeline.loading": {
@@ -1085,6 +1039,10 @@ d = {
             ),
             "stylegen.pipeline.lora_file.LowRank.full_rank": (
                 "pipeline/lora_file.html#lowrank.full_rank",
+                "stylegen/pipeline/lora_file.py",
+            ),
+            "stylegen.pipeline.lora_file.LowRank.numbers": (
+                "pipeline/lora_file.html#lowrank.numbers",
                 "stylegen/pipeline/lora_file.py",
             ),
             "stylegen.pipeline.lora_file._check_claim": (

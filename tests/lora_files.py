@@ -8,7 +8,14 @@ import torch
 from safetensors.torch import save_file
 
 UNET = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "ff.net.2")
-CONVOLUTIONS = ("conv1", "conv2", "time_emb_proj", "conv_shortcut")
+CONVOLUTIONS = (
+    "conv_in",
+    "time_embedding.linear_1",
+    "conv1",
+    "conv2",
+    "time_emb_proj",
+    "conv_shortcut",
+)
 TEXT = ("q_proj", "out_proj", "fc1")
 
 SPELLINGS = {

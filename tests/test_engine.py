@@ -1,5 +1,6 @@
 """The batch engine against stock diffusers: the same pictures, and nobody's style in another's."""
 
+import copy
 import gc
 import hashlib
 import logging
@@ -11,6 +12,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,19 +26,20 @@ import torch
 from accelerate import cpu_offload
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from lora_files import SPELLINGS, UNET, updates, write_diffusers, write_kohya, write_rslora
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch._subclasses.fake_tensor import FakeTensor
 from waiting import wait_until
 
 from stylegen.job import DeviceLost, GenerationJob, LoraInvalid, OutOfMemory, check_job
 from stylegen.pipeline import load_pipeline, loop
-from stylegen.pipeline.adapter import Adapter, mix_adapters, pack_adapter, read_adapter
-from stylegen.pipeline.admission import unet_row
-from stylegen.pipeline.batched_lora import BatchedLora
+from stylegen.pipeline.adapter import Adapter, mix_adapters, read_adapter
+from stylegen.pipeline.batched_lora import AddedLora, MergedLora
 from stylegen.pipeline.engine import Engine
-from stylegen.pipeline.layout import MAX_LAYOUTS
 from stylegen.pipeline.prompt import encode_prompt
 from stylegen.pipeline.schedulers import make_scheduler
 from stylegen.pipeline.task import Task, ignore, model_input, take_step
+from stylegen.pipeline.warm_up import warm_up
 from stylegen.pocket import STYLES, packaged
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
@@ -523,7 +526,7 @@ def test_rows_half_written_are_written_again(
 ) -> None:
     """When memory is short in the middle of a change, nobody's old style is taken for shown."""
     unet = load_pipeline(str(pocket / "pocket"), device="cpu").unet
-    rows, sample = BatchedLora(unet, "unet", merged=True), torch.randn(1, 16, 16, 16)
+    rows, sample = MergedLora(unet, "unet", "cpu", 1), torch.randn(1, 16, 16, 16)
     words = torch.randn(1, 77, unet.config.cross_attention_dim)
     adapters = [engine.adapters.get(lora) for lora in loras[:2]]
     expected = []
@@ -533,7 +536,7 @@ def test_rows_half_written_are_written_again(
     for number, adapter in enumerate(adapters):  # who was there, then who was to come
         rows.put([adapters[0]])
         with monkeypatch.context() as patched, pytest.raises(torch.OutOfMemoryError):
-            patched.setattr("torch.baddbmm", _raise_out_of_memory)
+            patched.setattr("torch.addmm", _raise_out_of_memory)
             rows.put([adapters[1]])
         rows.put([adapter])
         assert torch.equal(unet(sample, 500, words).sample, expected[number])
@@ -593,27 +596,6 @@ def test_five_of_full_rank_are_refused_alone(
         assert torch.equal(task.latents, expected)
 
 
-def test_a_batchs_row_is_bounded(
-    engine: Engine, jobs: list[GenerationJob], loras: list[Path], tmp_path: Path
-) -> None:
-    """LoRAs that are too large only together take turns; who comes later and fits is let in."""
-    files = [loras[0], _full_rank(tmp_path / "deep.safetensors", engine), loras[0]]
-    tasks, widths = _tasks(engine, jobs[:3], files), list[int]()
-    alone = [unet_row([task]).size for task in tasks[:2]]
-    assert max(alone) < 300_000 < unet_row(tasks[:2]).size
-    forward = engine.pipeline.unet.forward
-
-    def counted(latents: torch.Tensor, *given: Any, **options: Any) -> Any:
-        widths.append(len(latents))
-        return forward(latents, *given, **options)
-
-    with patch("stylegen.pipeline.admission.MAX_ROW", 300_000):
-        with patch.object(engine.pipeline.unet, "forward", counted):
-            drawn = _drawn(engine, *tasks)
-    assert widths == [4] * 5 + [2] * 5
-    assert [picture.shape for picture in drawn] == [(512, 512, 3)] * 3
-
-
 def _digest(pipeline: Any) -> str:
     digest = hashlib.sha256()
     for model in (pipeline.unet, pipeline.text_encoder, pipeline.vae):
@@ -666,13 +648,13 @@ def _draw_two_hundred(engine: Engine, jobs: list[GenerationJob], loras: list[Pat
 
 
 def _held() -> tuple[int, int, int]:
-    """Adapters that live, bytes of all tensors, bytes of the process."""
+    """Adapters that live, bytes of all tensors but a compiler's stand-ins, of the process."""
     kinds = [(type(thing), thing) for thing in gc.get_objects()]
     adapters = sum(issubclass(kind, Adapter) for kind, _ in kinds)
     tensors = {
         thing.untyped_storage().data_ptr(): thing.untyped_storage().nbytes()
         for kind, thing in kinds
-        if issubclass(kind, torch.Tensor) and not thing.is_meta
+        if issubclass(kind, torch.Tensor) and not issubclass(kind, FakeTensor) and not thing.is_meta
     }
     return adapters, sum(tensors.values()), psutil.Process().memory_info().rss
 
@@ -788,10 +770,27 @@ def test_profiles_are_cheaper_and_never_default(
     assert set(plain) == {2} and 1 in rows and 2 in rows
 
 
-def test_another_lora_is_the_same_graph(
-    jobs: list[GenerationJob], caplog: pytest.LogCaptureFixture, tmp_path: Path
-) -> None:
-    """Warmed up, no job compiles anything, whatever its LoRA; pictures are the plain engine's."""
+def test_the_warm_up_says_what_it_does(caplog: pytest.LogCaptureFixture) -> None:
+    """How many shapes, and when each size is ready: one and two jobs, guided or not, a long one."""
+    sizes: list[int] = []
+
+    def add(*tasks: Task) -> None:
+        sizes.append(len(tasks))
+        for task in tasks:
+            task.result.set_result(Image.new("RGB", (1, 1)))
+
+    with caplog.at_level(logging.INFO, "stylegen"):
+        warm_up(SimpleNamespace(add=add), 2)  # type: ignore[arg-type]
+    said = ("for 15 shapes", "of 512x512 after", "of 768x768 after", "of 512x1024 after")
+    assert all(part in text for part, text in zip(said, caplog.messages, strict=True))
+    assert sizes == [1, 1, 2, 2, 1] * 3
+
+
+def test_another_lora_is_the_same_graph(jobs: list[GenerationJob], tmp_path: Path) -> None:
+    """Warmed up, no job compiles anything, whatever its LoRA, whoever joins it or leaves.
+
+    Pictures are those of an engine without graphs, with LoRAs of the other form.
+    """
     graphs: list[Any] = []
 
     def backend(graph: Any, _: Any) -> Any:
@@ -799,35 +798,109 @@ def test_another_lora_is_the_same_graph(
         return graph.forward
 
     pipeline, other = (make_pipeline(TINY, "cpu", torch.float32) for _ in range(2))
-    engine = Engine(pipeline, batch=1, compile_backend=backend)  # type: ignore[arg-type]
-    plain = Engine(other, batch=1)
-    with caplog.at_level(logging.INFO, "stylegen"):
+    engine = Engine(pipeline, batch=2, compile_backend=backend)  # type: ignore[arg-type]
+    plain = Engine(other, batch=2)
+    with patch("stylegen.pipeline.warm_up.RESOLUTIONS", {"1:1": (512, 512)}):
         engine.warm_up()
     compiled = len(graphs)
-    assert compiled
-    said = ("for 6 shapes", "of 512x512 after", "of 768x768 after", "of 512x1024 after")
-    assert all(part in text for part, text in zip(said, caplog.messages, strict=True))
+    assert compiled == 4, "one and two jobs, with guidance and without; a longer prompt is none"
     loras = [
         write_diffusers(tmp_path / "rank4.safetensors", pipeline, 4, seed=1),
         write_kohya(tmp_path / "kohya.safetensors", pipeline, 8, seed=2, alpha=4.0),
-        write_diffusers(tmp_path / "rank16.safetensors", pipeline, 16, seed=3),
+        write_diffusers(tmp_path / "rank32.safetensors", pipeline, 32, seed=3, size=0.05),
         write_diffusers(tmp_path / "text.safetensors", pipeline, 8, seed=4, text=True),
+        write_diffusers(tmp_path / "wide.safetensors", pipeline, 4, seed=6, convolutions=True),
     ]
-    wide, deep = tmp_path / "wide.safetensors", tmp_path / "deep.safetensors"
-    write_diffusers(wide, pipeline, 4, seed=6, convolutions=True)
-    write_diffusers(deep, pipeline, 32, seed=7)
-    held = [buffer.flat for buffer in engine.loop.active.batch.lora.buffers]
-    for job, lora in zip([*jobs, *jobs[:3]], [*loras, wide, deep, loras[0]], strict=True):
-        again = job.model_copy(update={"lora_scale": 0.7})
-        drawn, expected = engine.draw(again, lora), plain.draw(again, lora)
-        assert np.abs(np.int16(drawn) - np.int16(expected)).max() <= 1
-        assert np.int16(drawn).std() > 1, "not a picture of one colour"
-    engine.draw(jobs[0].model_copy(update={"guidance_scale": 1.0}), loras[0])
+    long = {"num_inference_steps": 7, "speed_profile": "guidance_interval"}
+    more = [{"guidance_scale": 1.0}, {"prompt_tags": ("red heart",) * 40}, long, {"lora_scale": 0}]
+    mixed = [*jobs, *(job.model_copy(update=own) for job, own in zip(jobs, more, strict=True))]
+    files = [*loras, loras[0], loras[4], loras[2]]
+    weights = engine.loop.active.batch.lora.weights.values()  # type: ignore[attr-defined]
+    places = [each.data_ptr() for each in weights]
+    pictures = [_drawn(each, *_tasks(each, mixed, files)) for each in (engine, plain)]
     assert len(graphs) == compiled
-    left = [buffer.flat for buffer in engine.loop.active.batch.lora.buffers]
-    assert [id(flat) for flat in left] == [id(flat) for flat in held]
+    assert [each.data_ptr() for each in weights] == places
+    for drawn, expected in zip(*pictures, strict=True):
+        assert np.abs(drawn - expected).max() <= 1
+        assert drawn.std() > 1, "not a picture of one colour"
     engine.close()
     plain.close()
+
+
+def _merged_by_hand(pipeline: Any, adapter: Adapter) -> Any:
+    """A UNet whose weights hold an adapter's updates."""
+    unet = copy.deepcopy(pipeline.unet)
+    for layer, (down, up) in adapter.updates.items():
+        if layer.startswith("unet."):
+            weight = unet.get_submodule(layer.removeprefix("unet.")).weight
+            weight += (up @ down.flatten(1)).view_as(weight)
+    return unet
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", [AddedLora, partial(MergedLora, slots=3)], ids=["added", "merged"])
+def test_neighbours_of_every_kind(tmp_path: Path, form: Any) -> None:
+    """A job's rows are its own merged model's, and the same bits whatever LoRA is beside it."""
+    pipeline = make_pipeline(TINY, "cpu", torch.float32)
+    kinds: list[dict[str, Any]] = [
+        {"rank": 4},
+        {"rank": 32, "size": 0.05},
+        {"rank": 8, "convolutions": True},
+        {"rank": 4, "text": True},
+    ]
+    files = [
+        write_diffusers(tmp_path / f"{seed}.safetensors", pipeline, seed=seed, **kind)
+        for seed, kind in enumerate(kinds)
+    ]
+    adapters = [read_adapter(file, pipeline) for file in files]
+    x, words = torch.randn(6, 4, 16, 16), torch.randn(6, 77, TINY.words)
+    expected = [
+        _merged_by_hand(pipeline, adapter)(x[:2], 500, words[:2]).sample for adapter in adapters
+    ]
+    rows = form(pipeline.unet, "unet", "cpu")
+    for first, alone in zip(adapters, expected, strict=True):
+        seen = []
+        for neighbours in ([None, None], [adapters[1], adapters[2]], [adapters[2], None]):
+            rows.put([first, *neighbours])
+            seen.append(pipeline.unet(x, 500, words).sample[:2])
+        assert (seen[0] - alone).abs().max() < 1e-4
+        assert torch.equal(seen[0], seen[1]) and torch.equal(seen[0], seen[2])
+    rows.remove()
+
+
+def test_a_lora_that_cant_be_held_fails_alone(
+    engine: Engine, jobs: list[GenerationJob], loras: list[Path]
+) -> None:
+    """In its batch; its neighbours' latents are the same to the last bit."""
+    undisturbed, tasks = together(engine, jobs, loras), _tasks(engine, jobs, loras)
+    bad, on = tasks[1].adapter, Adapter.on
+
+    def refuse(adapter: Adapter, device: Any, part: str) -> Any:
+        if adapter is bad and part == "unet":
+            raise torch.OutOfMemoryError
+        return on(adapter, device, part)
+
+    with patch.object(Adapter, "on", refuse):
+        drawn = _drawn(engine, *tasks)
+    assert [isinstance(each, OutOfMemory) for each in drawn] == [False, True, False, False]
+    for number in (0, 2, 3):
+        assert torch.equal(tasks[number].latents, undisturbed[number])
+
+
+def test_merged_weights_bound_the_batch(caplog: pytest.LogCaptureFixture) -> None:
+    """As many jobs as memory holds weights for, said in the log; for none, it says so at once."""
+    pipeline = make_pipeline(TINY, "cpu", torch.float32)
+    layers = [
+        m for m in pipeline.unet.modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))
+    ]
+    each = sum(layer.weight.nbytes for layer in layers)
+    with patch("stylegen.pipeline.batched_lora.free_bytes", return_value=int(3.5 * each)):
+        engine = Engine(pipeline, batch=4, merge_loras=True)
+    assert engine.batch == 2 and "batches hold 2 jobs instead of 4" in caplog.text
+    engine.close()
+    with patch("stylegen.pipeline.batched_lora.free_bytes", return_value=each):
+        with pytest.raises(OutOfMemory, match="are free"):
+            Engine(pipeline, batch=4, merge_loras=True)
 
 
 def test_graphs_for_more_than_eight_shapes(pocket: Path, jobs: list[GenerationJob]) -> None:
@@ -1030,21 +1103,6 @@ def test_a_job_that_waits_has_not_begun(
         task.result.result(60)
     engine.close()
     assert heard == [(number, step) for number in range(2) for step in range(6)]
-
-
-def test_layouts_are_bounded(pocket: Path) -> None:
-    """Artists' files with ever other layers leave no ever longer list behind."""
-    unet = load_pipeline(str(pocket / "pocket"), device="cpu").unet
-    rows, linears = BatchedLora(unet, "unet"), [
-        (f"unet.{name}", layer)
-        for name, layer in unet.named_modules()
-        if isinstance(layer, torch.nn.Linear)
-    ]
-    assert len(linears) > MAX_LAYOUTS
-    for name, layer in linears:
-        halves = torch.zeros(2, layer.in_features), torch.zeros(layer.out_features, 2)
-        rows.put([pack_adapter(name, {name: halves}, layer.weight)])
-    assert len(rows.layouts) == MAX_LAYOUTS
 
 
 def test_a_small_alpha_survives_half_precision(pocket: Path, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ from waiting import wait_until
 
 from stylegen.job import InvalidMessage, WebhookUnanswered
 from stylegen.pipeline import load_pipeline
+from stylegen.pipeline.batched_lora import MergedLora
 from stylegen.queue import publish_job
 from stylegen.settings import (
     SD15,
@@ -621,7 +622,7 @@ def _stylegen_merge_loras(world: World) -> None:
     own = {"stylegen_model": world.pocket / "pocket", "stylegen_merge_loras": True}
     parts = make_parts(world.settings(**own))
     rows = parts.draw.__self__.loop.active.batch.lora  # type: ignore[attr-defined]
-    assert rows.merged is True
+    assert isinstance(rows, MergedLora)
 
 
 def _attention(pipeline: Any) -> set[str]:

@@ -75,7 +75,6 @@ TESTS = {
     "pipeline/dialects": ["lora", "engine"],
     "pipeline/adapter": ["limits", "lora", "engine", "hostile_jobs"],
     "pipeline/adapter_cache": ["lora", "settings_effect"],
-    "pipeline/layout": ["engine", "limits"],
     "pipeline/batched_lora": ["engine"],
     "pipeline/loading": ["engine", "settings_effect"],
     "pipeline/prompt": ["slow_prompts", "hostile_jobs", "engine"],

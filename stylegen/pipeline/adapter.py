@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = [
-    "MAX_ROW",
     "PARTS",
     "MAX_FULL_RANKS",
-    "RowShape",
-    "row_shape",
+    "MAX_NUMBERS",
+    "Updates",
     "check_room",
     "Adapter",
     "pack_adapter",
@@ -20,7 +19,7 @@ __all__ = [
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +29,6 @@ from .dialects import adapter_metadata, fitted_layers, layer_scaling
 from stylegen.pipeline.lora_file import (
     ALPHA,
     DOWN,
-    MIN_RANK,
     LowRank,
     lora_shapes,
     lora_tensors,
@@ -41,50 +39,14 @@ from ..storage.cache import file_digest
 if TYPE_CHECKING:
     import torch
 
-# %% ../../nbs/pipeline/02_adapter.ipynb #ced249f4
-MAX_ROW = 600_000_000
-"""Numbers in a batch's row: rank 512 on each layer of SD 1.5 are 542 million, a GiB in half
-precision."""
-
-
-@dataclass(frozen=True)
-class RowShape:
-    """What a batch's row has room for, in one part of the model.
-
-    Attributes:
-        rank: Of each layer: a power of two, `MIN_RANK` at least.
-        widths: The numbers that one rank of a layer takes, its inputs and outputs.
-    """
-
-    rank: int = MIN_RANK
-    widths: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def size(self) -> int:
-        """Numbers of the row."""
-        return self.rank * sum(self.widths.values())
-
-    def __or__(self, other: "RowShape") -> "RowShape":
-        """That of a row with room for either."""
-        return RowShape(max(self.rank, other.rank), {**self.widths, **other.widths})
-
-
-# %% ../../nbs/pipeline/02_adapter.ipynb #4abc85db
+# %% ../../nbs/pipeline/02_adapter.ipynb #8e8c5882
 PARTS = ("unet", "text_encoder")
 """What of a model a LoRA may change."""
-
-
-def row_shape(sizes: Mapping[str, LowRank], part: str) -> RowShape:
-    """The shape of a row for updates of such sizes, by layer."""
-    mine = {layer: size for layer, size in sizes.items() if layer.startswith(f"{part}.")}
-    rank = max((size.rank for size in mine.values()), default=1)
-    widths = {layer: size.inputs + size.outputs for layer, size in mine.items()}
-    return RowShape(max(MIN_RANK, 1 << (rank - 1).bit_length()), widths)
-
-
-# %% ../../nbs/pipeline/02_adapter.ipynb #8e8c5882
 MAX_FULL_RANKS = 4
 """How often the ranks of a job's LoRAs may add up to a layer's full rank."""
+MAX_NUMBERS = 600_000_000
+"""Numbers of a job's LoRAs in one part of the model: rank 512, or full, on each layer of SD
+1.5 are some 520 million, a GiB in half precision."""
 
 
 def check_room(sizes: Mapping[str, LowRank]) -> None:
@@ -101,34 +63,45 @@ def check_room(sizes: Mapping[str, LowRank]) -> None:
         if size.rank > most:
             raise LoraInvalid(f"{layer}: the job's LoRAs have rank {size.rank}, over {most}")
     for part in PARTS:
-        row = row_shape(sizes, part)
-        if row.size > MAX_ROW:
-            text = f"rank {row.rank} on {len(row.widths)} layers are {row.size:,} numbers"
-            raise LoraInvalid(f"{part}: {text}, over {MAX_ROW:,}")
+        mine = [size.numbers for layer, size in sizes.items() if layer.startswith(f"{part}.")]
+        if sum(mine) > MAX_NUMBERS:
+            text = f"{len(mine)} layers have {sum(mine):,} numbers"
+            raise LoraInvalid(f"{part}: the job's {text}, over {MAX_NUMBERS:,}")
 
 
 # %% ../../nbs/pipeline/02_adapter.ipynb #c7e7f802
+Updates = Mapping[str, tuple["torch.Tensor", "torch.Tensor"]]
+"""Layer to ``(down, up)``: ``[rank, in, …]`` and ``[out, rank]``, scaling included."""
+
+
+def _windows(flat: "torch.Tensor", like: Updates) -> Updates:
+    """A buffer as halves of the same shapes, one after the other."""
+    parts = iter(flat.split([half.numel() for pair in like.values() for half in pair]))
+    return {
+        layer: (next(parts).view(down.shape), next(parts).view(up.shape))
+        for layer, (down, up) in like.items()
+    }
+
+
+# %% ../../nbs/pipeline/02_adapter.ipynb #c7e7f804
 @dataclass(frozen=True, eq=False)
 class Adapter:
     """A LoRA as numbers, for one base model.
 
     Attributes:
         sha256: Digest of the file.
-        updates: Layer to ``(down, up)``: ``[rank, in, …]`` and ``[out, rank]``, scaling included.
-        flat: The buffer that all of them are views of.
-        rows: The same numbers as a row of a batch's buffer, and the buffer's layout, by part
-            of the model; see `BatchedLora`.
+        updates: Of its layers, sorted by name.
+        flat: The buffer that all of them are views of, in this order.
     """
 
     sha256: str
-    updates: dict[str, tuple["torch.Tensor", "torch.Tensor"]]
+    updates: Updates
     flat: "torch.Tensor"
-    rows: dict[str, tuple[object, "torch.Tensor"]] = field(default_factory=dict, repr=False)
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory."""
-        return int(self.flat.nbytes + sum(row.nbytes for _, row in list(self.rows.values())))
+        return int(self.flat.nbytes)
 
     @cached_property
     def sizes(self) -> dict[str, LowRank]:
@@ -136,26 +109,36 @@ class Adapter:
         updates = self.updates.items()
         return {layer: LowRank(len(a), a[0].numel(), len(b)) for layer, (a, b) in updates}
 
-    @cached_property
-    def row_shapes(self) -> dict[str, RowShape]:
-        """What a batch's row needs for it, by part of the model."""
-        return {part: row_shape(self.sizes, part) for part in PARTS}
-
     @property
     def rank(self) -> int:
         """The largest rank of its layers."""
         return max(size.rank for size in self.sizes.values())
 
+    def merged(self, layer: str, weight: "torch.Tensor") -> "torch.Tensor":
+        """A layer's weight with its ΔW added, rounded once."""
+        import torch
+
+        down, up = self.updates[layer]
+        return torch.addmm(weight.flatten(1), up, down.flatten(1)).view(weight.shape)
+
+    def on(self, device: Any, part: str) -> "Adapter | None":
+        """What it has for one part of the model, on a device, by one copy; None is nothing."""
+        mine = {layer: pair for layer, pair in self.updates.items() if layer.startswith(f"{part}.")}
+        if not mine:
+            return None
+        first, *_ = mine.values()
+        size = sum(half.numel() for pair in mine.values() for half in pair)
+        flat = self.flat.narrow(0, first[0].storage_offset(), size).to(device, non_blocking=True)
+        return Adapter(self.sha256, _windows(flat, mine), flat)
+
 
 # %% ../../nbs/pipeline/02_adapter.ipynb #793c650e
-def pack_adapter(
-    sha256: str, updates: Mapping[str, tuple[Any, Any]], like: "torch.Tensor"
-) -> Adapter:
+def pack_adapter(sha256: str, updates: Updates, like: "torch.Tensor") -> Adapter:
     """Put the halves of all layers into one buffer.
 
     Args:
         sha256: What the adapter is known by.
-        updates: Layer to ``(down, up)``, as `Adapter` has them.
+        updates: Of its layers, in any order.
         like: A tensor of the wanted type; the buffer is pinned if this one is on CUDA.
 
     Raises:
@@ -163,14 +146,14 @@ def pack_adapter(
     """
     import torch
 
-    sizes = [half.numel() for pair in updates.values() for half in pair]
+    updates = dict(sorted(updates.items()))
+    size = sum(half.numel() for pair in updates.values() for half in pair)
     pinned = like.is_cuda or like.is_pinned()
-    flat = torch.empty(sum(sizes), dtype=like.dtype, pin_memory=pinned)
-    windows = iter(flat.split(sizes))
-    packed = {}
-    for name, pair in updates.items():
-        views = [next(windows).view(half.shape).copy_(half) for half in pair]
-        packed[name] = (views[0], views[1])
+    flat = torch.empty(size, dtype=like.dtype, pin_memory=pinned)
+    packed = _windows(flat, updates)
+    for layer, pair in updates.items():
+        for window, half in zip(packed[layer], pair, strict=True):
+            window.copy_(half)
     if not flat.half().isfinite().all():
         raise LoraInvalid("a LoRA's scale leaves values that are not finite in half precision")
     return Adapter(sha256, packed, flat)

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = [
-    "Row",
     "MAX_GRAPHS",
-    "filled_up",
     "compile_unet",
     "allow_graphs",
+    "stays_in_place",
+    "any_length",
+    "skipped_guards",
+    "tasks_by_slot",
     "Conditioning",
     "model_inputs",
     "take_steps",
@@ -17,29 +19,22 @@ __all__ = [
 
 # %% ../../nbs/pipeline/13_batch.ipynb #46023cbb
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from .attention import CrossAttentionCache
-from .batched_lora import BatchedLora
-from .device import device_errors, execution_device
-from .task import Task, fails_alone, model_input, take_step
+from .batched_lora import AddedLora, BatchedLora, MergedLora, held_jobs
+from .device import device_errors, execution_device, first_that_fits
+from .task import Task, fails_alone, ignore, model_input, take_step
 
 if TYPE_CHECKING:
     import torch
 
-Row = TypeVar("Row")
-
-
-# %% ../../nbs/pipeline/13_batch.ipynb #aa9a329e
-def filled_up(rows: list[Row]) -> list[Row]:
-    """As many rows as the next power of two."""
-    return rows + rows[:1] * ((1 << (len(rows) - 1).bit_length()) - len(rows))
-
-
 # %% ../../nbs/pipeline/13_batch.ipynb #15074add
-MAX_GRAPHS = 64
-"""Shapes of batches that a compiled UNet may have graphs for; torch's own limit is 8, and a ninth
-would quietly be drawn without one."""
+MAX_GRAPHS = 512
+"""Shapes of batches that a compiled UNet may have graphs for; torch's own limits are 8, and 256 of
+all that is compiled, and one more would quietly be drawn without a graph."""
 
 
 def compile_unet(unet: Any, backend: str) -> None:
@@ -51,34 +46,77 @@ def compile_unet(unet: Any, backend: str) -> None:
 
 
 def allow_graphs() -> None:
-    """Raise torch's limit of graphs to `MAX_GRAPHS`; it is the calling thread's own."""
+    """Raise torch's limits of graphs to `MAX_GRAPHS`; they are the calling thread's own."""
     import torch
 
     limits = torch._dynamo.config  # pylint: disable=protected-access
     limits.recompile_limit = max(limits.recompile_limit, MAX_GRAPHS)
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, MAX_GRAPHS)
+
+
+# %% ../../nbs/pipeline/13_batch.ipynb #15074ade
+def stays_in_place(buffer: "torch.Tensor") -> None:
+    """Tell torch that only a buffer's numbers change: a CUDA graph needs no copy of it."""
+    from torch._dynamo import mark_static_address
+
+    mark_static_address(buffer)
+
+
+def any_length(buffer: "torch.Tensor") -> None:
+    """The same, and that a graph is to take any number of tokens, ``[rows, heads, tokens, …]``."""
+    from torch._dynamo import mark_dynamic
+
+    stays_in_place(buffer)
+    mark_dynamic(buffer, 2)
+
+
+def skipped_guards() -> AbstractContextManager[None]:
+    """Look only at what tells a model's graphs apart; the caller knows that one is right."""
+    import torch
+
+    guards: AbstractContextManager[None] = torch.compiler.set_stance(
+        "default", skip_guard_eval_unsafe=True
+    )
+    return guards
 
 
 # %% ../../nbs/pipeline/13_batch.ipynb #d48eb400
+def tasks_by_slot(before: Sequence[Task], tasks: Sequence[Task]) -> list[Task]:
+    """Tasks by slot; who had one `before` keeps it as far as there are slots."""
+    slots = [task if task in tasks else None for task in before[: len(tasks)]]
+    slots += [None] * (len(tasks) - len(slots))
+    others = iter([task for task in tasks if task not in slots])
+    return [task or next(others) for task in slots]
+
+
+# %% ../../nbs/pipeline/13_batch.ipynb #d48eb401
 class Conditioning:
     """A batch's LoRAs and prompts, put beside the UNet when the batch changes.
 
     Args:
         unet: The model's UNet.
-        lora: Where its rows' LoRAs go.
-        is_compiled: Fill up rows to a power of two.
+        lora: Where its tasks' LoRAs go.
+        jobs: In the largest batch.
+        on_new: As of `CrossAttentionCache`.
     """
 
-    def __init__(self, unet: Any, lora: BatchedLora, is_compiled: bool) -> None:
-        self._lora, self._is_compiled = lora, is_compiled
-        self._cross_attention = CrossAttentionCache(unet)
+    def __init__(self, unet: Any, lora: BatchedLora, jobs: int, on_new: Any = ignore) -> None:
+        self._lora, self._cross_attention = lora, CrossAttentionCache(unet, 2 * jobs, on_new)
         self.remove = self._cross_attention.remove
-        self._shown: tuple[tuple[Task, ...], tuple[int, ...]] | None = None
+        self._shown: tuple[tuple[Task, ...], tuple[int, ...]] = (), ()
         self._prompt_embeds: Any = None
 
+    def by_slot(self, tasks: Sequence[Task]) -> list[Task]:
+        """Tasks in the order of their slots."""
+        return tasks_by_slot(self._shown[0], tasks)
+
     def put(self, tasks: Sequence[Task], rows: Sequence[int]) -> "torch.Tensor":
-        """The prompts ``[rows, tokens, channels]`` of tasks that take so many rows each."""
+        """The prompts ``[rows, tokens, channels]`` of tasks that take so many rows each.
+
+        A task whose LoRA can't be held fails alone.
+        """
         if (batch := (tuple(tasks), tuple(rows))) != self._shown:
-            self._shown = None  # should putting fail
+            self._shown = tuple(tasks), ()  # should putting fail
             self._prompt_embeds = self._put(tasks, rows)
             self._shown = batch
         prompt_embeds: torch.Tensor = self._prompt_embeds
@@ -87,11 +125,13 @@ class Conditioning:
     def _put(self, tasks: Sequence[Task], rows: Sequence[int]) -> "torch.Tensor":
         import torch
 
-        pairs = list(zip(tasks, rows, strict=True))
-        each = [row for task, count in pairs for row in task.prompt_embeds[-count:]]
-        prompt_embeds = torch.stack(filled_up(each) if self._is_compiled else each)
-        adapters = [task.adapter for task, count in pairs for _ in range(count)]
-        self._lora.put([*adapters, *[None] * (len(prompt_embeds) - len(adapters))])
+        for slot, task in enumerate(tasks):
+            write = partial(self._lora.write, slot, task.adapter)
+            with fails_alone(task):
+                first_that_fits(write, write)
+        self._lora.show(rows)
+        pairs = zip(tasks, rows, strict=True)
+        prompt_embeds = torch.cat([task.prompt_embeds[-count:] for task, count in pairs])
         self._cross_attention.put(prompt_embeds)
         return prompt_embeds
 
@@ -104,24 +144,21 @@ def _input(task: Task) -> tuple[Any, Any]:
     return task.latents, task.model_timesteps[task.step]
 
 
-def model_inputs(
-    tasks: Sequence[Task], rows: Sequence[int], is_compiled: bool
-) -> "tuple[torch.Tensor, torch.Tensor]":
+def model_inputs(tasks: Sequence[Task], rows: Sequence[int]) -> "tuple[torch.Tensor, torch.Tensor]":
     """Latents and timesteps of tasks that take so many rows each, side by side."""
     import torch
 
     each = [row for task, n in zip(tasks, rows, strict=True) for row in [_input(task)] * n]
-    latents, timesteps = zip(*(filled_up(each) if is_compiled else each), strict=True)
+    latents, timesteps = zip(*each, strict=True)
     return torch.cat(latents), torch.stack(timesteps)
 
 
 # %% ../../nbs/pipeline/13_batch.ipynb #9b0a7f74
 def take_steps(tasks: Sequence[Task], rows: Sequence[int], noise_pred: "torch.Tensor") -> None:
     """Give each task its rows of the UNet's answer; one that fails takes no other with it."""
-    parts = noise_pred.split([*rows, len(noise_pred) - sum(rows)])
-    for task, part in zip(tasks, parts, strict=False):
+    for task, part in zip(tasks, noise_pred.split(list(rows)), strict=True):
         with fails_alone(task), device_errors():
-            take_step(task, part)
+            take_step(task, part[-task.rows :])
 
 
 # %% ../../nbs/pipeline/13_batch.ipynb #56adf8b2
@@ -130,17 +167,31 @@ class Batch:
 
     Args:
         pipeline: Its UNet is the batch's own from now on.
+        jobs: In the largest batch.
         backend: Compile the UNet by this backend of `torch.compile`; None runs it as it is.
-        merged: Merge each row's LoRAs into matrices of its own.
+        merged: Each job has weights of its own, see `MergedLora`; a compiled UNet always has.
+
+    Attributes:
+        jobs: As many as memory allows.
     """
 
-    def __init__(self, pipeline: Any, backend: str | None, merged: bool) -> None:
-        unet, static, device = pipeline.unet, backend is not None, execution_device(pipeline)
-        self._unet, self._is_compiled = unet, static
-        self.lora = BatchedLora(unet, "unet", static=static, merged=merged, device=device)
-        self._conditioning = Conditioning(unet, self.lora, static)
+    def __init__(
+        self, pipeline: Any, jobs: int, backend: str | None = None, merged: bool = False
+    ) -> None:
+        unet, device = pipeline.unet, execution_device(pipeline)
+        self._unet, self._is_compiled = unet, backend is not None
+        self._is_merged = merged or self._is_compiled
+        self.jobs = held_jobs(unet, "unet", device, jobs) if self._is_merged else jobs
         if backend:
-            compile_unet(pipeline.unet, backend)
+            compile_unet(unet, backend)
+        on_weights, on_keys = (stays_in_place, any_length) if backend else (ignore, ignore)
+        self.lora = (
+            MergedLora(unet, "unet", device, self.jobs, on_weights)
+            if self._is_merged
+            else AddedLora(unet, "unet", device)
+        )
+        self._conditioning = Conditioning(unet, self.lora, self.jobs, on_keys)
+        self._seen: set[Any] = set()
 
     def remove(self) -> None:
         """Leave the UNet as it was."""
@@ -155,9 +206,20 @@ class Batch:
 
     def step(self, tasks: Sequence[Task]) -> None:
         """Take one step of every task's picture; a task that fails takes no other with it."""
+        tasks = self._conditioning.by_slot(tasks)
         rows = [task.rows for task in tasks]
+        if self._is_merged:
+            rows = [max(rows)] * len(rows)
         prompt_embeds = self._conditioning.put(tasks, rows)
-        latents, timesteps = model_inputs(tasks, rows, self._is_compiled)
-        unet = self._unet if self.lora.are_usual else self._unet.forward  # not compiled
-        noise_pred = unet(latents, timesteps, prompt_embeds, return_dict=False)[0]
-        take_steps(tasks, rows, noise_pred)
+        take_steps(
+            tasks, rows, self._forward(len(tasks), *model_inputs(tasks, rows), prompt_embeds)
+        )
+
+    def _forward(self, jobs: int, *inputs: "torch.Tensor") -> "torch.Tensor":
+        """The UNet's answer; a shape that it was asked for before needs fewer of torch's guards."""
+        shape = jobs, *(each.shape for each in inputs)
+        with skipped_guards() if shape in self._seen else nullcontext():
+            noise_pred: torch.Tensor = self._unet(*inputs, return_dict=False)[0]
+        if self._is_compiled:
+            self._seen.add(shape)
+        return noise_pred

@@ -4,282 +4,233 @@
 
 # %% auto #0
 __all__ = [
-    "low_rank",
-    "is_matrix",
+    "MERGED_SHARE",
+    "add_low_rank",
     "own_weights",
-    "Buffer",
-    "digests_of",
-    "write_rows",
-    "Buffers",
-    "LiveRows",
-    "Hooks",
+    "adaptable_layers",
     "BatchedLora",
+    "AddedLora",
+    "MergedLora",
+    "held_jobs",
 ]
 
 # %% ../../nbs/pipeline/05_batched_lora.ipynb #4d2f6721
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ..job import OutOfMemory
 from .adapter import Adapter
-from .layout import Layout, Layouts, possible_layers, row_of
-from .lora_file import MIN_RANK
+from .device import free_bytes
+from .task import ignore
 
 if TYPE_CHECKING:
     import torch
 
+_log = logging.getLogger(__name__)
+
 
 # %% ../../nbs/pipeline/05_batched_lora.ipynb #790641b9
-def low_rank(module: Any, x: "torch.Tensor", down: "torch.Tensor", up: "torch.Tensor") -> Any:
-    """Each row's update of an output; `down` ``[rows, rank, …]``, `up` ``[rows, out, rank]``."""
+def add_low_rank(
+    module: Any, x: "torch.Tensor", y: "torch.Tensor", down: "torch.Tensor", up: "torch.Tensor"
+) -> None:
+    """Add an update to a layer's output `y` for `x`; its halves are as of `Adapter.updates`."""
     from torch.nn import functional as F
 
-    if down.ndim == 3:
-        flat = x.reshape(x.shape[0], -1, x.shape[-1])
-        return ((flat @ down.mT) @ up.mT).reshape(*x.shape[:-1], up.shape[1])
-    rows, rank = down.shape[:2]
-    wide = x.reshape(1, -1, *x.shape[2:])
-    inner = F.conv2d(
-        wide, down.flatten(0, 1), None, module.stride, module.padding, module.dilation, rows
-    )
-    return (up @ inner.reshape(rows, rank, -1)).reshape(rows, up.shape[1], *inner.shape[2:])
-
-
-# %% ../../nbs/pipeline/05_batched_lora.ipynb #b84e7d89
-def is_matrix(module: Any) -> bool:
-    """Whether a layer is one multiplication: linear, or a convolution of single pixels."""
-    if module.weight.ndim == 2:
-        return True
-    return (module.kernel_size, module.stride, module.groups) == ((1, 1), (1, 1), 1)
+    if down.ndim == 2:
+        y.view(-1, len(up)).addmm_(x.reshape(-1, x.shape[-1]) @ down.mT, up.mT)
+    else:
+        inner = F.conv2d(x, down, None, module.stride, module.padding, module.dilation)
+        y += (up @ inner.flatten(2)).unflatten(2, inner.shape[2:])
 
 
 # %% ../../nbs/pipeline/05_batched_lora.ipynb #bb2b63a8
-def own_weights(module: Any, x: "torch.Tensor", weights: "torch.Tensor") -> "torch.Tensor":
-    """A layer's output when each row has weights of its own, ``[rows, out, in]``."""
+def own_weights(module: Any, x: "torch.Tensor", weights: "torch.Tensor") -> Any:
+    """A layer's output where each job has weights of its own.
+
+    Args:
+        module: The layer, which also has a bias.
+        x: ``[rows, …]``, as many rows for each job.
+        weights: ``[jobs, out, in, …]``.
+    """
+    import torch
+    from torch.nn import functional as F
+
+    jobs, bias = len(weights), module.bias
+    if weights.ndim == 3:
+        factors = x.reshape(jobs, -1, x.shape[-1]), weights.mT
+        seen = torch.bmm(*factors) if bias is None else torch.baddbmm(bias, *factors)
+        return seen.reshape(*x.shape[:-1], -1)
+    grouped = x.unflatten(0, (jobs, -1)).transpose(0, 1).flatten(1, 2)
+    each = None if bias is None else bias.repeat(jobs)
+    options = module.stride, module.padding, module.dilation, jobs
+    seen = F.conv2d(grouped, weights.flatten(0, 1), each, *options)
+    return seen.unflatten(1, (jobs, -1)).transpose(0, 1).flatten(0, 1)
+
+
+# %% ../../nbs/pipeline/05_batched_lora.ipynb #0f1df3fa
+def adaptable_layers(model: Any, part: str) -> dict[str, Any]:
+    """All layers that a LoRA may change, by the names that adapters have for them."""
     import torch
 
-    is_linear = module.weight.ndim == 2
-    flat = x.reshape(len(x), -1, x.shape[-1]) if is_linear else x.flatten(2)
-    factors = (flat, weights.mT) if is_linear else (weights, flat)
-    if module.bias is None:
-        seen = torch.bmm(*factors)
-    else:
-        seen = torch.baddbmm(module.bias if is_linear else module.bias[:, None], *factors)
-    return seen.reshape(*x.shape[:-1], -1) if is_linear else seen.unflatten(2, x.shape[2:])
+    return {
+        f"{part}.{name}": module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        or (isinstance(module, torch.nn.Conv2d) and module.groups == 1)
+    }
 
 
 # %% ../../nbs/pipeline/05_batched_lora.ipynb #a627bb1f
 _UNKNOWN = "being written"
 
 
-@dataclass
-class Buffer:
-    """A row for each picture of a batch, and whose numbers are in it.
-
-    Attributes:
-        layout: Of each row.
-        flat: The numbers, ``[rows, size]``.
-        live: Each module's halves, as views of `flat`.
-        own: Each matrix's own weights for each row, ``[rows, out, in]``.
-        shown: Whose numbers each row holds, by digest; None is nobody's.
-    """
-
-    layout: Layout
-    flat: "torch.Tensor"
-    live: dict[Any, tuple["torch.Tensor", "torch.Tensor"]]
-    own: dict[Any, "torch.Tensor"]
-    shown: tuple[str | None, ...]
-
-    def fits(self, layout: Layout, rows: int) -> bool:
-        """Whether it has this layout and so many rows."""
-        return self.layout is layout and len(self.shown) == rows
-
-
-# %% ../../nbs/pipeline/05_batched_lora.ipynb #ff44fccc
-def digests_of(adapters: Sequence[Adapter | None]) -> tuple[str | None, ...]:
-    """Whose numbers a batch's rows hold; None is the base model."""
-    return tuple(adapter.sha256 if adapter else None for adapter in adapters)
-
-
-def write_rows(buffer: Buffer, adapters: Sequence[Adapter | None], part: str) -> None:
-    """Write the rows whose adapters have changed, and only those."""
-    digests = digests_of(adapters)
-    changed = [n for n, digest in enumerate(digests) if digest != buffer.shown[n]]
-    buffer.shown = tuple(_UNKNOWN if n in changed else d for n, d in enumerate(digests))
-    for number in changed:
-        if adapter := adapters[number]:
-            row = row_of(adapter, buffer.layout, part)
-            buffer.flat[number].copy_(row, non_blocking=True)
-        else:
-            buffer.flat[number].zero_()
-    _merge_rows(buffer, changed)
-    buffer.shown = digests
-
-
-def _merge_rows(buffer: Buffer, rows: list[int]) -> None:
-    """Compute the rows' own weights anew."""
-    import torch
-
-    for module, weights in buffer.own.items():
-        down, up = (half[rows].flatten(2) for half in buffer.live[module])
-        base = module.weight.flatten(1).expand(len(rows), -1, -1)
-        weights[rows] = torch.baddbmm(base, up, down)
-
-
-# %% ../../nbs/pipeline/05_batched_lora.ipynb #06a1455e
-class Buffers:
-    """For each number of usual rows a buffer that stays; for all others one, while it fits.
-
-    Args:
-        model: Whose precision, and device, they have.
-        merged: Matrices have own weights for each row.
-        device: Where they lie; None is where the model's weights lie.
-    """
-
-    def __init__(self, model: Any, merged: bool, device: Any = None) -> None:
-        self._model, self._merged, self._device = model, merged, device
-        self._buffers: dict[int, Buffer] = {}
-
-    def __iter__(self) -> Iterator[Buffer]:
-        return iter(self._buffers.values())
-
-    def of(self, layout: Layout, rows: int, is_usual: bool) -> Buffer:
-        """A buffer of a layout; a former one gives its memory back first."""
-        if 0 in self._buffers and not self._buffers[0].fits(layout, rows):
-            del self._buffers[0]
-        key = rows if is_usual else 0
-        if key not in self._buffers:
-            self._buffers[key] = self._new(layout, rows)
-        return self._buffers[key]
-
-    def _new(self, layout: Layout, rows: int) -> Buffer:
-        weight = next(self._model.parameters())
-        flat = weight.new_zeros(rows, layout.size, device=self._device or weight.device)
-        live = {module: layout.halves(flat, name) for name, module in layout.layers.items()}
-        matrices = [module for module in live if self._merged and is_matrix(module)]
-        own = {module: module.weight.flatten(1).repeat(rows, 1, 1) for module in matrices}
-        return Buffer(layout, flat, live, own, (None,) * rows)
-
-
-# %% ../../nbs/pipeline/05_batched_lora.ipynb #7aa5e53a
-class LiveRows:
-    """The numbers that a model's layers use now.
-
-    Attributes:
-        digests: Whose they are, row by row; none while nothing is live.
-    """
-
-    def __init__(self) -> None:
-        self.digests: tuple[str | None, ...] = ()
-        self._halves: dict[Any, tuple[Any, Any]] = {}
-        self._own: dict[Any, Any] = {}
-
-    def show(self, buffer: Buffer) -> None:
-        """Use a buffer's numbers from now on."""
-        self._halves, self._own, self.digests = buffer.live, buffer.own, buffer.shown
-
-    def clear(self) -> None:
-        """No row has an adapter: the base model as it is."""
-        self._halves, self._own, self.digests = {}, {}, ()
-
-    def add(self, module: Any, inputs: tuple[Any, ...], output: "torch.Tensor") -> Any:
-        """A module's forward hook: each row's update is added to the output."""
-        if module not in self._halves:
-            return None
-        return output + low_rank(module, inputs[0], *self._halves[module])
-
-    def own_forward(self, module: Any, forward: Any, x: "torch.Tensor") -> Any:
-        """What stands for a module's `forward`: each row's own weights."""
-        weights = self._own.get(module)
-        return forward(x) if weights is None else own_weights(module, x, weights)
-
-
-# %% ../../nbs/pipeline/05_batched_lora.ipynb #bff3e010
-class Hooks:
-    """What a batch changes of its model's layers while it is there: the model itself stays.
-
-    Args:
-        model: The pipeline's ``unet`` or ``text_encoder``.
-        merged: A matrix is replaced by the rows' own weights; else their update is added.
-
-    Attributes:
-        live: The rows that the layers use.
-    """
-
-    def __init__(self, model: Any, merged: bool) -> None:
-        self._model, self._merged, self.live = model, merged, LiveRows()
-        self._hooked: dict[str, Any] = {}
-        self._undo = ExitStack()
-
-    def module_of(self, layer: str) -> Any:
-        """A layer's module, hooked from now on."""
-        if layer not in self._hooked:
-            module = self._model.get_submodule(layer.partition(".")[2])
-            if self._merged and is_matrix(module):
-                self._undo.callback(setattr, module, "forward", module.forward)
-                module.forward = partial(self.live.own_forward, module, module.forward)
-            else:
-                self._undo.callback(module.register_forward_hook(self.live.add).remove)
-            self._hooked[layer] = module
-        return self._hooked[layer]
-
-    def remove(self) -> None:
-        """Leave the layers as they were; nothing is put any more."""
-        self.live.clear()
-        self._undo.close()
-
-
-# %% ../../nbs/pipeline/05_batched_lora.ipynb #233db1b7
-def _make_layouts(model: Any, part: str, hooks: Hooks, static: bool) -> Layouts:
-    """A model's layouts; the usual one of a static model is of the transformers' layers.
-
-    There all that a LoRA may change are hooked at once.
-    """
-    if not static:
-        return Layouts(part, hooks.module_of)
-    hooked = {layer: hooks.module_of(layer) for layer in possible_layers(model, part)}
-    transformers = {layer: hooked[layer] for layer in hooked if ".attentions." in layer}
-    return Layouts(part, hooks.module_of, Layout(transformers, MIN_RANK))
-
-
-# %% ../../nbs/pipeline/05_batched_lora.ipynb #49ec0a93
 class BatchedLora:
-    """Gives each row of a model's batch its own LoRA, without changing the model.
+    """Gives each job of a model's batch its own LoRA, without changing the model.
 
     Args:
         model, part: The pipeline's ``unet`` or ``text_encoder``; layers' names start with it.
-        static: For a compiled model: usual adapters (transformers, `MIN_RANK`) are one graph.
-        merged: Each row has own weights where a layer is a matrix: faster steps, more memory.
-        device: Where it is run; None is where its weights lie.
+        device: Where it computes.
+    """
+
+    def __init__(self, model: Any, part: str, device: Any) -> None:
+        self._part, self._device = part, device
+        self._shares: tuple[int, ...] = ()
+        self._shown: dict[int, str | None] = {}
+        self._layers, self._undo = adaptable_layers(model, part), ExitStack()
+        for layer, module in self._layers.items():
+            self._undo.callback(setattr, module, "forward", module.forward)
+            module.forward = partial(self._forward, layer, module, module.forward)
+
+    def write(self, slot: int, adapter: Adapter | None) -> None:
+        """Give a slot's job its adapter; None is the base model."""
+        digest = adapter.sha256 if adapter else None
+        if self._shown.get(slot, _UNKNOWN) != digest:
+            self._shown[slot] = _UNKNOWN
+            self._write(slot, adapter.on(self._device, self._part) if adapter else None)
+            self._shown[slot] = digest
+
+    def show(self, shares: Sequence[int]) -> None:
+        """Use the first slots from now on; of a batch's rows each has so large a share."""
+        self._shares = tuple(shares)
+
+    def put(self, adapters: Sequence[Adapter | None]) -> None:
+        """Write the first slots and use them, each for as many rows."""
+        self._shares = ()  # if anything fails, nobody's numbers are used
+        for slot, adapter in enumerate(adapters):
+            self.write(slot, adapter)
+        self.show([1] * len(adapters))
+
+    def remove(self) -> None:
+        """Leave the layers as they were; nothing is put any more."""
+        self._undo.close()
+
+    def _write(self, slot: int, adapter: Adapter | None) -> None:
+        raise NotImplementedError
+
+    def _forward(self, layer: str, module: Any, forward: Any, x: "torch.Tensor") -> Any:
+        raise NotImplementedError
+
+
+# %% ../../nbs/pipeline/05_batched_lora.ipynb #7aa5e53a
+class AddedLora(BatchedLora):
+    """Each job's update is added to its rows of a layer's output."""
+
+    def __init__(self, model: Any, part: str, device: Any) -> None:
+        super().__init__(model, part, device)
+        self._updates: dict[int, Any] = {}
+
+    def show(self, shares: Sequence[int]) -> None:
+        """As of `BatchedLora`; slots that are not used give their memory back."""
+        super().show(shares)
+        for slot in [slot for slot in self._updates if slot >= len(shares)]:
+            del self._updates[slot], self._shown[slot]
+
+    def _write(self, slot: int, adapter: Adapter | None) -> None:
+        self._updates[slot] = adapter.updates if adapter else {}
+
+    def _forward(self, layer: str, module: Any, forward: Any, x: "torch.Tensor") -> Any:
+        y, end = forward(x), 0
+        for slot, share in enumerate(self._shares):
+            start, end = end, end + share * len(x) // sum(self._shares)
+            if halves := self._updates.get(slot, {}).get(layer):
+                add_low_rank(module, x[start:end], y[start:end], *halves)
+        return y
+
+
+# %% ../../nbs/pipeline/05_batched_lora.ipynb #06a1455e
+def _weights(module: Any, slots: int) -> Any:
+    """A layer's weight for each slot, ``[slots, out, in, …]``, in the order that it has."""
+    import torch
+
+    weight = module.weight.detach()
+    several = weight.repeat(slots, *[1] * (weight.ndim - 1))
+    if not weight.is_contiguous():
+        several = several.contiguous(memory_format=torch.channels_last)
+    return several.unflatten(0, (slots, -1))
+
+
+class MergedLora(BatchedLora):
+    """Each job has weights of its own, in buffers that stay where they are.
+
+    Args:
+        model, part, device: As `BatchedLora` has them; the model must lie on this device.
+        slots: Jobs in the largest batch. All have as many rows.
+        on_new: Called with each buffer.
+
+    Attributes:
+        weights: Of each layer, for all slots: ``[slots, out, in, …]``.
     """
 
     def __init__(
         self,
         model: Any,
         part: str,
-        *,
-        static: bool = False,
-        merged: bool = False,
-        device: Any = None,
+        device: Any,
+        slots: int,
+        on_new: "Callable[[torch.Tensor], object]" = ignore,
     ) -> None:
-        self._part, self.merged, self.are_usual = part, merged, True
-        hooks, self.buffers = Hooks(model, merged), Buffers(model, merged, device)
-        self._live, self.remove = hooks.live, hooks.remove
-        self.layouts = _make_layouts(model, part, hooks, static)
+        super().__init__(model, part, device)
+        self.weights = {name: _weights(layer, slots) for name, layer in self._layers.items()}
+        for weights in self.weights.values():
+            on_new(weights)
+        self._changed: list[set[str]] = [set() for _ in range(slots)]
 
-    def put(self, adapters: Sequence[Adapter | None]) -> None:
-        """Set the rows' adapters; None is the base model. Rows must match the model's batch."""
-        if digests_of(adapters) == self._live.digests:
-            return
-        layout, usual = self.layouts.of(adapters), self.layouts.usual
-        self.clear()  # if anything fails, nobody's numbers are live
-        buffer = self.buffers.of(layout, len(adapters), layout is usual)
-        write_rows(buffer, adapters, self._part)
-        self._live.show(buffer)
-        self.are_usual = usual in (None, layout)
+    def _write(self, slot: int, adapter: Adapter | None) -> None:
+        wanted = set(adapter.updates) if adapter else set[str]()
+        self._changed[slot] |= wanted
+        for layer in self._changed[slot]:
+            weight = self._layers[layer].weight.detach()
+            if adapter and layer in wanted:
+                weight = adapter.merged(layer, weight)
+            self.weights[layer][slot].copy_(weight)
+        self._changed[slot] = wanted
 
-    def clear(self) -> None:
-        """No row has an adapter: the base model as it is."""
-        self._live.clear()
+    def _forward(self, layer: str, module: Any, forward: Any, x: "torch.Tensor") -> Any:
+        if not self._shares:
+            return forward(x)
+        return own_weights(module, x, self.weights[layer][: len(self._shares)])
+
+
+# %% ../../nbs/pipeline/05_batched_lora.ipynb #233db1b7
+MERGED_SHARE = 0.75
+"""Of the memory that is free once the model is loaded, what merged weights may take."""
+
+
+def held_jobs(model: Any, part: str, device: Any, jobs: int) -> int:
+    """For how many jobs, up to `jobs`, a device can hold weights of their own.
+
+    Raises:
+        OutOfMemory: For none.
+    """
+    layers = adaptable_layers(model, part).values()
+    each, free = sum(layer.weight.nbytes for layer in layers), free_bytes(device)
+    held = min(jobs, int(MERGED_SHARE * free / each))
+    _log.info("weights of %d jobs take %.2f GB, %.2f each", held, held * each / 1e9, each / 1e9)
+    if held == 0:
+        raise OutOfMemory(f"a job's weights take {each / 1e9:.2f} GB; {free / 1e9:.2f} are free")
+    if held < jobs:
+        _log.warning("batches hold %d jobs instead of %d: %.2f GB are free", held, jobs, free / 1e9)
+    return held

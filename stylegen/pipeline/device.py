@@ -11,6 +11,7 @@ __all__ = [
     "free_memory",
     "first_that_fits",
     "execution_device",
+    "free_bytes",
 ]
 
 # %% ../../nbs/pipeline/09_device.ipynb #aef04376
@@ -86,3 +87,15 @@ def first_that_fits(*attempts: Callable[[], Result]) -> Result:
 def execution_device(pipeline: Any) -> Any:
     """Where a pipeline computes, also while offloaded; asking walks through all modules."""
     return pipeline._execution_device  # pylint: disable=protected-access
+
+
+# %% ../../nbs/pipeline/09_device.ipynb #6d9d3ed1
+def free_bytes(device: Any) -> int:
+    """Memory that a device has left."""
+    import psutil
+    import torch
+
+    if torch.device(device).type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    return int(psutil.virtual_memory().available)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from ..fields import SCHEDULERS, SchedulerName
 from ..job import GenerationJob, NsfwContent, StylegenError
 from .adapter import Adapter
-from .batched_lora import BatchedLora
+from .batched_lora import AddedLora
 from .device import execution_device, first_that_fits
 from .prompt import SharedTokenizer, encode_prompt
 from .schedulers import guided_steps, make_scheduler, set_timesteps
@@ -81,7 +81,7 @@ class TextEncoder:
 
     def __init__(self, pipeline: Any) -> None:
         self._pipeline, self.device = pipeline, execution_device(pipeline)
-        self._lora = BatchedLora(pipeline.text_encoder, "text_encoder", device=self.device)
+        self._lora = AddedLora(pipeline.text_encoder, "text_encoder", self.device)
         self.tokenizer = SharedTokenizer(pipeline.tokenizer)
         self.dtype = pipeline.text_encoder.dtype
 

@@ -190,7 +190,7 @@ class Engine:
 
     Args:
         pipeline: A loaded `StableDiffusionPipeline`, its own from now on; see `claim`.
-        batch: Jobs in one batch.
+        batch: Jobs in one batch, if memory allows.
         cache_bytes: Memory for adapters that were used lately.
         compile_backend: As `Batch`'s `backend`, e.g. ``inductor``.
         merge_loras: As `Batch`'s `merged`; the whole model must lie on its device.
@@ -208,10 +208,11 @@ class Engine:
         on_prompt: OnPrompt = unwatched,
     ) -> None:
         claim(pipeline.unet)
-        self.pipeline, self.batch, self.on_prompt = pipeline, batch, on_prompt
+        self.pipeline, self.on_prompt = pipeline, on_prompt
         self.adapters = AdapterCache(partial(read_adapter, pipeline=pipeline), cache_bytes)
-        active = ActiveBatch(Batch(pipeline, compile_backend, merge_loras), batch)
-        self.loop = Loop(active, EncodeDecode(pipeline))
+        own = Batch(pipeline, batch, compile_backend, merge_loras)
+        self.batch = own.jobs
+        self.loop = Loop(ActiveBatch(own, own.jobs), EncodeDecode(pipeline))
 
     submit, draw = submit_job, waiting(submit_job)
 

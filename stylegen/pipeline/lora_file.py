@@ -159,7 +159,7 @@ def lora_shapes(file: Any) -> dict[str, Shape]:
 
 # %% ../../nbs/pipeline/00_lora_file.ipynb #6bb0f65c
 MIN_RANK = 16
-"""The least that ranks are padded to."""
+"""A rank that any layer may have, however narrow it is."""
 
 
 class LowRank(NamedTuple):
@@ -174,8 +174,13 @@ class LowRank(NamedTuple):
 
     @property
     def full_rank(self) -> int:
-        """The largest rank that says anything about the layer, or costs nothing."""
+        """The largest rank that says anything about the layer, or costs next to nothing."""
         return max(MIN_RANK, min(self.inputs, self.outputs))
+
+    @property
+    def numbers(self) -> int:
+        """Numbers of both halves."""
+        return self.rank * (self.inputs + self.outputs)
 
 
 # %% ../../nbs/pipeline/00_lora_file.ipynb #9ad93230

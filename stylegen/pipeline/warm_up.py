@@ -17,12 +17,12 @@ _log = logging.getLogger(__name__)
 
 
 # %% ../../nbs/pipeline/16_warm_up.ipynb #697151d3
-def _warm_up_job(aspect_ratio: str, guidance_scale: float) -> GenerationJob:
+def _warm_up_job(aspect_ratio: str, guidance_scale: float, tags: int = 1) -> GenerationJob:
     return GenerationJob(
         generation_id="warm-up",
         style_id="warm-up",
         lora_model_url="s3://none/none.safetensors",
-        prompt_tags=("warm-up",),
+        prompt_tags=("warm-up",) * tags,
         artist_name="warm-up",
         webhook_url="http://localhost",
         num_inference_steps=1,
@@ -32,19 +32,18 @@ def _warm_up_job(aspect_ratio: str, guidance_scale: float) -> GenerationJob:
 
 
 def warm_up_batches(aspect_ratio: str, batch: int) -> list[list[GenerationJob]]:
-    """Jobs of one size to be drawn together, for each number of rows that a batch may have."""
-    counts = sorted({batch, *(1 << n for n in range(batch.bit_length()))})
-    guided = _warm_up_job(aspect_ratio, 7.5)
-    return [[_warm_up_job(aspect_ratio, 1.0)], *([guided] * count for count in counts)]
+    """Jobs of one size to be drawn together, for each shape that a batch may have."""
+    kinds = [_warm_up_job(aspect_ratio, guidance) for guidance in (7.5, 1.0)]
+    batches = [[job] * count for count in range(1, batch + 1) for job in kinds]
+    return [*batches, [_warm_up_job(aspect_ratio, 7.5, tags=40)]]
 
 
 # %% ../../nbs/pipeline/16_warm_up.ipynb #ca5dc7b4
 def warm_up(loop: Loop, batch: int) -> None:
     """Compile for each size and number of pictures, before a customer waits for it.
 
-    Takes minutes and says so in the log. Prompts of over 77 tokens still cost a compilation when
-    the first one comes. LoRAs on other layers than a transformer's or of a higher rank than 16
-    never do: they and their neighbours are drawn by the UNet as it is.
+    Takes minutes and says so in the log. Nothing is compiled afterwards, whatever LoRAs and
+    prompts there are.
     """
     batches = {aspect_ratio: warm_up_batches(aspect_ratio, batch) for aspect_ratio in RESOLUTIONS}
     shapes = sum(len(each) for each in batches.values())
