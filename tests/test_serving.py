@@ -49,8 +49,7 @@ def test_a_rare_format_is_not_starved() -> None:
 
 def test_a_popular_artist_does_not_empty_the_batch() -> None:
     """Many of its jobs are late at a time, in two formats; batches are full nevertheless."""
-    flood = [
-        serving.Arrival(0.0, 0 if n % 4 else n, serving.FORMATS[n // 2 % 2]) for n in range(200)
-    ]
+    styles = [0 if n < serving.IN_FLIGHT else n for n in range(200)]
+    flood = [serving.Arrival(0.0, n, serving.FORMATS[i // 2 % 2]) for i, n in enumerate(styles)]
     server = serving.Server(serving.WAYS["this engine"], flood)
     assert server.run()["batch"] > 7.6
