@@ -426,6 +426,22 @@ d = {
             ),
         },
         "stylegen.pipeline.admission": {
+            "stylegen.pipeline.admission.Admission": (
+                "pipeline/admission.html#admission",
+                "stylegen/pipeline/admission.py",
+            ),
+            "stylegen.pipeline.admission.Admission.__init__": (
+                "pipeline/admission.html#admission.__init__",
+                "stylegen/pipeline/admission.py",
+            ),
+            "stylegen.pipeline.admission.Admission.next": (
+                "pipeline/admission.html#admission.next",
+                "stylegen/pipeline/admission.py",
+            ),
+            "stylegen.pipeline.admission.Admission.paused": (
+                "pipeline/admission.html#admission.paused",
+                "stylegen/pipeline/admission.py",
+            ),
             "stylegen.pipeline.admission.BatchLimits": (
                 "pipeline/admission.html#batchlimits",
                 "stylegen/pipeline/admission.py",
@@ -442,16 +458,32 @@ d = {
                 "pipeline/admission.html#batchlimits.has_room",
                 "stylegen/pipeline/admission.py",
             ),
+            "stylegen.pipeline.admission.BatchLimits.most": (
+                "pipeline/admission.html#batchlimits.most",
+                "stylegen/pipeline/admission.py",
+            ),
             "stylegen.pipeline.admission.BatchLimits.reduce": (
                 "pipeline/admission.html#batchlimits.reduce",
+                "stylegen/pipeline/admission.py",
+            ),
+            "stylegen.pipeline.admission.choose_lead": (
+                "pipeline/admission.html#choose_lead",
                 "stylegen/pipeline/admission.py",
             ),
             "stylegen.pipeline.admission.choose_next": (
                 "pipeline/admission.html#choose_next",
                 "stylegen/pipeline/admission.py",
             ),
+            "stylegen.pipeline.admission.ends_per_step": (
+                "pipeline/admission.html#ends_per_step",
+                "stylegen/pipeline/admission.py",
+            ),
             "stylegen.pipeline.admission.join": (
                 "pipeline/admission.html#join",
+                "stylegen/pipeline/admission.py",
+            ),
+            "stylegen.pipeline.admission.staying": (
+                "pipeline/admission.html#staying",
                 "stylegen/pipeline/admission.py",
             ),
         },
@@ -914,16 +946,12 @@ d = {
                 "pipeline/loop.html#activebatch._goes_on",
                 "stylegen/pipeline/loop.py",
             ),
-            "stylegen.pipeline.loop.ActiveBatch._step_aside": (
-                "pipeline/loop.html#activebatch._step_aside",
+            "stylegen.pipeline.loop.ActiveBatch._halve": (
+                "pipeline/loop.html#activebatch._halve",
                 "stylegen/pipeline/loop.py",
             ),
             "stylegen.pipeline.loop.ActiveBatch.advance": (
                 "pipeline/loop.html#activebatch.advance",
-                "stylegen/pipeline/loop.py",
-            ),
-            "stylegen.pipeline.loop.ActiveBatch.has_room": (
-                "pipeline/loop.html#activebatch.has_room",
                 "stylegen/pipeline/loop.py",
             ),
             "stylegen.pipeline.loop.Calls": (
@@ -989,10 +1017,6 @@ d = {
             ),
             "stylegen.pipeline.loop.WaitingLine.wait": (
                 "pipeline/loop.html#waitingline.wait",
-                "stylegen/pipeline/loop.py",
-            ),
-            "stylegen.pipeline.loop._next": (
-                "pipeline/loop.html#_next",
                 "stylegen/pipeline/loop.py",
             ),
             "stylegen.pipeline.loop.abandon": (

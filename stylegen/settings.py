@@ -132,7 +132,10 @@ class QueueSettings(_Variables):
     )
     stylegen_queue: QueueName = Field(QUEUE_NAME, description="queue of the jobs")
     stylegen_prefetch: int | None = Field(
-        None, ge=1, le=64, description="jobs in flight; else twice as many as are drawn at a time"
+        None,
+        ge=1,
+        le=64,
+        description="jobs in flight; else four times as many as are drawn at a time",
     )
     stylegen_retry_delays: Annotated[tuple[RetryDelay, ...], NoDecode, BeforeValidator(_split)] = (
         Field(

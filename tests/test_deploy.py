@@ -479,7 +479,7 @@ def test_deployment_keeps_its_promises() -> None:
     settings = configured()
     job, drain = (int(settings[f"STYLEGEN_{name}_TIMEOUT"]) for name in ("JOB", "DRAIN"))
     assert job < drain < pod["terminationGracePeriodSeconds"]
-    assert "STYLEGEN_PREFETCH" not in settings, "twice as many jobs as are drawn is the default"
+    assert "STYLEGEN_PREFETCH" not in settings, "four times as many as are drawn is the default"
     (scratch,) = [each["emptyDir"] for each in pod["volumes"] if "emptyDir" in each]
     assert int(settings["STYLEGEN_CACHE_BYTES"]) + MAX_LORA_BYTES < size(scratch["sizeLimit"])
     named = {each["name"] for each in container["env"]} | set(settings)

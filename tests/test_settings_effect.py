@@ -306,8 +306,8 @@ def _stylegen_prefetch(world: World) -> None:
 
 
 def _stylegen_batch(world: World) -> None:
-    _in_hand(world, 4, stylegen_batch=2)  # twice as many, unless asked otherwise
-    _in_hand(world, 8)
+    _in_hand(world, 8, stylegen_batch=2)  # four times as many, unless asked otherwise
+    _in_hand(world, 16)
     world.monkeypatch.undo()
     model = {"stylegen_model": world.pocket / "pocket", "stylegen_storage_folder": world.pocket}
     parts, rows = make_parts(world.settings(stylegen_batch=2, **model)), []

@@ -31,7 +31,7 @@ from functools import partial
 from typing import Any
 
 from ..job import DeviceLost, OutOfMemory, StylegenError
-from .admission import BatchLimits, choose_next, join
+from .admission import Admission, join
 from .batch import Batch
 from .device import device_errors, first_that_fits, free_memory
 from .encode_decode import EncodeDecode
@@ -114,22 +114,22 @@ class WaitingLine:
 
 
 # %% ../../nbs/pipeline/15_loop.ipynb #861f221f
-def halved(tasks: list[Task], error: OutOfMemory) -> tuple[list[Task], list[Task]]:
-    """The tasks that go on when memory is short, and those that step aside; one alone fails."""
+def halved(tasks: list[Task], error: OutOfMemory) -> list[Task]:
+    """The tasks that go on when memory is short, the first half; one alone fails."""
     free_memory()
     tasks = unsettled(tasks)
     half = len(tasks) // 2
     if half == 0:
         for task in tasks:
             fail(task, error)
-        return [], []
+        return []
     _log.warning("too little memory: batches of this size of picture hold %d for now", half)
-    return tasks[:half], tasks[half:]
+    return tasks[:half]
 
 
 # %% ../../nbs/pipeline/15_loop.ipynb #f9abf114
-class ActiveBatch:
-    """The tasks that take their steps together.
+class ActiveBatch(Admission):
+    """Takes the steps of those who are in the batch.
 
     Args:
         batch: The UNet's side.
@@ -137,70 +137,55 @@ class ActiveBatch:
     """
 
     def __init__(self, batch: Batch, size: int) -> None:
-        self.tasks: list[Task] = []
-        self.batch, self._limits = batch, BatchLimits(size)
+        super().__init__(size)
+        self.batch = batch
 
-    def has_room(self) -> bool:
-        """Whether another task may join."""
-        return self._limits.has_room(self.tasks)
-
-    def advance(self, is_awaited: Callable[[], bool]) -> list[Task]:
-        """Take steps until a task ends or `is_awaited`; the tasks that had to step aside."""
-        short = None
+    def advance(self, is_awaited: Callable[[], bool]) -> None:
+        """Take steps until a task ends, `is_awaited`, or the batch may be larger."""
         try:
             with device_errors():
                 self.batch.step(self.tasks)
                 while self._goes_on() and not is_awaited():
                     self.batch.step(self.tasks)
         except OutOfMemory as error:
-            short = error.with_traceback(None)
+            self._halve(error.with_traceback(None))
         except Exception as error:  # pylint: disable=broad-exception-caught
             for task in self.tasks:
                 fail(task, error)
-        return self._step_aside(short) if short else []
 
     def _goes_on(self) -> bool:
-        self._limits.count_step()
-        return not any(task.is_finished or task.result.done() for task in self.tasks)
+        has_grown = self.limits.count_step()
+        return not has_grown and not any(t.is_finished or t.result.done() for t in self.tasks)
 
-    def _step_aside(self, error: OutOfMemory) -> list[Task]:
-        self.tasks, aside = halved(self.tasks, error)
+    def _halve(self, error: OutOfMemory) -> None:
+        self.tasks = halved(self.tasks, error)
         if self.tasks:
-            self._limits.reduce(self.tasks[0], len(self.tasks))
-        return aside
+            self.limits.reduce(self.tasks[0], len(self.tasks))
 
 
 # %% ../../nbs/pipeline/15_loop.ipynb #68868532
 def admit(line: WaitingLine, active: ActiveBatch, encode_decode: EncodeDecode) -> None:
-    """Begin whoever waits, and let those join for whom there is room."""
-    if not line.tasks:
-        return
+    """Begin whoever waits, and let those join the batch who are to be drawn now."""
     with line.changed:
-        fresh = [task for task in line.tasks if task.latents is None]
-    for task in fresh:
-        begin = partial(encode_decode.begin, task)
-        with fails_alone(task):
-            first_that_fits(begin, begin)
-    with line.changed:
-        line.tasks = unsettled(line.tasks)
-    while chosen := _next(line, active):
+        active.begun += line.tasks
+        line.tasks = []
+    for task in unsettled(active.begun):
+        if task.latents is None:
+            begin = partial(encode_decode.begin, task)
+            with fails_alone(task):
+                first_that_fits(begin, begin)
+    while chosen := active.next():
         with fails_alone(chosen):
-            if chosen.step == 0:  # else it had to step aside
+            if chosen.step == 0:  # else it was set aside
                 chosen.on_step(0)
         if not chosen.result.done():
             join(active.tasks, chosen)
+    for task in active.paused():
+        with fails_alone(task):
+            task.on_step(task.step)
 
 
-def _next(line: WaitingLine, active: ActiveBatch) -> Task | None:
-    """Take who is to be drawn from now on out of the line."""
-    with line.changed:
-        ready = [task for task in line.tasks if task.latents is not None]
-        chosen = choose_next(ready, active.tasks) if ready and active.has_room() else None
-        if chosen:
-            line.tasks.remove(chosen)
-        return chosen
-
-
+# %% ../../nbs/pipeline/15_loop.ipynb #68868531
 def deliver(active: ActiveBatch, encode_decode: EncodeDecode) -> None:
     """Decode whoever is finished; whoever failed is gone when nobody needs the place."""
     for task in active.tasks:
@@ -208,6 +193,7 @@ def deliver(active: ActiveBatch, encode_decode: EncodeDecode) -> None:
             finish = partial(encode_decode.finish, task)
             with fails_alone(task):
                 task.result.set_result(first_that_fits(finish, finish, partial(finish, tiled=True)))
+    active.begun = unsettled(active.begun)
     going_on = [task for task in active.tasks if not task.is_finished]
     active.tasks = going_on if unsettled(going_on) else []
 
@@ -220,9 +206,7 @@ def take_turn(
     calls.run()
     admit(line, active, encode_decode)
     if active.tasks:
-        aside = active.advance(lambda: bool(line.tasks or calls))
-        with line.changed:
-            line.tasks[:0] = aside
+        active.advance(lambda: bool(line.tasks or calls))
         deliver(active, encode_decode)
 
 
@@ -233,10 +217,10 @@ def abandon(line: WaitingLine, calls: Calls, active: ActiveBatch, error: BaseExc
     lost = DeviceLost("the engine has come to an unexpected end")
     lost.__cause__ = error
     line.close(lost)
-    for task in [*active.tasks, *line.tasks]:
+    for task in [*active.begun, *line.tasks]:
         fail(task, lost)
     calls.fail(lost)
-    active.tasks, line.tasks = [], []
+    active.begun, active.tasks, line.tasks = [], [], []
 
 
 # %% ../../nbs/pipeline/15_loop.ipynb #7495dfa2
@@ -249,7 +233,7 @@ def run_until_closed(
     try:
         active.batch.prepare_thread()
         with torch.no_grad():
-            while active.tasks or line.wait(calls):
+            while active.begun or line.wait(calls):
                 take_turn(line, calls, active, encode_decode)
     except BaseException as error:  # pylint: disable=broad-exception-caught
         abandon(line, calls, active, error)
@@ -277,7 +261,7 @@ GIVE_UP_SECONDS = 60.0
 def give_up(line: WaitingLine, active: ActiveBatch, thread: threading.Thread) -> None:
     """Begin nothing more, and wait for the step that is being taken."""
     line.close()
-    for task in [*line.tasks, *active.tasks]:
+    for task in [*line.tasks, *active.begun]:
         task.result.cancel()
     thread.join(GIVE_UP_SECONDS)
 

@@ -92,7 +92,7 @@ def consume(settings: Settings, stop: threading.Event) -> None:
         parts = make_parts(settings, metrics)
         parts = replace(parts, idempotent=True, running_jobs=running_jobs)
         _detect_conditional_writes(parts)
-        max_in_flight = settings.stylegen_prefetch or 2 * settings.stylegen_batch
+        max_in_flight = settings.stylegen_prefetch or 4 * settings.stylegen_batch
         consume_queue(
             settings.stylegen_queue,
             partial(do_delivery, parts=parts, retries=_make_retries(settings)),
