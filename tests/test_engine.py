@@ -22,29 +22,27 @@ import psutil
 import pytest
 import torch
 from accelerate import cpu_offload
-from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from lora_files import SPELLINGS, UNET, updates, write_diffusers, write_kohya, write_rslora
 from safetensors.torch import load_file, save_file
 from waiting import wait_until
 
 from stylegen.job import DeviceLost, GenerationJob, LoraInvalid, OutOfMemory, check_job
-from stylegen.pipeline import load_pipeline, loop
+from stylegen.pipeline import load_pipeline, loop, trajectory
 from stylegen.pipeline.adapter import Adapter, mix_adapters, pack_adapter, read_adapter
 from stylegen.pipeline.admission import unet_row
+from stylegen.pipeline.batch import take_steps
 from stylegen.pipeline.batched_lora import BatchedLora
 from stylegen.pipeline.engine import Engine
 from stylegen.pipeline.layout import MAX_LAYOUTS
 from stylegen.pipeline.prompt import encode_prompt
 from stylegen.pipeline.schedulers import make_scheduler
-from stylegen.pipeline.task import Task, ignore, model_input, take_step
+from stylegen.pipeline.task import Task, ignore, model_input
 from stylegen.pocket import STYLES, packaged
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 from sd15 import TINY, make_pipeline  # noqa: E402  pylint: disable=wrong-import-position
 
 Order = dict[str, Any]
-SCHEDULER = DPMSolverMultistepScheduler
-METHODS = {"unet": "forward", "scheduler": "step"}
 
 
 @pytest.fixture(scope="module", name="loras")
@@ -718,7 +716,7 @@ def _refused_by_the_allocator() -> RuntimeError:
         (RuntimeError("shapes differ"), RuntimeError),
     ],
 )
-@pytest.mark.parametrize("place", ["unet", "scheduler"])
+@pytest.mark.parametrize("place", ["unet", "noise", "product"])
 def test_errors_of_the_device(
     engine: Engine,
     jobs: list[GenerationJob],
@@ -729,15 +727,18 @@ def test_errors_of_the_device(
     place: str,
 ) -> None:
     """Wherever a device reports it, too little memory is tried again, a lost device is left."""
-    job = jobs[0].model_copy(update={"num_inference_steps": 1})
+    job = jobs[0].model_copy(update={"num_inference_steps": 1, "scheduler": "ddpm"})
+    places = {
+        "unet": (engine.pipeline.unet, "forward"),
+        "noise": (trajectory, "next_noise"),
+        "product": (torch, "bmm"),
+    }
 
     def fail(*_: Any, **__: Any) -> Any:
         raise error
 
     with monkeypatch.context() as patched, pytest.raises(expected) as raised:
-        patched.setattr(
-            engine.pipeline.unet if place == "unet" else SCHEDULER, METHODS[place], fail
-        )
+        patched.setattr(*places[place], fail)
         engine.draw(job, loras[0])
     assert type(raised.value) is expected
     assert engine.draw(job, loras[0]).size == (512, 512)
@@ -971,10 +972,15 @@ def test_one_schedulers_fault_is_one_jobs(
     engine: Engine, jobs: list[GenerationJob], loras: list[Path]
 ) -> None:
     """An exception before the step fails that job; its neighbours' latents are the same bits."""
+    jobs = [job.model_copy(update={"scheduler": "euler_a"}) for job in jobs]
     undisturbed, tasks = together(engine, jobs, loras), _tasks(engine, jobs, loras)
-    fault = patch.object(EulerDiscreteScheduler, "scale_model_input", side_effect=ValueError)
-    with fault:
-        drawn = _drawn(engine, *tasks)
+
+    def fail_at_second(step: int) -> None:
+        if step == 1:
+            tasks[1].trajectory.draw = Mock(side_effect=ValueError)
+
+    tasks[1].on_step = fail_at_second
+    drawn = _drawn(engine, *tasks)
     assert [isinstance(each, ValueError) for each in drawn] == [False, True, False, False]
     for number in (0, 2, 3):
         assert torch.equal(tasks[number].latents, undisturbed[number])
@@ -997,7 +1003,7 @@ def test_schedulers_share_nothing_that_changes(
         while going := [task for task in tasks if not task.is_finished]:
             for task in going:
                 latents, _ = model_input(task)
-                take_step(task, torch.cat([latents.sin(), latents.cos()]))
+                take_steps([task], [2], torch.cat([latents.sin(), latents.cos()]))
         return [task.latents for task in tasks]
 
     alone = [*walk(begun(0, 5)), *walk(begun(1, 8))]

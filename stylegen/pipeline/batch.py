@@ -23,6 +23,7 @@ from .attention import CrossAttentionCache
 from .batched_lora import BatchedLora
 from .device import device_errors, execution_device
 from .task import Task, fails_alone, model_input, take_step
+from .trajectory import step_terms
 
 if TYPE_CHECKING:
     import torch
@@ -97,31 +98,43 @@ class Conditioning:
 
 
 # %% ../../nbs/pipeline/13_batch.ipynb #7e044b2c
-def _input(task: Task) -> tuple[Any, Any]:
-    """What the UNet is given for a task; one that fails over it still keeps its place."""
-    with fails_alone(task), device_errors():
-        return model_input(task)
-    return task.latents, task.model_timesteps[task.step]
-
-
 def model_inputs(
     tasks: Sequence[Task], rows: Sequence[int], is_compiled: bool
 ) -> "tuple[torch.Tensor, torch.Tensor]":
     """Latents and timesteps of tasks that take so many rows each, side by side."""
     import torch
 
-    each = [row for task, n in zip(tasks, rows, strict=True) for row in [_input(task)] * n]
+    each = [row for task, n in zip(tasks, rows, strict=True) for row in [model_input(task)] * n]
     latents, timesteps = zip(*(filled_up(each) if is_compiled else each), strict=True)
-    return torch.cat(latents), torch.stack(timesteps)
+    return torch.cat(latents).to(tasks[0].prompt_embeds.dtype), torch.stack(timesteps)
 
 
 # %% ../../nbs/pipeline/13_batch.ipynb #9b0a7f74
 def take_steps(tasks: Sequence[Task], rows: Sequence[int], noise_pred: "torch.Tensor") -> None:
     """Give each task its rows of the UNet's answer; one that fails takes no other with it."""
-    parts = noise_pred.split([*rows, len(noise_pred) - sum(rows)])
-    for task, part in zip(tasks, parts, strict=False):
+    answers = noise_pred.flatten(1).float().split([*rows, len(noise_pred) - sum(rows)])
+    alike: dict[tuple[int, ...], dict[Task, list[torch.Tensor]]] = {}
+    for task, answer in zip(tasks, answers, strict=False):
+        if task.result.done():  # it only keeps its place
+            task.trajectory.calls += 1
+            continue
         with fails_alone(task), device_errors():
-            take_step(task, part)
+            terms = step_terms(task.trajectory, answer)
+            alike.setdefault(task.trajectory.matrices[0].shape, {})[task] = terms
+    for terms_of in alike.values():
+        _take_alike(terms_of)
+
+
+def _take_alike(terms_of: "dict[Task, list[torch.Tensor]]") -> None:
+    """Take a step of tasks whose matrices have one shape."""
+    import torch
+
+    matrices = torch.stack([task.trajectory.matrices[task.step] for task in terms_of])
+    terms = torch.cat([term for terms in terms_of.values() for term in terms])
+    states = torch.bmm(matrices, terms.view(*matrices.shape[::2], -1))
+    for task, state in zip(terms_of, states.unbind(), strict=True):
+        with fails_alone(task), device_errors():
+            take_step(task, state)
 
 
 # %% ../../nbs/pipeline/13_batch.ipynb #56adf8b2

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = [
-    "initial_noise",
+    "noise_source",
     "tiled_decoding",
     "to_image",
     "TextEncoder",
@@ -13,10 +13,9 @@ __all__ = [
 ]
 
 # %% ../../nbs/pipeline/14_encode_decode.ipynb #13a12cee
-import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from ..fields import SCHEDULERS, SchedulerName
@@ -25,8 +24,10 @@ from .adapter import Adapter
 from .batched_lora import BatchedLora
 from .device import execution_device, first_that_fits
 from .prompt import SharedTokenizer, encode_prompt
-from .schedulers import guided_steps, make_scheduler, set_timesteps
+from .schedulers import make_scheduler
+from .step_table import make_table
 from .task import Task
+from .trajectory import begin_trajectory
 
 if TYPE_CHECKING:
     import torch
@@ -34,13 +35,19 @@ if TYPE_CHECKING:
 
 
 # %% ../../nbs/pipeline/14_encode_decode.ipynb #7bea96bc
-def initial_noise(pipeline: Any, job: GenerationJob, dtype: "torch.dtype") -> "torch.Tensor":
-    """Noise of variance 1, ``[1, channels, height, width]``, made on the CPU by its seed."""
+def noise_source(
+    pipeline: Any, job: GenerationJob, dtype: "torch.dtype"
+) -> "Callable[[], torch.Tensor]":
+    """Draws a job's noise, ``[1, channels, height, width]`` of variance 1 on the CPU, by its seed.
+
+    Each call draws the next, as `StableDiffusionPipeline` and its scheduler would.
+    """
     import torch
 
     width, height = (side // pipeline.vae_scale_factor for side in job.resolution)
     shape = (1, pipeline.unet.config.in_channels, height, width)
-    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(job.seed), dtype=dtype)
+    generator = torch.Generator("cpu").manual_seed(job.seed)
+    return partial(torch.randn, shape, generator=generator, dtype=dtype)
 
 
 # %% ../../nbs/pipeline/14_encode_decode.ipynb #0694dd73
@@ -103,17 +110,8 @@ class TextEncoder:
 
 # %% ../../nbs/pipeline/14_encode_decode.ipynb #193430d8
 def job_scheduler(job: GenerationJob, named: Mapping[SchedulerName, Any], own: Any) -> Any:
-    """The scheduler that a job names, else the pipeline's own.
-
-    Raises:
-        ValueError: The pipeline's own is of a class that a batch can't use.
-    """
-    if "scheduler" in job.model_fields_set:
-        return named[job.scheduler]
-    known = {scheduler.class_name for scheduler in SCHEDULERS.values()}
-    if type(own).__name__ not in known:
-        raise ValueError(f"pipeline.scheduler is a {type(own).__name__}, not {' or '.join(known)}")
-    return own
+    """The scheduler that a job names, else the pipeline's own."""
+    return named[job.scheduler] if "scheduler" in job.model_fields_set else own
 
 
 # %% ../../nbs/pipeline/14_encode_decode.ipynb #7fef010c
@@ -122,33 +120,33 @@ class EncodeDecode:
 
     Args:
         pipeline: Its text encoder is this object's own from now on.
+
+    Attributes:
+        named: The scheduler of each name.
     """
 
     def __init__(self, pipeline: Any) -> None:
         self._pipeline, self.text = pipeline, TextEncoder(pipeline)
-        self._fresh = {name: make_scheduler(name, pipeline.scheduler.config) for name in SCHEDULERS}
+        self.named = {name: make_scheduler(name, pipeline.scheduler.config) for name in SCHEDULERS}
+        self._make_table = lru_cache(maxsize=64)(make_table)
 
     def remove(self) -> None:
         """Leave the text encoder as it was."""
         self.text.remove()
 
     def begin(self, task: Task) -> None:
-        """Encode the prompt unless it is, make the scheduler, draw the noise."""
-        job, device = task.job, self.text.device
+        """Encode the prompt unless it is, choose the scheduler, draw the noise."""
+        job = task.job
         if task.prompt_embeds is None:
             task.prompt_embeds = self.text.encode(task)
-        fresh = job_scheduler(job, self._fresh, self._pipeline.scheduler)
-        task.scheduler = copy.copy(fresh)  # what changes, the next line makes
-        set_timesteps(task.scheduler, job, device)
-        task.timesteps = task.scheduler.timesteps.unbind()
-        task.model_timesteps = task.scheduler.timesteps.float().unbind()
-        task.guided = guided_steps(task.scheduler, job)
-        noise = initial_noise(self._pipeline, job, task.prompt_embeds.dtype).to(device)
-        task.latents = noise * task.scheduler.init_noise_sigma
+        scheduler = job_scheduler(job, self.named, self._pipeline.scheduler)
+        table = self._make_table(scheduler, job.total_steps, job.speed_profile == "ays")
+        draw = noise_source(self._pipeline, job, task.prompt_embeds.dtype)
+        task.trajectory = begin_trajectory(table, job, draw, self.text.device)
 
     def finish(self, task: Task, *, tiled: bool = False) -> "Image":
         """Decode, at once or in tiles."""
-        vae, latents = self._pipeline.vae, task.latents
+        vae, latents = self._pipeline.vae, task.latents.to(task.prompt_embeds.dtype)
         if not latents.isfinite().all():
             raise StylegenError("the picture's numbers overflowed")
         with tiled_decoding(self._pipeline, latents) if tiled else nullcontext():
