@@ -1,4 +1,4 @@
-"""Schedulers as tables: every name draws what diffusers' own object draws, alone or among others."""
+"""Schedulers as tables: every name draws what diffusers' own object draws, alone or in a batch."""
 
 import inspect
 from collections.abc import Callable
