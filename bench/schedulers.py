@@ -2,7 +2,8 @@
 
 Usage: ``python bench/schedulers.py [--steps N]``. Prints a table, writes
 ``bench/results/schedulers.json``. Guided pictures of 512x512 in the pocket model's latents, by
-turns in one run, in CPU time of this process. Both sides guide, take the step, lay out the next input.
+turns in one run, in CPU time of this process. Both sides guide, take the step, and lay out the
+next input.
 """
 
 import argparse

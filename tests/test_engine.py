@@ -195,6 +195,8 @@ def test_mixed_batch_is_stock_diffusers(
 ) -> None:
     """Four artists in one batch: latents within 1e-4 of four stock runs, pictures within 1/255.
 
+    Here Euler begins at 4096 times noise, of which stock itself rounds more than that away.
+
     They are the packaged ones, with ranks of 4, 8 (in kohya's dialect), 16 and 8 (with layers of
     the text encoder): layers of random weights make more of a rounding than trained ones do.
     """
@@ -206,7 +208,8 @@ def test_mixed_batch_is_stock_diffusers(
     drawn = drawn_together(engine, jobs, loras)
     for job, lora, (latents, picture) in zip(jobs, loras, drawn, strict=True):
         expected, stocks = stock(engine, job, [lora], [1.0])
-        assert (latents - expected).abs().max() <= 1e-4
+        first = 4 * make_scheduler(job.scheduler, pipeline.scheduler.config).init_noise_sigma
+        assert (latents - expected).abs().max() <= max(1e-4, 2**-24 * float(first))
         assert np.abs(np.int16(picture) - stocks).max() <= 1
     assert _digest(pipeline) == before
     engine.close()
@@ -358,7 +361,7 @@ def test_a_picture_in_tiles(pocket: Path, jobs: list[GenerationJob], loras: list
 def test_scales_and_several_loras(
     engine: Engine, jobs: list[GenerationJob], loras: list[Path]
 ) -> None:
-    """0 is the base model bit for bit, as far as stock's UNet; two LoRAs equal diffusers' mixture."""
+    """0 is stock's UNet bit for bit, and two LoRAs with scales equal diffusers' mixture."""
     base = jobs[0].model_copy(update={"lora_scale": 0.0})
     bare = load_pipeline(engine.pipeline.name_or_path, device="cpu")
     bare.scheduler = make_scheduler(base.scheduler, bare.scheduler.config)
