@@ -87,9 +87,10 @@ pocket: install  ## train the pocket model anew, from its guide (hours; resumes)
 pocket-report: install  ## measure the packaged pocket model against its bars
 	HF_HUB_OFFLINE=1 $(BIN)/python tools/pocket_report.py
 
-bench: install programs  ## the engine beside its peers, speed profiles, serving under load, the worker's and the panel's cost
+bench: install programs  ## the engine beside its peers, speed profiles, schedulers, serving, the worker's and the panel's cost
 	HF_HUB_OFFLINE=1 $(BIN)/python bench/engine.py
 	HF_HUB_OFFLINE=1 $(BIN)/python bench/profiles.py
+	HF_HUB_OFFLINE=1 $(BIN)/python bench/schedulers.py
 	$(BIN)/python bench/overhead.py
 	HF_HUB_OFFLINE=1 $(BIN)/python bench/playground.py
 	HF_HUB_OFFLINE=1 $(BIN)/python bench/serving.py

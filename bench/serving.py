@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -131,7 +132,8 @@ class Server:
 
     def begin(self, task: Task) -> None:
         """As `EncodeDecode.begin`."""
-        task.prompt_embeds, task.latents, task.timesteps = Prompt(), 0, range(STEPS)
+        task.prompt_embeds = Prompt()
+        task.trajectory = SimpleNamespace(timesteps=range(STEPS), calls=0, latents=0)
 
     def finish(self, task: Task, **_: Any) -> None:
         """As `EncodeDecode.finish`."""
@@ -142,7 +144,7 @@ class Server:
         self.now += STEP
         self.widths.append(len(tasks))
         for task in tasks:
-            task.step += 1
+            task.trajectory.calls += 1
         self._take()
 
     def _take(self) -> None:

@@ -91,6 +91,7 @@ d = {
             ),
             "stylegen.fields.TextRule.check": ("fields.html#textrule.check", "stylegen/fields.py"),
             "stylegen.fields._as_whole": ("fields.html#_as_whole", "stylegen/fields.py"),
+            "stylegen.fields._multistep": ("fields.html#_multistep", "stylegen/fields.py"),
             "stylegen.fields.check_weighted": ("fields.html#check_weighted", "stylegen/fields.py"),
             "stylegen.fields.get_resolution": ("fields.html#get_resolution", "stylegen/fields.py"),
         },
@@ -325,7 +326,9 @@ d = {
                 "job.html#_message._null_is_missing",
                 "stylegen/job.py",
             ),
+            "stylegen.job._few_enough": ("job.html#_few_enough", "stylegen/job.py"),
             "stylegen.job._field_name": ("job.html#_field_name", "stylegen/job.py"),
+            "stylegen.job._fits_scheduler": ("job.html#_fits_scheduler", "stylegen/job.py"),
             "stylegen.job._parsed_fast": ("job.html#_parsed_fast", "stylegen/job.py"),
             "stylegen.job.check_job": ("job.html#check_job", "stylegen/job.py"),
             "stylegen.job.job_digest": ("job.html#job_digest", "stylegen/job.py"),
@@ -562,8 +565,8 @@ d = {
                 "pipeline/batch.html#conditioning.put",
                 "stylegen/pipeline/batch.py",
             ),
-            "stylegen.pipeline.batch._input": (
-                "pipeline/batch.html#_input",
+            "stylegen.pipeline.batch._take_alike": (
+                "pipeline/batch.html#_take_alike",
                 "stylegen/pipeline/batch.py",
             ),
             "stylegen.pipeline.batch.allow_graphs": (
@@ -798,12 +801,12 @@ d = {
                 "pipeline/encode_decode.html#textencoder.remove",
                 "stylegen/pipeline/encode_decode.py",
             ),
-            "stylegen.pipeline.encode_decode.initial_noise": (
-                "pipeline/encode_decode.html#initial_noise",
-                "stylegen/pipeline/encode_decode.py",
-            ),
             "stylegen.pipeline.encode_decode.job_scheduler": (
                 "pipeline/encode_decode.html#job_scheduler",
+                "stylegen/pipeline/encode_decode.py",
+            ),
+            "stylegen.pipeline.encode_decode.noise_source": (
+                "pipeline/encode_decode.html#noise_source",
                 "stylegen/pipeline/encode_decode.py",
             ),
             "stylegen.pipeline.encode_decode.tiled_decoding": (
@@ -1245,17 +1248,75 @@ d = {
             )
         },
         "stylegen.pipeline.schedulers": {
-            "stylegen.pipeline.schedulers.guided_steps": (
-                "pipeline/schedulers.html#guided_steps",
+            "stylegen.pipeline.schedulers.guided_calls": (
+                "pipeline/schedulers.html#guided_calls",
                 "stylegen/pipeline/schedulers.py",
             ),
             "stylegen.pipeline.schedulers.make_scheduler": (
                 "pipeline/schedulers.html#make_scheduler",
                 "stylegen/pipeline/schedulers.py",
             ),
+            "stylegen.pipeline.schedulers.noise_levels": (
+                "pipeline/schedulers.html#noise_levels",
+                "stylegen/pipeline/schedulers.py",
+            ),
             "stylegen.pipeline.schedulers.set_timesteps": (
                 "pipeline/schedulers.html#set_timesteps",
                 "stylegen/pipeline/schedulers.py",
+            ),
+        },
+        "stylegen.pipeline.step_table": {
+            "stylegen.pipeline.step_table.StepTable": (
+                "pipeline/step_table.html#steptable",
+                "stylegen/pipeline/step_table.py",
+            ),
+            "stylegen.pipeline.step_table.StepTable.steps_taken": (
+                "pipeline/step_table.html#steptable.steps_taken",
+                "stylegen/pipeline/step_table.py",
+            ),
+            "stylegen.pipeline.step_table._apart": (
+                "pipeline/step_table.html#_apart",
+                "stylegen/pipeline/step_table.py",
+            ),
+            "stylegen.pipeline.step_table._largest_error": (
+                "pipeline/step_table.html#_largest_error",
+                "stylegen/pipeline/step_table.py",
+            ),
+            "stylegen.pipeline.step_table._tried": (
+                "pipeline/step_table.html#_tried",
+                "stylegen/pipeline/step_table.py",
+            ),
+            "stylegen.pipeline.step_table.begun": (
+                "pipeline/step_table.html#begun",
+                "stylegen/pipeline/step_table.py",
+            ),
+            "stylegen.pipeline.step_table.make_table": (
+                "pipeline/step_table.html#make_table",
+                "stylegen/pipeline/step_table.py",
+            ),
+            "stylegen.pipeline.step_table.memory": (
+                "pipeline/step_table.html#memory",
+                "stylegen/pipeline/step_table.py",
+            ),
+            "stylegen.pipeline.step_table.noise_from": (
+                "pipeline/step_table.html#noise_from",
+                "stylegen/pipeline/step_table.py",
+            ),
+            "stylegen.pipeline.step_table.remember": (
+                "pipeline/step_table.html#remember",
+                "stylegen/pipeline/step_table.py",
+            ),
+            "stylegen.pipeline.step_table.step_options": (
+                "pipeline/step_table.html#step_options",
+                "stylegen/pipeline/step_table.py",
+            ),
+            "stylegen.pipeline.step_table.try_step": (
+                "pipeline/step_table.html#try_step",
+                "stylegen/pipeline/step_table.py",
+            ),
+            "stylegen.pipeline.step_table.unit": (
+                "pipeline/step_table.html#unit",
+                "stylegen/pipeline/step_table.py",
             ),
         },
         "stylegen.pipeline.task": {
@@ -1264,12 +1325,24 @@ d = {
                 "pipeline/task.html#task.batch_key",
                 "stylegen/pipeline/task.py",
             ),
+            "stylegen.pipeline.task.Task.calls_left": (
+                "pipeline/task.html#task.calls_left",
+                "stylegen/pipeline/task.py",
+            ),
             "stylegen.pipeline.task.Task.is_finished": (
                 "pipeline/task.html#task.is_finished",
                 "stylegen/pipeline/task.py",
             ),
+            "stylegen.pipeline.task.Task.latents": (
+                "pipeline/task.html#task.latents",
+                "stylegen/pipeline/task.py",
+            ),
             "stylegen.pipeline.task.Task.rows": (
                 "pipeline/task.html#task.rows",
+                "stylegen/pipeline/task.py",
+            ),
+            "stylegen.pipeline.task.Task.step": (
+                "pipeline/task.html#task.step",
                 "stylegen/pipeline/task.py",
             ),
             "stylegen.pipeline.task.fail": ("pipeline/task.html#fail", "stylegen/pipeline/task.py"),
@@ -1292,6 +1365,40 @@ d = {
             "stylegen.pipeline.task.unsettled": (
                 "pipeline/task.html#unsettled",
                 "stylegen/pipeline/task.py",
+            ),
+        },
+        "stylegen.pipeline.trajectory": {
+            "stylegen.pipeline.trajectory.Trajectory": (
+                "pipeline/trajectory.html#trajectory",
+                "stylegen/pipeline/trajectory.py",
+            ),
+            "stylegen.pipeline.trajectory.Trajectory.latents": (
+                "pipeline/trajectory.html#trajectory.latents",
+                "stylegen/pipeline/trajectory.py",
+            ),
+            "stylegen.pipeline.trajectory.Trajectory.steps_taken": (
+                "pipeline/trajectory.html#trajectory.steps_taken",
+                "stylegen/pipeline/trajectory.py",
+            ),
+            "stylegen.pipeline.trajectory.begin_trajectory": (
+                "pipeline/trajectory.html#begin_trajectory",
+                "stylegen/pipeline/trajectory.py",
+            ),
+            "stylegen.pipeline.trajectory.go_on": (
+                "pipeline/trajectory.html#go_on",
+                "stylegen/pipeline/trajectory.py",
+            ),
+            "stylegen.pipeline.trajectory.guided_matrices": (
+                "pipeline/trajectory.html#guided_matrices",
+                "stylegen/pipeline/trajectory.py",
+            ),
+            "stylegen.pipeline.trajectory.next_noise": (
+                "pipeline/trajectory.html#next_noise",
+                "stylegen/pipeline/trajectory.py",
+            ),
+            "stylegen.pipeline.trajectory.step_terms": (
+                "pipeline/trajectory.html#step_terms",
+                "stylegen/pipeline/trajectory.py",
             ),
         },
         "stylegen.pipeline.warm_up": {

@@ -69,22 +69,71 @@ def get_resolution(aspect_ratio: str) -> tuple[int, int]:
 
 # %% ../nbs/02_fields.ipynb #5cbed002
 class Scheduler(NamedTuple):
-    """What a scheduler is called elsewhere.
+    """What a scheduler is called elsewhere, and what it can do.
 
     Attributes:
         class_name: Its class in diffusers.
         sampler: Its name in AUTOMATIC1111's web UI.
+        options: What its class is told beside the model's own config.
+        calls: How often a step asks the model.
+        max_steps: The most steps that it takes.
+        is_free: Whether it takes given timesteps, as the profile ``ays`` has them.
     """
 
     class_name: str
     sampler: str
+    options: dict[str, Any] = {}
+    calls: int = 1
+    max_steps: int = 500
+    is_free: bool = False
 
 
-SchedulerName = Literal["dpmsolver++", "euler"]
+# %% ../nbs/02_fields.ipynb #5cbed004
+SchedulerName = Literal[
+    "dpmsolver++",
+    "dpmsolver++_karras",
+    "dpmsolver++_sde",
+    "dpmsolver++_sde_karras",
+    "euler",
+    "euler_a",
+    "unipc",
+    "deis",
+    "ddim",
+    "ddpm",
+    "pndm",
+    "heun",
+    "kdpm2",
+    "kdpm2_a",
+    "lcm",
+    "tcd",
+]
 DEFAULT_SCHEDULER: SchedulerName = "dpmsolver++"
+
+
+# %% ../nbs/02_fields.ipynb #5cbed005
+def _multistep(sampler: str, algorithm: str, karras: bool) -> Scheduler:
+    options = {"algorithm_type": algorithm, "use_karras_sigmas": karras}
+    return Scheduler("DPMSolverMultistepScheduler", sampler, options, is_free=not karras)
+
+
+_UNCLIPPED = {"clip_sample": False}  # latents are no pixels
 SCHEDULERS: dict[SchedulerName, Scheduler] = {
-    "dpmsolver++": Scheduler("DPMSolverMultistepScheduler", "DPM++ 2M"),
-    "euler": Scheduler("EulerDiscreteScheduler", "Euler"),
+    "dpmsolver++": _multistep("DPM++ 2M", "dpmsolver++", False),
+    "dpmsolver++_karras": _multistep("DPM++ 2M Karras", "dpmsolver++", True),
+    "dpmsolver++_sde": _multistep("DPM++ 2M SDE", "sde-dpmsolver++", False),
+    "dpmsolver++_sde_karras": _multistep("DPM++ 2M SDE Karras", "sde-dpmsolver++", True),
+    "euler": Scheduler("EulerDiscreteScheduler", "Euler", is_free=True),
+    "euler_a": Scheduler("EulerAncestralDiscreteScheduler", "Euler a"),
+    "unipc": Scheduler("UniPCMultistepScheduler", "UniPC"),
+    "deis": Scheduler("DEISMultistepScheduler", "DEIS"),
+    "ddim": Scheduler("DDIMScheduler", "DDIM", _UNCLIPPED),
+    "ddpm": Scheduler("DDPMScheduler", "DDPM", _UNCLIPPED, is_free=True),
+    "pndm": Scheduler("PNDMScheduler", "PLMS", {"skip_prk_steps": True}),
+    "heun": Scheduler("HeunDiscreteScheduler", "Heun", calls=2, is_free=True),
+    "kdpm2": Scheduler("KDPM2DiscreteScheduler", "DPM2", calls=2),
+    "kdpm2_a": Scheduler("KDPM2AncestralDiscreteScheduler", "DPM2 a", calls=2),
+    "lcm": Scheduler("LCMScheduler", "LCM", max_steps=50, is_free=True),
+    "tcd": Scheduler("TCDScheduler", "TCD", max_steps=50, is_free=True),
 }
 
 

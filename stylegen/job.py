@@ -10,6 +10,8 @@ __all__ = [
     "JPEG_QUALITY",
     "JPEG_SUBSAMPLING",
     "PromptSyntax",
+    "JobScheduler",
+    "SpeedProfile",
     "MAX_MESSAGE_BYTES",
     "SignatureOptions",
     "ExtraLora",
@@ -72,6 +74,7 @@ from .errors import InvalidMessage
 from stylegen.fields import (
     DEFAULT_SCHEDULER,
     RESOLUTIONS,
+    SCHEDULERS,
     WHOLE,
     GenerationId,
     Name,
@@ -206,6 +209,29 @@ def _parsed_fast(syntax: str | None, info: ValidationInfo) -> str | None:
 PromptSyntax = Annotated[Literal["compel"] | None, AfterValidator(_parsed_fast)]
 
 
+# %% ../nbs/03_job.ipynb #6a10c307
+def _few_enough(name: SchedulerName, info: ValidationInfo) -> SchedulerName:
+    """Check the number of steps, which stands before its scheduler in the message."""
+    most = SCHEDULERS[name].max_steps
+    if info.data.get("num_inference_steps", 1) > most:
+        raise ValueError(f"{name} takes at most {most} steps")
+    return name
+
+
+def _fits_scheduler(profile: str | None, info: ValidationInfo) -> str | None:
+    """Check that the scheduler, which stands before, takes the timesteps of ``ays``."""
+    free = [name for name, scheduler in SCHEDULERS.items() if scheduler.is_free]
+    if profile == "ays" and info.data.get("scheduler", DEFAULT_SCHEDULER) not in free:
+        raise ValueError(f"ays goes with the schedulers {', '.join(free)}")
+    return profile
+
+
+JobScheduler = Annotated[SchedulerName, AfterValidator(_few_enough)]
+SpeedProfile = Annotated[
+    Literal["guidance_interval", "ays"] | None, AfterValidator(_fits_scheduler)
+]
+
+
 # %% ../nbs/03_job.ipynb #c98111c3
 class GenerationJob(_Message):
     """One picture to draw, as it comes from the queue. Unknown fields are ignored."""
@@ -221,11 +247,11 @@ class GenerationJob(_Message):
     negative_prompt: OptionalText = ""
     num_inference_steps: Annotated[StrictInt, Field(ge=1, le=500), WHOLE] = 50
     guidance_scale: Guidance = 7.5
-    scheduler: SchedulerName = DEFAULT_SCHEDULER
+    scheduler: JobScheduler = DEFAULT_SCHEDULER
     lora_scale: Scale = 1.0
     extra_loras: Annotated[tuple[ExtraLora, ...], Field(max_length=4)] = ()
     prompt_syntax: PromptSyntax = None
-    speed_profile: Literal["guidance_interval", "ays"] | None = None
+    speed_profile: SpeedProfile = None
     signature: SignatureOptions = SignatureOptions()
 
     @property

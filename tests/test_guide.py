@@ -277,7 +277,9 @@ def test_the_pipelines_scheduler_is_the_default(engine: Engine, pocket: Path) ->
         pipeline.scheduler = EulerDiscreteScheduler.from_config(own.config, use_karras_sigmas=True)
         assert draw() not in (euler, multistep)
         pipeline.scheduler = DDIMScheduler.from_config(own.config)
-        with pytest.raises(ValueError, match="pipeline.scheduler is a DDIMScheduler"):
+        assert draw() == draw(scheduler="ddim") not in (euler, multistep)
+        pipeline.scheduler = DDIMScheduler.from_config(own.config, clip_sample=True)
+        with pytest.raises(ValueError, match="DDIMScheduler is not linear"):
             draw()
         assert draw(scheduler="euler") == euler
     finally:

@@ -61,6 +61,8 @@ def test_infotext_to_the_letter() -> None:
     shape = shape.replace("Euler", "DPM++ 2M")
     assert bare.splitlines() == [asked, f"{shape}, Model: pocket, Version: {label.software}"]
     assert infotext(Label(7, "Zoë", "pocket")) == ""
+    for name, sampler in {"dpmsolver++_karras": "DPM++ 2M Karras", "euler_a": "Euler a"}.items():
+        assert f"Sampler: {sampler}, CFG" in infotext(full_label(scheduler=name))
 
 
 def exiftool(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from conftest import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stylegen.fields import MAX_WEIGHTED_LENGTH
+from stylegen.fields import MAX_WEIGHTED_LENGTH, SCHEDULERS
 from stylegen.job import (
     ExtraLora,
     GenerationJob,
@@ -61,7 +61,7 @@ CASES: dict[str, tuple[list[Any], list[Any]]] = {
     "negative_prompt": (["", " ", "x" * 4096, None], ["x" * 4097, *BAD_TEXTS]),
     "num_inference_steps": ([1, 1.0, 500, None], [0, 501, 501.0, 10**400, *BAD_WHOLES]),
     "guidance_scale": ([0, -0.0, 7, 7.5, 50, 50.0, None], [-0.1, 50.1, 1000, 10**400, "7", True]),
-    "scheduler": (["dpmsolver++", "euler", None], ["ddim", "Euler", "", 1, ["euler"]]),
+    "scheduler": ([*SCHEDULERS, None], ["plms", "Euler", "", 1, ["euler"]]),
     "lora_scale": ([-4, -4.0, 0, 4, None], [-4.1, 4.1, 5, -(10**400), "1", False]),
     "extra_loras": (
         [[], [{"url": LORA}] * 4, [{"url": LORA, "more": None}], None],
@@ -84,6 +84,8 @@ BEYOND = {
         "prompt_syntax": "compel",
         "prompt_tags": ["x" * MAX_WEIGHTED_LENGTH, "x"],
     },
+    "more steps than a scheduler takes": {"scheduler": "lcm", "num_inference_steps": 51},
+    "a profile that a scheduler does not take": {"scheduler": "pndm", "speed_profile": "ays"},
     "weighted texts that are deep": {"prompt_syntax": "compel", "negative_prompt": "(" * 9},
 }
 """What the schema can't say; docs/messages.md lists them."""

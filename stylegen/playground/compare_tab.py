@@ -29,7 +29,6 @@ from typing import Any
 import ipywidgets as widgets
 
 from ..job import RESOLUTIONS, InvalidMessage, StylegenError
-from ..fields import SCHEDULERS
 from .code import DRAWN_ALONE
 from .context import Context, report_results, start_request
 from .controls import Controls
@@ -49,7 +48,7 @@ SUGGESTIONS = {
     "seed": "0, 1, 2",
     "steps": "10, 25, 50",
     "guidance": "3, 7.5, 12",
-    "scheduler": ", ".join(SCHEDULERS),
+    "scheduler": "dpmsolver++, euler",
     "aspect": ", ".join(RESOLUTIONS),
     "": "",
 }

@@ -8,14 +8,16 @@ __all__ = ["job_cost", "SpeedEstimate"]
 # %% ../../nbs/playground/03_estimate.ipynb #f1f9599d
 from collections.abc import Iterable, Sequence
 
+from ..fields import SCHEDULERS
 from ..job import GenerationJob
 
 
 # %% ../../nbs/playground/03_estimate.ipynb #1cee6609
 def job_cost(job: GenerationJob) -> float:
-    """A job's cost, in megapixel steps; guidance doubles it."""
+    """A job's cost, in megapixels that the model is called for; guidance doubles it."""
     width, height = job.resolution
-    return width * height * job.total_steps * (2 if job.guidance_scale > 1 else 1) / 1e6
+    calls = job.total_steps * SCHEDULERS[job.scheduler].calls
+    return width * height * calls * (2 if job.guidance_scale > 1 else 1) / 1e6
 
 
 # %% ../../nbs/playground/03_estimate.ipynb #4822d19f

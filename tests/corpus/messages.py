@@ -181,7 +181,7 @@ for _field, _values in {
     "seed": (-1, 2**63, 1.5, "42", True),
     "num_inference_steps": (0, 501, 10**9, "50", 1.5),
     "guidance_scale": (-1, 51, "7", True),
-    "scheduler": ("ddim", "DPMSolver++", 1),
+    "scheduler": ("plms", "DPMSolver++", 1),
     "lora_scale": (5, -5, "1"),
     "negative_prompt": ("a\x1b[31m", 5, "x" * 5000),
     "signature": ("big", {"position": "middle"}, {"opacity": 256}, {"opacity": 1.5}),
