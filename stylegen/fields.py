@@ -29,7 +29,9 @@ __all__ = [
 # %% ../nbs/02_fields.ipynb #11560c3f
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
@@ -82,7 +84,7 @@ class Scheduler(NamedTuple):
 
     class_name: str
     sampler: str
-    options: dict[str, Any] = {}
+    options: Mapping[str, Any] = MappingProxyType({})
     calls: int = 1
     max_steps: int = 500
     is_free: bool = False

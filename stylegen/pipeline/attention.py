@@ -37,7 +37,8 @@ class CachedKVProcessor:
 
         rows = len(hidden_states)
         query = attn.to_q(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-        attended = scaled_dot_product_attention(query, self.key[:rows], self.value[:rows])
+        key, value = [each[:rows] for each in (self.key, self.value)]
+        attended = scaled_dot_product_attention(query, key, value)
         output: torch.Tensor = attn.to_out[0](attended.transpose(1, 2).flatten(2))
         return output
 

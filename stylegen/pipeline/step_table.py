@@ -197,7 +197,7 @@ def _largest_error(table: StepTable, scheduler: Any, ays: bool) -> float:
     for call, timestep in enumerate(scheduler.timesteps):
         answer, noise = others[2 * call : 2 * call + 2]
         given = scheduler.scale_model_input(latents, timestep)
-        with noise_from(lambda: noise):
+        with noise_from(noise.clone):
             latents = scheduler.step(answer, timestep, latents, return_dict=False, **options)[0]
         errors += [_apart(state[0], given)]
         drawn = [noise.flatten()] if any(table.draws) else []
