@@ -37,7 +37,7 @@ class CachedKVProcessor:
 
         rows = len(hidden_states)
         query = attn.to_q(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-        key, value = [each[:rows] for each in (self.key, self.value)]
+        key, value = self.key[:rows], self.value[:rows]  # pylint: disable=unsubscriptable-object
         attended = scaled_dot_product_attention(query, key, value)
         output: torch.Tensor = attn.to_out[0](attended.transpose(1, 2).flatten(2))
         return output
