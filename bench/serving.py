@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -97,6 +96,20 @@ class Prompt:
     shape: Sequence[int] = (2, 77, 768)
 
 
+@dataclass
+class Calls:
+    """Has as much of a trajectory as batching looks at."""
+
+    timesteps: Sequence[int] = range(STEPS)
+    latents: int = 0
+    calls: int = 0
+
+    @property
+    def steps_taken(self) -> int:
+        """As `Trajectory.steps_taken`: a step is one call."""
+        return self.calls
+
+
 def make_jobs() -> dict[str, GenerationJob]:
     """A job of each format."""
     fields = {"style_id": 1, "lora_model_url": "s3://models/1.safetensors", "prompt_tags": ["x"]}
@@ -133,7 +146,7 @@ class Server:
     def begin(self, task: Task) -> None:
         """As `EncodeDecode.begin`."""
         task.prompt_embeds = Prompt()
-        task.trajectory = SimpleNamespace(timesteps=range(STEPS), calls=0, latents=0)
+        task.trajectory = Calls()
 
     def finish(self, task: Task, **_: Any) -> None:
         """As `EncodeDecode.finish`."""
@@ -168,6 +181,9 @@ class Server:
                 self.now = max(self.now, self.trace[self._taken].seconds)
             self._take()
             take_turn(self._loop.line, self._loop.calls, self._active, self._loop.encode_decode)
+            left = len(self._loop.line.tasks) + len(self._active.begun)
+            if self._taken != len(self.latencies) + left:
+                raise RuntimeError("a job has failed")
         p50, p99 = np.quantile(self.latencies, [0.5, 0.99])
         within = np.mean(np.array(self.latencies) <= 2 * SOLO)
         mean = np.mean(self.widths)
