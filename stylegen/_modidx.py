@@ -529,10 +529,6 @@ d = {
                 "pipeline/batch.html#batch.__init__",
                 "stylegen/pipeline/batch.py",
             ),
-            "stylegen.pipeline.batch.Batch._forward": (
-                "pipeline/batch.html#batch._forward",
-                "stylegen/pipeline/batch.py",
-            ),
             "stylegen.pipeline.batch.Batch.prepare_thread": (
                 "pipeline/batch.html#batch.prepare_thread",
                 "stylegen/pipeline/batch.py",
@@ -583,10 +579,6 @@ d = {
             ),
             "stylegen.pipeline.batch.model_inputs": (
                 "pipeline/batch.html#model_inputs",
-                "stylegen/pipeline/batch.py",
-            ),
-            "stylegen.pipeline.batch.skipped_guards": (
-                "pipeline/batch.html#skipped_guards",
                 "stylegen/pipeline/batch.py",
             ),
             "stylegen.pipeline.batch.stays_in_place": (

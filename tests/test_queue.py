@@ -36,6 +36,7 @@ from stylegen.queue import (
     start_rabbitmq_consumer,
     publish_with_retries,
 )
+from stylegen.queue.delivery import foreign_headers
 
 
 @pytest.fixture(name="tls", scope="module")
@@ -494,6 +495,15 @@ def test_the_broker_shows_whose_connection_it_is(rabbit: RabbitNode) -> None:
 def test_a_message_without_headers_has_been_through_nothing() -> None:
     """Nor has one whose counts are not given."""
     assert DeliveryCounts() == DeliveryCounts.from_headers({}) == DeliveryCounts(0, 0, 0)
+
+
+def test_what_a_broker_wrote_is_not_sent_on() -> None:
+    """RabbitMQ 4 writes where a message died last, too; all that a producer wrote is kept."""
+    turns, places = ("first", "last"), ("exchange", "queue", "reason")
+    deaths = {f"x-{turn}-death-{place}": "x" for turn in turns for place in places}
+    broker = deaths | {"x-death": [], "x-delivery-count": 1, "x-acquired-count": 1}
+    routed, own = {"CC": ["x"], "BCC": ["x"]}, {"x-trace": "1", "x-last-deathly": "2"}
+    assert foreign_headers(broker | routed | own) == own
 
 
 def test_a_stale_delivery_is_neither_run_nor_reported() -> None:

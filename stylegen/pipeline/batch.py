@@ -9,7 +9,6 @@ __all__ = [
     "allow_graphs",
     "stays_in_place",
     "any_length",
-    "skipped_guards",
     "tasks_by_slot",
     "Conditioning",
     "model_inputs",
@@ -19,7 +18,6 @@ __all__ = [
 
 # %% ../../nbs/pipeline/14_batch.ipynb #46023cbb
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -69,16 +67,6 @@ def any_length(buffer: "torch.Tensor") -> None:
 
     stays_in_place(buffer)
     mark_dynamic(buffer, 2)
-
-
-def skipped_guards() -> AbstractContextManager[None]:
-    """Look only at what tells a model's graphs apart; the caller knows that one is right."""
-    import torch
-
-    guards: AbstractContextManager[None] = torch.compiler.set_stance(
-        "default", skip_guard_eval_unsafe=True
-    )
-    return guards
 
 
 # %% ../../nbs/pipeline/14_batch.ipynb #d48eb400
@@ -205,7 +193,6 @@ class Batch:
             else AddedLora(unet, "unet", device)
         )
         self._conditioning = Conditioning(unet, self.lora, self.jobs, on_keys)
-        self._seen: set[Any] = set()
 
     def remove(self) -> None:
         """Leave the UNet as it was."""
@@ -225,15 +212,5 @@ class Batch:
         if self._is_merged:
             rows = [max(rows)] * len(rows)
         prompt_embeds = self._conditioning.put(tasks, rows)
-        take_steps(
-            tasks, rows, self._forward(len(tasks), *model_inputs(tasks, rows), prompt_embeds)
-        )
-
-    def _forward(self, jobs: int, *inputs: "torch.Tensor") -> "torch.Tensor":
-        """The UNet's answer; a shape that it was asked for before needs fewer of torch's guards."""
-        shape = jobs, *(each.shape for each in inputs)
-        with skipped_guards() if shape in self._seen else nullcontext():
-            noise_pred: torch.Tensor = self._unet(*inputs, return_dict=False)[0]
-        if self._is_compiled:
-            self._seen.add(shape)
-        return noise_pred
+        inputs = *model_inputs(tasks, rows), prompt_embeds
+        take_steps(tasks, rows, self._unet(*inputs, return_dict=False)[0])

@@ -139,8 +139,9 @@ def test_half_precision_is_no_worse_than_stocks(device: str, jobs: list[Generati
     def error(latents: list[torch.Tensor]) -> float:
         return sum(float((a - b).norm()) for a, b in zip(latents, exact, strict=True))
 
+    rounding = 2e-3  # of single precision, in the norms of two pictures
     for merged in (False, True):
-        assert error(final_latents(device, jobs, merged)) <= 1.25 * error(stock) + 1e-3
+        assert error(final_latents(device, jobs, merged)) <= 1.25 * error(stock) + rounding
 
 
 def test_one_seed_is_one_picture_on_every_device(device: str, alone: list[Any]) -> None:
