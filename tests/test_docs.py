@@ -22,6 +22,7 @@ from s3_server import S3Server
 
 from stylegen import job as job_module
 from stylegen.fleet.loadgen import LoadReceiver
+from stylegen.fields import SCHEDULERS
 from stylegen.job import GenerationJob, StylegenError, check_job
 from stylegen.queue import dead_letters, publish_job
 from stylegen.settings import Settings
@@ -183,10 +184,10 @@ def test_schema_is_the_models() -> None:
 
 
 def test_messages_are_the_workers(tmp_path: Path) -> None:
-    """The page's table names every field; its webhooks have our shapes."""
+    """The page's tables name every field and scheduler; its webhooks have our shapes."""
     page = ROOT / "docs/messages.md"
-    named = set(re.findall(r"^\| `(\w+)` \|", page.read_text(encoding="utf-8"), re.MULTILINE))
-    assert named == set(GenerationJob.model_fields)
+    named = re.findall(r"^\| `([\w+]+)` \|", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(named) == {*GenerationJob.model_fields, *SCHEDULERS}
     (example,), (complete,) = blocks(page, "json job"), blocks(page, "json complete")
     assert json.loads(complete)["metadata"] == describe(check_job(json.loads(example)))
     (progress,), (failed,) = blocks(page, "json progress"), blocks(page, "json failed")
