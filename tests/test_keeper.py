@@ -14,6 +14,7 @@ from waiting import wait_until
 HOLDER = """\
 import signal, sys
 import keeper
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a run in the background ignores it
 user = keeper.hold()
 print(keeper._ADDRESS.encode().hex(), flush=True)
 signal.pause()"""
