@@ -369,10 +369,6 @@ d = {
                 "pipeline/adapter.html#adapter.nbytes",
                 "stylegen/pipeline/adapter.py",
             ),
-            "stylegen.pipeline.adapter.Adapter.on": (
-                "pipeline/adapter.html#adapter.on",
-                "stylegen/pipeline/adapter.py",
-            ),
             "stylegen.pipeline.adapter.Adapter.rank": (
                 "pipeline/adapter.html#adapter.rank",
                 "stylegen/pipeline/adapter.py",
@@ -399,6 +395,10 @@ d = {
             ),
             "stylegen.pipeline.adapter.mix_adapters": (
                 "pipeline/adapter.html#mix_adapters",
+                "stylegen/pipeline/adapter.py",
+            ),
+            "stylegen.pipeline.adapter.on_device": (
+                "pipeline/adapter.html#on_device",
                 "stylegen/pipeline/adapter.py",
             ),
             "stylegen.pipeline.adapter.pack_adapter": (
@@ -507,16 +507,20 @@ d = {
                 "pipeline/attention.html#crossattentioncache.__init__",
                 "stylegen/pipeline/attention.py",
             ),
-            "stylegen.pipeline.attention.CrossAttentionCache._new": (
-                "pipeline/attention.html#crossattentioncache._new",
-                "stylegen/pipeline/attention.py",
-            ),
             "stylegen.pipeline.attention.CrossAttentionCache.put": (
                 "pipeline/attention.html#crossattentioncache.put",
                 "stylegen/pipeline/attention.py",
             ),
             "stylegen.pipeline.attention.CrossAttentionCache.remove": (
                 "pipeline/attention.html#crossattentioncache.remove",
+                "stylegen/pipeline/attention.py",
+            ),
+            "stylegen.pipeline.attention.cross_attentions": (
+                "pipeline/attention.html#cross_attentions",
+                "stylegen/pipeline/attention.py",
+            ),
+            "stylegen.pipeline.attention.new_buffers": (
+                "pipeline/attention.html#new_buffers",
                 "stylegen/pipeline/attention.py",
             ),
         },
@@ -527,10 +531,6 @@ d = {
             ),
             "stylegen.pipeline.batch.Batch.__init__": (
                 "pipeline/batch.html#batch.__init__",
-                "stylegen/pipeline/batch.py",
-            ),
-            "stylegen.pipeline.batch.Batch.prepare_thread": (
-                "pipeline/batch.html#batch.prepare_thread",
                 "stylegen/pipeline/batch.py",
             ),
             "stylegen.pipeline.batch.Batch.remove": (
@@ -577,6 +577,10 @@ d = {
                 "pipeline/batch.html#compile_unet",
                 "stylegen/pipeline/batch.py",
             ),
+            "stylegen.pipeline.batch.make_lora": (
+                "pipeline/batch.html#make_lora",
+                "stylegen/pipeline/batch.py",
+            ),
             "stylegen.pipeline.batch.model_inputs": (
                 "pipeline/batch.html#model_inputs",
                 "stylegen/pipeline/batch.py",
@@ -591,6 +595,10 @@ d = {
             ),
             "stylegen.pipeline.batch.tasks_by_slot": (
                 "pipeline/batch.html#tasks_by_slot",
+                "stylegen/pipeline/batch.py",
+            ),
+            "stylegen.pipeline.batch.write_adapters": (
+                "pipeline/batch.html#write_adapters",
                 "stylegen/pipeline/batch.py",
             ),
         },
@@ -623,10 +631,6 @@ d = {
                 "pipeline/batched_lora.html#batchedlora.__init__",
                 "stylegen/pipeline/batched_lora.py",
             ),
-            "stylegen.pipeline.batched_lora.BatchedLora._forward": (
-                "pipeline/batched_lora.html#batchedlora._forward",
-                "stylegen/pipeline/batched_lora.py",
-            ),
             "stylegen.pipeline.batched_lora.BatchedLora._write": (
                 "pipeline/batched_lora.html#batchedlora._write",
                 "stylegen/pipeline/batched_lora.py",
@@ -635,16 +639,28 @@ d = {
                 "pipeline/batched_lora.html#batchedlora.put",
                 "stylegen/pipeline/batched_lora.py",
             ),
-            "stylegen.pipeline.batched_lora.BatchedLora.remove": (
-                "pipeline/batched_lora.html#batchedlora.remove",
-                "stylegen/pipeline/batched_lora.py",
-            ),
             "stylegen.pipeline.batched_lora.BatchedLora.show": (
                 "pipeline/batched_lora.html#batchedlora.show",
                 "stylegen/pipeline/batched_lora.py",
             ),
             "stylegen.pipeline.batched_lora.BatchedLora.write": (
                 "pipeline/batched_lora.html#batchedlora.write",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.HookedLayers": (
+                "pipeline/batched_lora.html#hookedlayers",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.HookedLayers.__init__": (
+                "pipeline/batched_lora.html#hookedlayers.__init__",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.HookedLayers._forward": (
+                "pipeline/batched_lora.html#hookedlayers._forward",
+                "stylegen/pipeline/batched_lora.py",
+            ),
+            "stylegen.pipeline.batched_lora.HookedLayers.remove": (
+                "pipeline/batched_lora.html#hookedlayers.remove",
                 "stylegen/pipeline/batched_lora.py",
             ),
             "stylegen.pipeline.batched_lora.MergedLora": (
@@ -1315,10 +1331,6 @@ d = {
             "stylegen.pipeline.task.Task": ("pipeline/task.html#task", "stylegen/pipeline/task.py"),
             "stylegen.pipeline.task.Task.batch_key": (
                 "pipeline/task.html#task.batch_key",
-                "stylegen/pipeline/task.py",
-            ),
-            "stylegen.pipeline.task.Task.calls_left": (
-                "pipeline/task.html#task.calls_left",
                 "stylegen/pipeline/task.py",
             ),
             "stylegen.pipeline.task.Task.is_finished": (

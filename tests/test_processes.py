@@ -82,6 +82,7 @@ def test_every_setting_is_stripped(monkeypatch: pytest.MonkeyPatch, end: str) ->
     """A value from a file ends in a newline: Kubernetes' secrets do."""
     given = {
         **SECRETS,
+        "AWS_ACCESS_KEY_ID": "key-of-the-bucket",
         "WEBHOOK_ALLOWED_ORIGINS": "https://api.example.com",
         "S3_BUCKET": "pictures",
         "S3_PUBLIC_URL": "https://cdn.example.com",
@@ -119,6 +120,7 @@ def _command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., i
     """`main` with these secrets."""
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key-of-the-bucket")
     monkeypatch.setenv("WEBHOOK_ALLOWED_ORIGINS", "http://127.0.0.1:1")
     monkeypatch.setenv("STYLEGEN_STORAGE_FOLDER", str(tmp_path))
     return main
@@ -182,7 +184,9 @@ def test_an_engine_ends_with_its_process(monkeypatch: pytest.MonkeyPatch) -> Non
     begun, goes_on, encode_decode = threading.Event(), threading.Event(), MagicMock()
     batch = MagicMock(step=lambda _: (begun.set(), goes_on.wait(30)))
     job: Any = MagicMock(resolution=(512, 512), total_steps=50)
-    tasks = [Task(job, None, prompt_embeds=MagicMock(), latents=MagicMock()) for _ in range(2)]
+    trajectory = MagicMock(calls=0, timesteps=range(50))
+    words = MagicMock()
+    tasks = [Task(job, None, prompt_embeds=words, trajectory=trajectory) for _ in range(2)]
     loop = Loop(ActiveBatch(batch, 1), encode_decode)
     assert not at_exit  # an engine that never drew has no thread
     loop.add(*tasks)

@@ -10,6 +10,7 @@ __all__ = [
     "Updates",
     "check_room",
     "Adapter",
+    "on_device",
     "pack_adapter",
     "read_adapter",
     "mix_adapters",
@@ -121,15 +122,18 @@ class Adapter:
         down, up = self.updates[layer]
         return torch.addmm(weight.flatten(1), up, down.flatten(1)).view(weight.shape)
 
-    def on(self, device: Any, part: str) -> "Adapter | None":
-        """What it has for one part of the model, on a device, by one copy; None is nothing."""
-        mine = {layer: pair for layer, pair in self.updates.items() if layer.startswith(f"{part}.")}
-        if not mine:
-            return None
-        first, *_ = mine.values()
-        size = sum(half.numel() for pair in mine.values() for half in pair)
-        flat = self.flat.narrow(0, first[0].storage_offset(), size).to(device, non_blocking=True)
-        return Adapter(self.sha256, _windows(flat, mine), flat)
+
+# %% ../../nbs/pipeline/02_adapter.ipynb #c7e7f805
+def on_device(adapter: Adapter, device: Any, part: str) -> Adapter | None:
+    """What an adapter has for one part of the model, by one copy; None is nothing."""
+    updates = adapter.updates.items()
+    mine = {layer: pair for layer, pair in updates if layer.startswith(f"{part}.")}
+    if not mine:
+        return None
+    first, *_ = mine.values()
+    size = sum(half.numel() for pair in mine.values() for half in pair)
+    flat = adapter.flat.narrow(0, first[0].storage_offset(), size).to(device, non_blocking=True)
+    return Adapter(adapter.sha256, _windows(flat, mine), flat)
 
 
 # %% ../../nbs/pipeline/02_adapter.ipynb #793c650e

@@ -22,14 +22,15 @@ from collections.abc import Sequence
 
 from .task import Task, unsettled
 
-# %% ../../nbs/pipeline/12_admission.ipynb #8ad35b05
+# %% ../../nbs/pipeline/12_admission.ipynb #8ad35b04
+# After so many steps with memory enough, batches that were halved may be twice as large again.
 CLEAN_STEPS = 500
-"""After so many steps with memory enough, batches that were halved may be twice as large again."""
 
+# What tasks of one batch have in common, as of `Task.batch_key`.
 BatchKey = tuple[tuple[int, int], int]
-"""What tasks of one batch have in common, as of `Task.batch_key`."""
 
 
+# %% ../../nbs/pipeline/12_admission.ipynb #8ad35b05
 class BatchLimits:
     """How many tasks a batch may hold.
 
@@ -69,7 +70,7 @@ class BatchLimits:
 # %% ../../nbs/pipeline/12_admission.ipynb #81a12e59
 def ends_per_step(tasks: Sequence[Task], most: int) -> float:
     """Pictures that a step brings to their end, at best, if only a kind's `tasks` are drawn."""
-    left = sorted(task.calls_left for task in tasks)[:most]
+    left = sorted(len(task.trajectory.timesteps) - task.step for task in tasks)[:most]
     return max(ended / steps for ended, steps in enumerate(left, 1))
 
 

@@ -10,14 +10,16 @@ __all__ = [
     "stays_in_place",
     "any_length",
     "tasks_by_slot",
+    "write_adapters",
     "Conditioning",
     "model_inputs",
     "take_steps",
+    "make_lora",
     "Batch",
 ]
 
 # %% ../../nbs/pipeline/14_batch.ipynb #46023cbb
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +80,15 @@ def tasks_by_slot(before: Sequence[Task], tasks: Sequence[Task]) -> list[Task]:
     return [task or next(others) for task in slots]
 
 
+# %% ../../nbs/pipeline/14_batch.ipynb #d48eb4aa
+def write_adapters(lora: BatchedLora, tasks: Sequence[Task]) -> None:
+    """Give each task's slot its adapter; a task whose LoRA can't be held fails alone."""
+    for slot, task in enumerate(tasks):
+        write = partial(lora.write, slot, task.adapter)
+        with fails_alone(task):
+            first_that_fits(write, write)
+
+
 # %% ../../nbs/pipeline/14_batch.ipynb #d48eb401
 class Conditioning:
     """A batch's LoRAs and prompts, put beside the UNet when the batch changes.
@@ -114,10 +125,7 @@ class Conditioning:
     def _put(self, tasks: Sequence[Task], rows: Sequence[int]) -> "torch.Tensor":
         import torch
 
-        for slot, task in enumerate(tasks):
-            write = partial(self._lora.write, slot, task.adapter)
-            with fails_alone(task):
-                first_that_fits(write, write)
+        write_adapters(self._lora, tasks)
         self._lora.show(rows)
         pairs = zip(tasks, rows, strict=True)
         prompt_embeds = torch.cat([task.prompt_embeds[-count:] for task, count in pairs])
@@ -163,6 +171,25 @@ def _take_alike(terms_of: "dict[Task, list[torch.Tensor]]") -> None:
             take_step(task, state)
 
 
+# %% ../../nbs/pipeline/14_batch.ipynb #56adf8b1
+def make_lora(
+    pipeline: Any, jobs: int, backend: str | None, is_merged: bool
+) -> tuple[int, BatchedLora]:
+    """The LoRAs of a pipeline's UNet, which is compiled first if a backend is named.
+
+    Returns:
+        For how many jobs, up to `jobs`, and what gives each its own.
+    """
+    unet, device = pipeline.unet, execution_device(pipeline)
+    if backend:
+        compile_unet(unet, backend)
+    if not is_merged:
+        return jobs, AddedLora(unet, "unet", device)
+    held = held_jobs(unet, "unet", device, jobs)
+    on_weights = stays_in_place if backend else ignore
+    return held, MergedLora(unet, "unet", device, held, on_weights)
+
+
 # %% ../../nbs/pipeline/14_batch.ipynb #56adf8b2
 class Batch:
     """The UNet and what is put beside it.
@@ -175,24 +202,17 @@ class Batch:
 
     Attributes:
         jobs: As many as memory allows.
+        prepare_thread: Called by the thread that is going to take the steps.
     """
 
     def __init__(
         self, pipeline: Any, jobs: int, backend: str | None = None, merged: bool = False
     ) -> None:
-        unet, device = pipeline.unet, execution_device(pipeline)
-        self._unet, self._is_compiled = unet, backend is not None
-        self._is_merged = merged or self._is_compiled
-        self.jobs = held_jobs(unet, "unet", device, jobs) if self._is_merged else jobs
-        if backend:
-            compile_unet(unet, backend)
-        on_weights, on_keys = (stays_in_place, any_length) if backend else (ignore, ignore)
-        self.lora = (
-            MergedLora(unet, "unet", device, self.jobs, on_weights)
-            if self._is_merged
-            else AddedLora(unet, "unet", device)
-        )
-        self._conditioning = Conditioning(unet, self.lora, self.jobs, on_keys)
+        self._unet, self._is_merged = pipeline.unet, merged or backend is not None
+        self.jobs, self.lora = make_lora(pipeline, jobs, backend, self._is_merged)
+        self.prepare_thread: Callable[[], None] = allow_graphs if backend else ignore
+        on_keys = any_length if backend else ignore
+        self._conditioning = Conditioning(self._unet, self.lora, self.jobs, on_keys)
 
     def remove(self) -> None:
         """Leave the UNet as it was."""
@@ -200,17 +220,10 @@ class Batch:
         self.lora.remove()
         self._unet._compiled_call_impl = None  # pylint: disable=protected-access
 
-    def prepare_thread(self) -> None:
-        """Make ready the thread that is going to take the steps."""
-        if self._is_compiled:
-            allow_graphs()
-
     def step(self, tasks: Sequence[Task]) -> None:
         """Take one step of every task's picture; a task that fails takes no other with it."""
         tasks = self._conditioning.by_slot(tasks)
         rows = [task.rows for task in tasks]
-        if self._is_merged:
-            rows = [max(rows)] * len(rows)
-        prompt_embeds = self._conditioning.put(tasks, rows)
-        inputs = *model_inputs(tasks, rows), prompt_embeds
+        rows = [max(rows)] * len(rows) if self._is_merged else rows
+        inputs = *model_inputs(tasks, rows), self._conditioning.put(tasks, rows)
         take_steps(tasks, rows, self._unet(*inputs, return_dict=False)[0])

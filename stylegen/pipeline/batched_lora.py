@@ -8,6 +8,7 @@ __all__ = [
     "add_low_rank",
     "own_weights",
     "adaptable_layers",
+    "HookedLayers",
     "BatchedLora",
     "AddedLora",
     "MergedLora",
@@ -22,7 +23,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..job import OutOfMemory
-from .adapter import Adapter
+from .adapter import Adapter, on_device
 from .device import free_bytes
 from .task import ignore
 
@@ -83,11 +84,33 @@ def adaptable_layers(model: Any, part: str) -> dict[str, Any]:
     }
 
 
+# %% ../../nbs/pipeline/04_batched_lora.ipynb #a627bb1e
+class HookedLayers:
+    """The layers of a model that a LoRA may change, with another forward while this is there.
+
+    Args:
+        model, part: The pipeline's ``unet`` or ``text_encoder``; layers' names start with it.
+    """
+
+    def __init__(self, model: Any, part: str) -> None:
+        self._layers, self._undo = adaptable_layers(model, part), ExitStack()
+        for layer, module in self._layers.items():
+            self._undo.callback(setattr, module, "forward", module.forward)
+            module.forward = partial(self._forward, layer, module, module.forward)
+
+    def remove(self) -> None:
+        """Leave the layers as they were."""
+        self._undo.close()
+
+    def _forward(self, layer: str, module: Any, forward: Any, x: "torch.Tensor") -> Any:
+        raise NotImplementedError
+
+
 # %% ../../nbs/pipeline/04_batched_lora.ipynb #a627bb1f
 _UNKNOWN = "being written"
 
 
-class BatchedLora:
+class BatchedLora(HookedLayers):
     """Gives each job of a model's batch its own LoRA, without changing the model.
 
     Args:
@@ -96,20 +119,17 @@ class BatchedLora:
     """
 
     def __init__(self, model: Any, part: str, device: Any) -> None:
+        super().__init__(model, part)
         self._part, self._device = part, device
         self._shares: tuple[int, ...] = ()
         self._shown: dict[int, str | None] = {}
-        self._layers, self._undo = adaptable_layers(model, part), ExitStack()
-        for layer, module in self._layers.items():
-            self._undo.callback(setattr, module, "forward", module.forward)
-            module.forward = partial(self._forward, layer, module, module.forward)
 
     def write(self, slot: int, adapter: Adapter | None) -> None:
         """Give a slot's job its adapter; None is the base model."""
         digest = adapter.sha256 if adapter else None
         if self._shown.get(slot, _UNKNOWN) != digest:
             self._shown[slot] = _UNKNOWN
-            self._write(slot, adapter.on(self._device, self._part) if adapter else None)
+            self._write(slot, on_device(adapter, self._device, self._part) if adapter else None)
             self._shown[slot] = digest
 
     def show(self, shares: Sequence[int]) -> None:
@@ -123,14 +143,7 @@ class BatchedLora:
             self.write(slot, adapter)
         self.show([1] * len(adapters))
 
-    def remove(self) -> None:
-        """Leave the layers as they were; nothing is put any more."""
-        self._undo.close()
-
     def _write(self, slot: int, adapter: Adapter | None) -> None:
-        raise NotImplementedError
-
-    def _forward(self, layer: str, module: Any, forward: Any, x: "torch.Tensor") -> Any:
         raise NotImplementedError
 
 
@@ -160,7 +173,7 @@ class AddedLora(BatchedLora):
         return y
 
 
-# %% ../../nbs/pipeline/04_batched_lora.ipynb #06a1455e
+# %% ../../nbs/pipeline/04_batched_lora.ipynb #06a1456a
 def _weights(module: Any, slots: int) -> Any:
     """A layer's weight for each slot, ``[slots, out, in, …]``, in the order that it has."""
     import torch
@@ -172,6 +185,7 @@ def _weights(module: Any, slots: int) -> Any:
     return several.unflatten(0, (slots, -1))
 
 
+# %% ../../nbs/pipeline/04_batched_lora.ipynb #06a1455e
 class MergedLora(BatchedLora):
     """Each job has weights of its own, in buffers that stay where they are.
 

@@ -208,10 +208,9 @@ class Engine:
         on_prompt: OnPrompt = unwatched,
     ) -> None:
         claim(pipeline.unet)
-        self.pipeline, self.on_prompt = pipeline, on_prompt
         self.adapters = AdapterCache(partial(read_adapter, pipeline=pipeline), cache_bytes)
         own = Batch(pipeline, batch, compile_backend, merge_loras)
-        self.batch = own.jobs
+        self.pipeline, self.on_prompt, self.batch = pipeline, on_prompt, own.jobs
         self.loop = Loop(ActiveBatch(own, own.jobs), EncodeDecode(pipeline))
 
     submit, draw = submit_job, waiting(submit_job)

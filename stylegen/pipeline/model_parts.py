@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Unfit
-from .loading import model_revision
+from .loading import import_libraries, model_revision
 
 # %% ../../nbs/pipeline/21_model_parts.ipynb #11dc4e87
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -51,6 +51,7 @@ def read_model_index(
     Raises:
         Unfit: It can't be found or read.
     """
+    import_libraries()
     from diffusers import StableDiffusionPipeline
 
     load = partial(StableDiffusionPipeline.load_config, token=token)

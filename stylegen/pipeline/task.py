@@ -74,14 +74,9 @@ class Task:
         return 0 if self.trajectory is None else int(self.trajectory.calls)
 
     @property
-    def calls_left(self) -> int:
-        """How often the model is still to be called."""
-        return len(self.trajectory.timesteps) - self.step
-
-    @property
     def is_finished(self) -> bool:
         """Whether the model has been called for the last time."""
-        return self.calls_left == 0
+        return self.step == len(self.trajectory.timesteps)
 
     @property
     def rows(self) -> int:
