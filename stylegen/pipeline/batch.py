@@ -97,10 +97,11 @@ class Conditioning:
         unet: The model's UNet.
         lora: Where its tasks' LoRAs go.
         jobs: In the largest batch.
-        on_new: As of `CrossAttentionCache`.
+        is_compiled: Whether the UNet has graphs.
     """
 
-    def __init__(self, unet: Any, lora: BatchedLora, jobs: int, on_new: Any = ignore) -> None:
+    def __init__(self, unet: Any, lora: BatchedLora, jobs: int, is_compiled: bool = False) -> None:
+        on_new = any_length if is_compiled else ignore
         self._lora, self._cross_attention = lora, CrossAttentionCache(unet, 2 * jobs, on_new)
         self.remove = self._cross_attention.remove
         self._shown: tuple[tuple[Task, ...], tuple[int, ...]] = (), ()
@@ -111,10 +112,7 @@ class Conditioning:
         return tasks_by_slot(self._shown[0], tasks)
 
     def put(self, tasks: Sequence[Task], rows: Sequence[int]) -> "torch.Tensor":
-        """The prompts ``[rows, tokens, channels]`` of tasks that take so many rows each.
-
-        A task whose LoRA can't be held fails alone.
-        """
+        """The prompts ``[rows, tokens, channels]`` of tasks that take so many rows each."""
         if (batch := (tuple(tasks), tuple(rows))) != self._shown:
             self._shown = tuple(tasks), ()  # should putting fail
             self._prompt_embeds = self._put(tasks, rows)
@@ -211,8 +209,7 @@ class Batch:
         self._unet, self._is_merged = pipeline.unet, merged or backend is not None
         self.jobs, self.lora = make_lora(pipeline, jobs, backend, self._is_merged)
         self.prepare_thread: Callable[[], None] = allow_graphs if backend else ignore
-        on_keys = any_length if backend else ignore
-        self._conditioning = Conditioning(self._unet, self.lora, self.jobs, on_keys)
+        self._conditioning = Conditioning(self._unet, self.lora, self.jobs, backend is not None)
 
     def remove(self) -> None:
         """Leave the UNet as it was."""
