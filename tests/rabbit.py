@@ -126,15 +126,20 @@ class Broker(ABC):
         Raises:
             RabbitError: There is no such node, or it raised an error.
         """
-        done = subprocess.run(
-            [*_tool("erl_call"), "-sname", self.name, "-e"],
-            env=self._environment,
-            input=f"{expression}.\n",
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        until = time.monotonic() + 20
+        while True:
+            done = subprocess.run(
+                [*_tool("erl_call"), "-sname", self.name, "-e"],
+                env=self._environment,
+                input=f"{expression}.\n",
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+            is_busy = "failed to connect to node" in done.stderr + done.stdout
+            if not is_busy or time.monotonic() > until:  # its handshake has a short limit
+                break
         if not done.stdout.startswith("{ok, "):
             raise RabbitError(f"{expression} failed\n{done.stdout}{done.stderr}")
         return done.stdout.removeprefix("{ok, ").removesuffix("}")

@@ -32,7 +32,7 @@ from waiting import wait_until
 
 from stylegen.job import DeviceLost, GenerationJob, LoraInvalid, OutOfMemory, check_job
 from stylegen.pipeline import load_pipeline, loop, trajectory
-from stylegen.pipeline.adapter import Adapter, mix_adapters, read_adapter
+from stylegen.pipeline.adapter import Adapter, mix_adapters, on_device, read_adapter
 from stylegen.pipeline.batch import take_steps
 from stylegen.pipeline.batched_lora import AddedLora, MergedLora
 from stylegen.pipeline.engine import Engine
@@ -884,14 +884,14 @@ def test_a_lora_that_cant_be_held_fails_alone(
 ) -> None:
     """In its batch; its neighbours' latents are the same to the last bit."""
     undisturbed, tasks = together(engine, jobs, loras), _tasks(engine, jobs, loras)
-    bad, on = tasks[1].adapter, Adapter.on
+    bad = tasks[1].adapter
 
     def refuse(adapter: Adapter, device: Any, part: str) -> Any:
         if adapter is bad and part == "unet":
             raise torch.OutOfMemoryError
-        return on(adapter, device, part)
+        return on_device(adapter, device, part)
 
-    with patch.object(Adapter, "on", refuse):
+    with patch("stylegen.pipeline.batched_lora.on_device", refuse):
         drawn = _drawn(engine, *tasks)
     assert [isinstance(each, OutOfMemory) for each in drawn] == [False, True, False, False]
     for number in (0, 2, 3):
