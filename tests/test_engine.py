@@ -880,10 +880,12 @@ def test_neighbours_of_every_kind(tmp_path: Path, form: Any) -> None:
 
 
 def test_a_lora_that_cant_be_held_fails_alone(
-    engine: Engine, jobs: list[GenerationJob], loras: list[Path]
+    engine: Engine, jobs: list[GenerationJob], loras: list[Path], tmp_path: Path
 ) -> None:
     """In its batch; its neighbours' latents are the same to the last bit."""
-    undisturbed, tasks = together(engine, jobs, loras), _tasks(engine, jobs, loras)
+    unseen = write_diffusers(tmp_path / "unseen.safetensors", engine.pipeline, 8, seed=5)
+    undisturbed = together(engine, jobs, loras)
+    tasks = _tasks(engine, jobs, [loras[0], unseen, *loras[2:]])  # no slot holds it by now
     bad = tasks[1].adapter
 
     def refuse(adapter: Adapter, device: Any, part: str) -> Any:
