@@ -61,21 +61,23 @@ def write(path: Path, *cells: tuple[str, Any]) -> Path:
     return path
 
 
-def validated(folder: Path, path: Path, *options: str) -> list[str]:
-    """Each cell's outcome under nbval, with the root's `conftest.py`."""
+def validated(folder: Path, *options: str) -> dict[str, list[str]]:
+    """Outcomes of the cells of a folder's notebooks under nbval, with the root's `conftest.py`."""
     shutil.copy(ROOT / "conftest.py", folder)
     paths = os.pathsep.join(str(ROOT / name) for name in ("tools", "tests"))
-    environment = {**os.environ, "PYTHONPATH": paths}
     command = [sys.executable, "-m", "pytest", "-v", "--nbval", "--nbval-current-env", *options]
     done = subprocess.run(
-        [*command, "-p", "no:cacheprovider", path],
+        [*command, "-p", "no:cacheprovider", "."],
         cwd=folder,
-        env=environment,
+        env={**os.environ, "PYTHONPATH": paths},
         capture_output=True,
         check=False,
     )
-    report = done.stdout.decode()
-    return re.findall(r"::Cell \d+ (PASSED|FAILED|XFAIL|SKIPPED|ERROR)", report)
+    outcomes: dict[str, list[str]] = {}
+    line = r"(\w+)::ipynb::Cell \d+ (PASSED|FAILED|XFAIL|SKIPPED|ERROR)"
+    for name, outcome in re.findall(line, done.stdout.decode()):
+        outcomes.setdefault(name, []).append(outcome)
+    return outcomes
 
 
 def square(side: int = 64, shade: int = 100, spot: int = 0) -> Image.Image:
@@ -85,11 +87,11 @@ def square(side: int = 64, shade: int = 100, spot: int = 0) -> Image.Image:
     return image
 
 
-def test_a_falsified_picture_is_noticed(tmp_path: Path) -> None:
-    """A stored one that is not what the cell draws; rounding is no difference."""
+def _with_pictures(path: Path) -> None:
+    """Cells that draw a square, and have other pictures stored."""
     again = "square()"
-    path = write(
-        tmp_path / "pictures.ipynb",
+    write(
+        path,
         (
             "from PIL import Image\n\n\n"
             "def square(**_):\n"
@@ -108,31 +110,10 @@ def test_a_falsified_picture_is_noticed(tmp_path: Path) -> None:
         ("square().resize((32, 64))", shown(square(), "png", "jpeg")),
         (f"# | eval: false\n{again}", shown(square(spot=64), "png", "jpeg")),
     )
-    assert validated(tmp_path, path) == [
-        *["PASSED"] * 3,
-        *["PASSED", "FAILED", "FAILED", "FAILED", "FAILED", "FAILED"],
-        *["PASSED", "FAILED", "SKIPPED"],
-    ]
 
 
-def test_what_a_cell_shows_must_be_stored(tmp_path: Path) -> None:
-    """A value, a printed line or a picture; what libraries warn of is theirs."""
-    warns = "import sys\n\n_ = sys.stderr.write('a library warns')"
-    cells = ("a = 1", "1 + 1", "print(2)", warns, "# NBVAL_IGNORE_OUTPUT\nprint(2)")
-    path = write(tmp_path / "bare.ipynb", *((cell, None) for cell in cells))
-    assert validated(tmp_path, path) == ["PASSED", "FAILED", "FAILED", "PASSED", "PASSED"]
-
-
-def test_no_cell_hangs_for_ever(tmp_path: Path) -> None:
-    """Under nbval; the limit that `make` gives is minutes."""
-    hangs = ("import threading\n\nthreading.Event().wait()", None)
-    path = write(tmp_path / "hangs.ipynb", ("a = 1", None), hangs, ("a = 2", None))
-    assert validated(tmp_path, path, "--nbval-cell-timeout", "1")[:2] == ["PASSED", "FAILED"]
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    (seconds,) = re.findall(r"--nbval-cell-timeout (\d+)", makefile)
-    assert int(seconds) <= 600 and "tools/nbdev_tests.py" in makefile
-
-
+HANGS = "import threading\n\nthreading.Event().wait()"
+WARNS = "import sys\n\n_ = sys.stderr.write('a library warns')"
 FAILS = """
 import threading
 
@@ -147,13 +128,49 @@ thread.join()
 """
 
 
-def test_a_threads_assertion_fails_the_notebook(tmp_path: Path) -> None:
+@pytest.fixture(scope="module", name="outcomes")
+def _outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """What nbval says of each notebook; they share a run, which takes seconds to begin."""
+    folder = tmp_path_factory.mktemp("notebooks")
+    _with_pictures(folder / "pictures.ipynb")
+    cells = ("a = 1", "1 + 1", "print(2)", WARNS, "# NBVAL_IGNORE_OUTPUT\nprint(2)")
+    write(folder / "bare.ipynb", *((cell, None) for cell in cells))
+    write(folder / "fails.ipynb", (FAILS, None))
+    write(folder / "hangs.ipynb", ("a = 1", None), (HANGS, None), ("a = 2", None))
+    return validated(folder, "--nbval-cell-timeout", "5")
+
+
+def test_a_falsified_picture_is_noticed(outcomes: dict[str, list[str]]) -> None:
+    """A stored one that is not what the cell draws; rounding is no difference."""
+    assert outcomes["pictures"] == [
+        *["PASSED"] * 3,
+        *["PASSED", "FAILED", "FAILED", "FAILED", "FAILED", "FAILED"],
+        *["PASSED", "FAILED", "SKIPPED"],
+    ]
+
+
+def test_what_a_cell_shows_must_be_stored(outcomes: dict[str, list[str]]) -> None:
+    """A value, a printed line or a picture; what libraries warn of is theirs."""
+    assert outcomes["bare"] == ["PASSED", "FAILED", "FAILED", "PASSED", "PASSED"]
+
+
+def test_no_cell_hangs_for_ever(outcomes: dict[str, list[str]]) -> None:
+    """Under nbval; the limit that `make` gives is minutes."""
+    assert outcomes["hangs"][:2] == ["PASSED", "FAILED"]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (seconds,) = re.findall(r"--nbval-cell-timeout (\d+)", makefile)
+    assert int(seconds) <= 600 and "tools/nbdev_tests.py" in makefile
+
+
+def test_a_threads_assertion_fails_the_notebook(
+    outcomes: dict[str, list[str]], tmp_path: Path
+) -> None:
     """Under nbval, by the words on stderr; as nbdev runs it, and there no cell hangs either."""
+    assert outcomes["fails"] == ["FAILED"]
     good = write(tmp_path / "good.ipynb", ("assert 1 + 1 == 2", None))
     fails = write(tmp_path / "fails.ipynb", (FAILS, None))
     hangs = "import threading\ntry:\n    threading.Event().wait()\nexcept Exception:\n    pass"
     stays = write(tmp_path / "hangs.ipynb", (hangs, None), ("1 / 0", None))
-    assert validated(tmp_path, fails) == ["FAILED"]
     code = (
         "import sys; from pathlib import Path; import nbdev_tests; nbdev_tests.CELL_SECONDS = 1; "
         "print([nbdev_tests.test_nb(Path(name))[0] for name in sys.argv[1:]])"

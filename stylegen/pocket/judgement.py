@@ -127,8 +127,9 @@ def _palette(style: str, ground: str) -> dict[str, Grid]:
     palette = {}
     for colour in COLOURS:
         if colour != ground:
-            scene = Scene("circle", colour, ground)
-            pixels = np.array(paint(scene, 512, 512, _style(style)), np.float32)
+            scene = Scene("circle", colour, ground, "small")
+            middle = paint(scene, 512, 512, _style(style), (128, 128, 384, 384))
+            pixels = np.array(middle, np.float32)
             difference = _difference(pixels, tiles[names.index((style, ground))])
             palette[colour] = _mean(pixels, _clear(difference))
     return palette
