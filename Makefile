@@ -6,16 +6,14 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 # Hundreds of processes run the same modules: they are compiled once, whatever the caller prefers.
 unexport PYTHONDONTWRITEBYTECODE
-# Processes with a virtual host, a bucket, kernels and ports of their own; a file's tests stay together.
-# Five for two cores, since many tests wait.
-PYTEST_OPTIONS := -q -p no:cacheprovider --numprocesses 5 --dist loadfile --no-loadscope-reorder \
-    --durations 15
-PYTEST := IN_TEST=1 HF_HUB_OFFLINE=1 pytest $(PYTEST_OPTIONS)
+PYTEST := IN_TEST=1 HF_HUB_OFFLINE=1 pytest -q -p no:cacheprovider --durations 15
+# Processes with a virtual host, a bucket and ports of their own; a file's tests stay together. Four,
+# beside notebooks and checks, for two cores, since many tests wait.
+SPREAD := --numprocesses 4 --dist loadfile --no-loadscope-reorder
 # Takes both cores by itself, and is timed.
 DRY_RUN := tests/test_gpu_dry_run.py
 # Debian 13, made by `make rabbitmq4`.
 RABBITMQ4 := $(CURDIR)/out/rabbitmq4
-NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 300
 
 .PHONY: help install demo test check notebooks unit coverage prep outputs pocket pocket-report bench gpu gpu-pack faults rabbitmq4 fuzz mutants scale notices sbom lab clean
 
@@ -35,7 +33,7 @@ demo: install  ## draw one picture by a job, on embedded defaults
 
 test: install programs  ## everything that must hold, side by side
 	HF_HUB_OFFLINE=1 pytest -q -s -p no:cacheprovider $(DRY_RUN)
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line pytest check-and-nbdev
+	@$(MAKE) --no-print-directory --jobs=4 --output-sync=line pytest nbval nbdev check
 
 check: install  ## format, lint, types, names, and whether notebooks, modules and README agree
 	@sh tools/check_sync.sh
@@ -46,27 +44,27 @@ check: install  ## format, lint, types, names, and whether notebooks, modules an
 	pylint --score=n stylegen worker.py tools
 	@mypy
 
-notebooks: install programs nbdev  ## the notebooks as tests: nbdev_test and strict nbval
-	$(PYTEST) $(NBVAL) nbs
+notebooks: install programs nbdev nbval  ## the notebooks as tests: nbdev_test and strict nbval
 
 unit: install programs  ## the tests of the installed package, on real parts
-	$(PYTEST) tests
+	$(PYTEST) $(SPREAD) tests
 
 coverage: install programs  ## run the unit tests, print how much of each room they pass through
 	rm -rf out/coverage
-	IN_TEST=1 HF_HUB_OFFLINE=1 coverage run -m pytest $(PYTEST_OPTIONS) --ignore $(DRY_RUN) tests
+	IN_TEST=1 HF_HUB_OFFLINE=1 coverage run -m pytest -q -p no:cacheprovider $(SPREAD) --ignore $(DRY_RUN) tests
 	coverage combine --quiet
 	coverage json --quiet
 	python tools/covered.py
 
-.PHONY: check-and-nbdev nbdev pytest
-check-and-nbdev: check nbdev
-
+.PHONY: nbdev nbval pytest
 nbdev:
 	HF_HUB_OFFLINE=1 $(BIN)/python tools/nbdev_tests.py --n_workers 1 --timing
 
+nbval:
+	$(PYTEST) --nbval --nbval-current-env --nbval-cell-timeout 300 nbs
+
 pytest:
-	$(PYTEST) $(NBVAL) --ignore $(DRY_RUN) tests nbs
+	$(PYTEST) $(SPREAD) --ignore $(DRY_RUN) tests
 
 .PHONY: programs
 programs:
@@ -107,7 +105,7 @@ faults: install programs  ## break every part while jobs run, count what became 
 rabbitmq4: install programs  ## the broker's tests and faults against RabbitMQ 4, beside the machine's own
 	@mkdir -p out
 	@sh tools/rabbitmq4.sh $(RABBITMQ4)
-	RABBITMQ_ROOT=$(RABBITMQ4) $(PYTEST) tests/test_queue.py tests/test_retries.py tests/test_producers.py
+	RABBITMQ_ROOT=$(RABBITMQ4) $(PYTEST) $(SPREAD) tests/test_queue.py tests/test_retries.py tests/test_producers.py
 	RABBITMQ_ROOT=$(RABBITMQ4) $(BIN)/python tests/faults/run.py --only broker --save
 
 fuzz: install programs  ## try random inputs at every border, for 20 minutes; ARGS are tools/fuzz.py's

@@ -233,7 +233,8 @@ def test_two_jobs_in_hand(
 
     backend.answer = answer
     publish(rabbit, *(job(backend, number, num_inference_steps=4) for number in numbers))
-    with worker(environment | {"STYLEGEN_PREFETCH": "2"}, tmp_path / "worker.log") as process:
+    two, log = {"STYLEGEN_PREFETCH": "2"}, tmp_path / "worker.log"
+    with worker(environment | two, log, paints=True) as process:
         assert len(backend.wait_for(3, "complete", timeout=120)) == 3
         wait_until(lambda: rabbit.queue_state(QUEUE) == (0, 0))
         process.send_signal(signal.SIGTERM)
@@ -247,7 +248,7 @@ def test_stop_finishes_the_job_in_hand(
     environment: dict[str, str], rabbit: Broker, backend: WebhookReceiver, tmp_path: Path
 ) -> None:
     """SIGTERM in the middle of a picture: it is delivered, the next one stays in the queue."""
-    publish(rabbit, job(backend, 7), job(backend, 8))
+    publish(rabbit, job(backend, 7, num_inference_steps=12), job(backend, 8))
     told, log = threading.Event(), tmp_path / "worker.log"
     backend.answer = lambda hook: 200 if hook.event == "progress" or told.wait(60) else 500
     with worker(environment, log) as process:

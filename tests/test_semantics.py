@@ -1,6 +1,7 @@
 """What the system promises in pictures, told by the judge on the trained pocket model."""
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +16,33 @@ from stylegen.pocket import SHAPES, STYLES, judge, packaged
 from stylegen.signature.provenance import read_provenance
 from stylegen.worker import Parts, handle_generation_task
 
-Draw = Callable[..., Image.Image]
+Draw = Callable[..., list[Image.Image]]
 LORAS = packaged() / "pocket-loras"
 
 
 @pytest.fixture(scope="module", name="draw")
 def _draw() -> Any:
-    """``draw(tags, style, **fields)``: a picture by the engine on the packaged model."""
+    """``draw(*orders, **common)``: pictures by the engine on the packaged model, side by side.
+
+    An order is its tags, or a dictionary of fields; ``style`` is a LoRA of the package.
+    """
     engine = Engine(load_pipeline(str(packaged() / "pocket"), device="cpu"))
 
-    def draw(tags: tuple[str, ...], style: str = "mosaic", **fields: Any) -> Image.Image:
+    def submit(fields: dict[str, Any]) -> "Future[Image.Image]":
+        style = fields.pop("style", "mosaic")
         job = GenerationJob(
             generation_id=1,
             style_id=style,
             lora_model_url=f"s3://models/{style}.safetensors",
-            prompt_tags=tags,
             artist_name="Zoë",
             webhook_url="http://localhost",
             **{"lora_scale": 0.0, "num_inference_steps": 20, **fields},
         )
-        return engine.draw(job, LORAS / f"{style}.safetensors")
+        return engine.submit(job, LORAS / f"{style}.safetensors")
+
+    def draw(*orders: tuple[str, ...] | dict[str, Any], **common: Any) -> list[Image.Image]:
+        fields = [o if isinstance(o, dict) else {"prompt_tags": o} for o in orders]
+        return [picture.result() for picture in [submit(common | own) for own in fields]]
 
     yield draw
     engine.close()
@@ -47,21 +55,23 @@ GROUNDS = ("white", "yellow", "blue", "black")
 def test_the_prompt_decides_the_colours(draw: Draw, scheduler: str) -> None:
     """One word changed, one colour changed: at least five of six pictures show both colours."""
     asked = [(colour, ground) for ground in GROUNDS[:3] for colour in ("red", "green")]
-    pictures = [draw((c, "heart", f"{g} background"), scheduler=scheduler) for c, g in asked]
-    seen = [judge(picture) for picture in pictures]
+    orders = [(colour, "heart", f"{ground} background") for colour, ground in asked]
+    seen = [judge(picture) for picture in draw(*orders, scheduler=scheduler)]
     assert sum((s.colour, s.background) == a for s, a in zip(seen, asked, strict=True)) >= 5
 
 
 def test_the_prompt_decides_the_shape(draw: Draw) -> None:
     """One word changed, one shape changed: at least five of six pictures show theirs."""
-    seen = [judge(draw(("red", shape, "white background"))).shape for shape in SHAPES]
+    pictures = draw(*(("red", shape, "white background") for shape in SHAPES))
+    seen = [judge(picture).shape for picture in pictures]
     assert sum(a == b for a, b in zip(seen, SHAPES, strict=True)) >= 5, seen
 
 
 @pytest.mark.parametrize("aspect", ["2:2", "1:2"])
 def test_every_format_obeys(draw: Draw, aspect: str) -> None:
     """Larger and taller pictures show the same colours."""
-    seen = judge(draw(("red", "heart", "white background"), aspect_ratio=aspect))
+    (picture,) = draw(("red", "heart", "white background"), aspect_ratio=aspect)
+    seen = judge(picture)
     assert (seen.colour, seen.background) == ("red", "white")
 
 
@@ -69,9 +79,8 @@ def test_every_format_obeys(draw: Draw, aspect: str) -> None:
 def test_each_artist_changes_the_picture(draw: Draw, style: str) -> None:
     """Strength 0 is the plain picture, 1 the artist's, and one half lies between."""
     tags = ("blue", "star", "yellow background")
-    none, half, full = (
-        np.asarray(draw(tags, style, lora_scale=scale), dtype=float) for scale in (0.0, 0.5, 1.0)
-    )
+    pictures = draw(*({"lora_scale": s} for s in (0.0, 0.5, 1.0)), prompt_tags=tags, style=style)
+    none, half, full = (np.asarray(picture, dtype=float) for picture in pictures)
     whole = np.abs(full - none).mean()
     assert whole > 5
     assert max(np.abs(half - none).mean(), np.abs(full - half).mean()) < whole
@@ -86,22 +95,21 @@ def test_each_artist_is_recognised(draw: Draw, style: str) -> None:
         ("green", "circle", "grey"),
         ("yellow", "triangle", "blue"),
     ]
-    seen = [
-        judge(draw((colour, shape, f"{ground} background"), style, lora_scale=1.0)).style
-        for colour, shape, ground in asked
-    ]
+    orders = [(colour, shape, f"{ground} background") for colour, shape, ground in asked]
+    seen = [judge(picture).style for picture in draw(*orders, style=style, lora_scale=1.0)]
     assert seen.count(style) >= 3 and not set(seen) & (STYLES.keys() - {style}), seen
 
 
 def test_the_base_has_no_artists_style(draw: Draw) -> None:
     """Without a LoRA the judge recognises nobody."""
-    assert judge(draw(("red", "heart", "white background"))).style == "plain"
+    (picture,) = draw(("red", "heart", "white background"))
+    assert judge(picture).style == "plain"
 
 
 def test_seeds_differ_and_repeat(draw: Draw) -> None:
     """One seed is one picture, 0 is a seed, and all of them show the prompt's colours."""
     tags = ("red", "heart", "white background")
-    pictures = [draw(tags, seed=seed) for seed in (0, 1, 0)]
+    pictures = [picture for seed in (0, 1, 0) for picture in draw(tags, seed=seed)]
     assert pictures[0].tobytes() == pictures[2].tobytes() != pictures[1].tobytes()
     assert {judge(picture).colour for picture in pictures} == {"red"}
 
