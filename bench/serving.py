@@ -143,11 +143,6 @@ class Server:
         self._loop = Loop(self._active, ends)
         self._jobs, self._taken = make_jobs(), 0
 
-    def begin(self, task: Task) -> None:
-        """As `EncodeDecode.begin`."""
-        task.prompt_embeds = Prompt()
-        task.trajectory = Calls()
-
     def finish(self, task: Task, **_: Any) -> None:
         """As `EncodeDecode.finish`."""
         self.latencies.append(self.now - self.trace[int(task.job.generation_id)].seconds)
@@ -167,7 +162,8 @@ class Server:
                 break
             own = {"style_id": arrival.style, "generation_id": number}
             job = self._jobs[arrival.aspect_ratio].model_copy(update=own)
-            self._loop.line.add(self.way.task(job, None, partial(self._note, number)))
+            begun = {"prompt_embeds": Prompt(), "trajectory": Calls()}
+            self._loop.line.add(self.way.task(job, None, partial(self._note, number), **begun))
             self._taken += 1
 
     def _note(self, number: int, step: int) -> None:

@@ -797,6 +797,10 @@ d = {
                 "pipeline/encode_decode.html#textencoder.__init__",
                 "stylegen/pipeline/encode_decode.py",
             ),
+            "stylegen.pipeline.encode_decode.TextEncoder._encode": (
+                "pipeline/encode_decode.html#textencoder._encode",
+                "stylegen/pipeline/encode_decode.py",
+            ),
             "stylegen.pipeline.encode_decode.TextEncoder.encode": (
                 "pipeline/encode_decode.html#textencoder.encode",
                 "stylegen/pipeline/encode_decode.py",
@@ -805,8 +809,28 @@ d = {
                 "pipeline/encode_decode.html#textencoder.encode_piece",
                 "stylegen/pipeline/encode_decode.py",
             ),
-            "stylegen.pipeline.encode_decode.TextEncoder.remove": (
-                "pipeline/encode_decode.html#textencoder.remove",
+            "stylegen.pipeline.encode_decode.TextTurns": (
+                "pipeline/encode_decode.html#textturns",
+                "stylegen/pipeline/encode_decode.py",
+            ),
+            "stylegen.pipeline.encode_decode.TextTurns.__init__": (
+                "pipeline/encode_decode.html#textturns.__init__",
+                "stylegen/pipeline/encode_decode.py",
+            ),
+            "stylegen.pipeline.encode_decode.TextTurns._locked": (
+                "pipeline/encode_decode.html#textturns._locked",
+                "stylegen/pipeline/encode_decode.py",
+            ),
+            "stylegen.pipeline.encode_decode.TextTurns.ask": (
+                "pipeline/encode_decode.html#textturns.ask",
+                "stylegen/pipeline/encode_decode.py",
+            ),
+            "stylegen.pipeline.encode_decode.TextTurns.remove": (
+                "pipeline/encode_decode.html#textturns.remove",
+                "stylegen/pipeline/encode_decode.py",
+            ),
+            "stylegen.pipeline.encode_decode.decode": (
+                "pipeline/encode_decode.html#decode",
                 "stylegen/pipeline/encode_decode.py",
             ),
             "stylegen.pipeline.encode_decode.job_scheduler": (
@@ -815,6 +839,10 @@ d = {
             ),
             "stylegen.pipeline.encode_decode.noise_source": (
                 "pipeline/encode_decode.html#noise_source",
+                "stylegen/pipeline/encode_decode.py",
+            ),
+            "stylegen.pipeline.encode_decode.text_digest": (
+                "pipeline/encode_decode.html#text_digest",
                 "stylegen/pipeline/encode_decode.py",
             ),
             "stylegen.pipeline.encode_decode.tiled_decoding": (
@@ -865,6 +893,10 @@ d = {
             ),
             "stylegen.pipeline.engine.job_adapter": (
                 "pipeline/engine.html#job_adapter",
+                "stylegen/pipeline/engine.py",
+            ),
+            "stylegen.pipeline.engine.make_loop": (
+                "pipeline/engine.html#make_loop",
                 "stylegen/pipeline/engine.py",
             ),
             "stylegen.pipeline.engine.release": (
@@ -1036,6 +1068,10 @@ d = {
             ),
             "stylegen.pipeline.loop.admit": (
                 "pipeline/loop.html#admit",
+                "stylegen/pipeline/loop.py",
+            ),
+            "stylegen.pipeline.loop.begin": (
+                "pipeline/loop.html#begin",
                 "stylegen/pipeline/loop.py",
             ),
             "stylegen.pipeline.loop.deliver": (
@@ -1230,6 +1266,10 @@ d = {
             ),
             "stylegen.pipeline.prompt.encode_prompt": (
                 "pipeline/prompt.html#encode_prompt",
+                "stylegen/pipeline/prompt.py",
+            ),
+            "stylegen.pipeline.prompt.encode_text": (
+                "pipeline/prompt.html#encode_text",
                 "stylegen/pipeline/prompt.py",
             ),
             "stylegen.pipeline.prompt.fits": (

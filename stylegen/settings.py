@@ -134,7 +134,7 @@ class QueueSettings(_Variables):
     stylegen_prefetch: int | None = Field(
         None,
         ge=1,
-        le=64,
+        le=256,
         description="jobs in flight; else four times as many as are drawn at a time",
     )
     stylegen_retry_delays: Annotated[tuple[RetryDelay, ...], NoDecode, BeforeValidator(_split)] = (

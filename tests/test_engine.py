@@ -1,15 +1,19 @@
 """The batch engine against stock diffusers: the same pictures, and nobody's style in another's."""
 
 import copy
+import fcntl
 import gc
 import hashlib
 import logging
 import math
+import os
 import random
+import shutil
+import signal
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -324,6 +328,35 @@ def test_a_job_joins_a_running_batch(
         first.result()
     assert ends == [short.style_id, long.style_id]
     assert np.abs(np.int16(joined) - alone).max() <= 1
+
+
+def test_a_cold_lora_keeps_nobody_waiting(
+    engine: Engine, jobs: list[GenerationJob], loras: list[Path], tmp_path: Path
+) -> None:
+    """Who opens its file waits for a lease on it to end; its neighbour is drawn meanwhile."""
+    cold = Path(shutil.copy(loras[1], tmp_path))
+    alone = np.int16(engine.draw(jobs[1], loras[1]))
+    with ThreadPoolExecutor(1) as pool:
+        with lease(cold) as is_awaited:
+            picture = pool.submit(engine.draw, jobs[1], cold)
+            wait_until(is_awaited)
+            steps: list[int] = []
+            engine.draw(jobs[0], loras[0], on_step=steps.append)
+            assert steps == [0, 1, 2, 3, 4, 5] and not picture.done()
+        assert np.array_equal(np.int16(picture.result()), alone)
+
+
+@contextmanager
+def lease(path: Path) -> Iterator[Callable[[], bool]]:
+    """Let nobody open a file, for 45 s at most; tells whether somebody waits to."""
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    descriptor = os.open(path, os.O_RDWR)
+    fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    try:
+        yield lambda: fcntl.fcntl(descriptor, fcntl.F_GETLEASE) != fcntl.F_WRLCK
+    finally:
+        os.close(descriptor)
+        signal.signal(signal.SIGIO, before)
 
 
 def test_submitted_jobs_are_pictures_to_come(
@@ -932,8 +965,7 @@ def test_graphs_for_more_than_eight_shapes(pocket: Path, jobs: list[GenerationJo
     seen = []
     for pieces in range(1, 11):
         words = torch.zeros(2, 77 * pieces, pipeline.unet.config.cross_attention_dim)
-        with patch("stylegen.pipeline.encode_decode.encode_prompt", lambda *_, words=words: words):
-            _drawn(engine, Task(job, None))
+        _drawn(engine, Task(job, None, prompt_embeds=words))
         seen.append(len(graphs))
     engine.close()
     assert seen == list(range(1, 11))
@@ -1022,14 +1054,12 @@ def test_memory_is_short_when_words_are_encoded(
     engine: Engine, jobs: list[GenerationJob], loras: list[Path]
 ) -> None:
     """It is tried again."""
-    with patch(
-        "stylegen.pipeline.encode_decode.encode_prompt", Mock(side_effect=encode_prompt)
-    ) as encode:
-        (plain,) = _drawn(engine, *_tasks(engine, jobs[:1], loras[:1]))
-        encode.side_effect = chain([torch.OutOfMemoryError], repeat(DEFAULT))
-        encode.return_value = encode_prompt(engine.pipeline, jobs[0])
+    (plain,) = _drawn(engine, *_tasks(engine, jobs[:1], loras[:1]))
+    encode = engine.pipeline.encode_prompt
+    with patch.object(engine.pipeline, "encode_prompt", Mock(wraps=encode)) as short:
+        short.side_effect = chain([torch.OutOfMemoryError], repeat(DEFAULT))
         (drawn,) = _drawn(engine, *_tasks(engine, jobs[:1], loras[:1]))
-    assert np.array_equal(drawn, plain)
+    assert short.call_count == 2 and np.array_equal(drawn, plain)
 
 
 def test_halved_batches_grow_again(

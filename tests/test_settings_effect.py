@@ -746,7 +746,7 @@ DEFAULTS: dict[str, Any] = {
 }
 """Those that are not None; a deployment may lean on any of them."""
 LIMITS = {
-    "stylegen_prefetch": (1, 64),
+    "stylegen_prefetch": (1, 256),
     "stylegen_max_redeliveries": (1, 1000),
     "stylegen_health_port": (0, 65535),
     "stylegen_batch": (1, 64),

@@ -178,19 +178,20 @@ def test_a_job_is_canceled_while_its_prompt_is_encoded(
 
 
 def test_pieces_keep_their_own_loras(watched: Engine) -> None:
-    """Two artists' prompts, taken apart at a time, are encoded as by the engine's thread alone."""
+    """Two artists' prompts, taken apart at a time, are encoded as each in one turn."""
     jobs = [ordered(prompt_tags=["red heart, "] * 80)] * 2 + [ordered(**WEIGHTED)] * 2
 
     def make_tasks() -> list[Task]:
         adapters = [watched.adapters.get(lora) for lora in LORAS * 2]
         return [Task(job, adapter) for job, adapter in zip(jobs, adapters, strict=True)]
 
-    off_loop, in_loop = make_tasks(), make_tasks()
+    by_pieces, at_once = make_tasks(), make_tasks()
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(partial(encode_long_prompt, watched.loop), off_loop))
+        list(pool.map(partial(encode_long_prompt, watched.loop), by_pieces))
     encode = watched.loop.encode_decode.text.encode
-    expected = [watched.loop.call(partial(encode, task)) for task in in_loop]
-    for task, prompt_embeds in zip(off_loop, expected, strict=True):
+    with torch.no_grad():
+        expected = [encode(task.job, task.adapter) for task in at_once]
+    for task, prompt_embeds in zip(by_pieces, expected, strict=True):
         assert torch.equal(task.prompt_embeds, prompt_embeds)
     assert not torch.equal(expected[2], expected[3])
 

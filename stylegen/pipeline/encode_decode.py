@@ -4,26 +4,32 @@
 
 # %% auto #0
 __all__ = [
+    "Result",
+    "MAX_NEGATIVES",
     "noise_source",
     "tiled_decoding",
     "to_image",
+    "decode",
+    "TextTurns",
+    "text_digest",
     "TextEncoder",
     "job_scheduler",
     "EncodeDecode",
 ]
 
 # %% ../../nbs/pipeline/15_encode_decode.ipynb #13a12cee
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..fields import SCHEDULERS, SchedulerName
 from ..job import GenerationJob, NsfwContent, StylegenError
 from .adapter import Adapter
 from .batched_lora import AddedLora
 from .device import execution_device, first_that_fits
-from .prompt import SharedTokenizer, encode_prompt
+from .prompt import SharedTokenizer, encode_pieces, encode_text, is_one_piece
 from .schedulers import make_scheduler
 from .step_table import make_table
 from .task import Task
@@ -32,6 +38,8 @@ from .trajectory import begin_trajectory
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
+
+Result = TypeVar("Result")
 
 
 # %% ../../nbs/pipeline/15_encode_decode.ipynb #7bea96bc
@@ -78,34 +86,102 @@ def to_image(pixels: "torch.Tensor") -> "Image":
     return Image.fromarray(shades.permute(1, 2, 0).contiguous().cpu().numpy())
 
 
+# %% ../../nbs/pipeline/15_encode_decode.ipynb #fdcf0807
+def decode(pipeline: Any, latents: "torch.Tensor", *, tiled: bool = False) -> "Image":
+    """The picture of latents ``[1, channels, height, width]``.
+
+    Raises:
+        NsfwContent: The pipeline's safety checker flags it.
+        StylegenError: Its numbers overflowed.
+    """
+    vae = pipeline.vae
+    if not latents.isfinite().all():
+        raise StylegenError("the picture's numbers overflowed")
+    with tiled_decoding(pipeline, latents) if tiled else nullcontext():
+        pixels = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+    pixels, flags = pipeline.run_safety_checker(pixels, pixels.device, latents.dtype)
+    if any(flags or ()):
+        raise NsfwContent("the safety checker flagged the picture")
+    return to_image(pixels[0])
+
+
 # %% ../../nbs/pipeline/15_encode_decode.ipynb #5a02472f
-class TextEncoder:
-    """A pipeline's text encoder, with one job's LoRA at a time.
+class TextTurns:
+    """A pipeline's text encoder for several threads, with one job's LoRA at a time.
 
     Args:
         pipeline: Its text encoder is this object's own from now on.
+
+    Attributes:
+        turn: Calls a function while no other thread's is called.
     """
 
+    turn: Callable[[Callable[[], Any]], Any]
+
     def __init__(self, pipeline: Any) -> None:
-        self._pipeline, self.device = pipeline, execution_device(pipeline)
-        self._lora = AddedLora(pipeline.text_encoder, "text_encoder", self.device)
-        self.tokenizer = SharedTokenizer(pipeline.tokenizer)
-        self.dtype = pipeline.text_encoder.dtype
+        self._lora = AddedLora(pipeline.text_encoder, "text_encoder", execution_device(pipeline))
+        self._lock, self.turn = threading.Lock(), self._locked
 
-    def encode(self, task: Task) -> "torch.Tensor":
-        """A task's prompt embeddings, as of `encode_prompt`."""
-        self._lora.put([task.adapter])
-        return encode_prompt(self._pipeline, task.job, self.device)
+    def _locked(self, function: Callable[[], Result]) -> Result:
+        with self._lock:
+            return function()
 
-    def encode_piece(self, adapter: Adapter | None, *tokens: Any, **options: Any) -> Any:
-        """The model's answer to one piece; tried again if memory is short."""
-        self._lora.put([adapter])
-        forward = partial(self._pipeline.text_encoder, *tokens, **options)
-        return first_that_fits(forward, forward)
+    def ask(self, adapter: Adapter | None, function: Callable[[], Result]) -> Result:
+        """Call what needs the text encoder with an adapter's layers; again if memory is short."""
+
+        def once() -> Result:
+            self._lora.put([adapter])
+            return function()
+
+        result: Result = self.turn(partial(first_that_fits, once, once))
+        return result
 
     def remove(self) -> None:
         """Leave the text encoder as it was."""
-        self._lora.remove()
+        with self._lock:
+            self._lora.remove()
+
+
+# %% ../../nbs/pipeline/15_encode_decode.ipynb #5a024732
+MAX_NEGATIVES = 64
+"""Negative prompts whose embeddings are kept; SD 1.5's take 0.2 MB each."""
+
+
+def text_digest(adapter: Adapter | None) -> str | None:
+    """An adapter's digest, if it changes the text encoder."""
+    layers = adapter.updates if adapter else ()
+    return (
+        adapter.sha256 if adapter and any(n.startswith("text_encoder.") for n in layers) else None
+    )
+
+
+class TextEncoder(TextTurns):
+    """Makes prompt embeddings of jobs; see `TextTurns`."""
+
+    def __init__(self, pipeline: Any) -> None:
+        super().__init__(pipeline)
+        self._pipeline, self.device = pipeline, execution_device(pipeline)
+        self.tokenizer, self.dtype = (
+            SharedTokenizer(pipeline.tokenizer),
+            pipeline.text_encoder.dtype,
+        )
+        self._text = partial(encode_text, pipeline, device=self.device)
+        self._negative = lru_cache(MAX_NEGATIVES)(lambda text, digest: self._text(text))
+
+    def encode(self, job: GenerationJob, adapter: Adapter | None) -> "torch.Tensor":
+        """A job's prompt embeddings, as of `encode_prompt`."""
+        return self.ask(adapter, partial(self._encode, job, text_digest(adapter)))
+
+    def _encode(self, job: GenerationJob, digest: str | None) -> "torch.Tensor":
+        import torch
+
+        if not is_one_piece(self._pipeline, job):
+            return encode_pieces(self._pipeline, job, self.device)
+        return torch.cat([self._negative(job.negative_prompt, digest), self._text(job.prompt)])
+
+    def encode_piece(self, adapter: Adapter | None, *tokens: Any, **options: Any) -> Any:
+        """The model's answer to one piece."""
+        return self.ask(adapter, partial(self._pipeline.text_encoder, *tokens, **options))
 
 
 # %% ../../nbs/pipeline/15_encode_decode.ipynb #193430d8
@@ -119,39 +195,37 @@ class EncodeDecode:
     """The text encoder's and the decoder's side of the engine.
 
     Args:
-        pipeline: Its text encoder is this object's own from now on.
+        pipeline: Its text encoder and decoder are this object's own from now on.
 
     Attributes:
         named: The scheduler of each name.
     """
 
     def __init__(self, pipeline: Any) -> None:
+        import torch
+
         self._pipeline, self.text = pipeline, TextEncoder(pipeline)
         self.named = {name: make_scheduler(name, pipeline.scheduler.config) for name in SCHEDULERS}
         self._make_table = lru_cache(maxsize=64)(make_table)
+        pipeline.vae.to(memory_format=torch.channels_last)
 
     def remove(self) -> None:
-        """Leave the text encoder as it was."""
+        """Leave text encoder and decoder as they were."""
+        import torch
+
         self.text.remove()
+        self._pipeline.vae.to(memory_format=torch.contiguous_format)
 
     def begin(self, task: Task) -> None:
         """Encode the prompt unless it is, choose the scheduler, draw the noise."""
         job = task.job
         if task.prompt_embeds is None:
-            task.prompt_embeds = self.text.encode(task)
+            task.prompt_embeds = self.text.encode(job, task.adapter)
         scheduler = job_scheduler(job, self.named, self._pipeline.scheduler)
         table = self._make_table(scheduler, job.total_steps, job.speed_profile == "ays")
         draw = noise_source(self._pipeline, job, task.prompt_embeds.dtype)
         task.trajectory = begin_trajectory(table, job, draw, self.text.device)
 
     def finish(self, task: Task, *, tiled: bool = False) -> "Image":
-        """Decode, at once or in tiles."""
-        vae, latents = self._pipeline.vae, task.latents.to(task.prompt_embeds.dtype)
-        if not latents.isfinite().all():
-            raise StylegenError("the picture's numbers overflowed")
-        with tiled_decoding(self._pipeline, latents) if tiled else nullcontext():
-            pixels = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
-        pixels, flags = self._pipeline.run_safety_checker(pixels, pixels.device, latents.dtype)
-        if any(flags or ()):
-            raise NsfwContent("the safety checker flagged the picture")
-        return to_image(pixels[0])
+        """Decode, at once or in tiles; raises as `decode`."""
+        return decode(self._pipeline, task.latents.to(task.prompt_embeds.dtype), tiled=tiled)

@@ -9,6 +9,7 @@ __all__ = [
     "job_adapter",
     "claim",
     "release",
+    "make_loop",
     "unwatched",
     "EncoderInTurns",
     "encode_long_prompt",
@@ -32,7 +33,7 @@ from .adapter import Adapter, mix_adapters, read_adapter
 from .adapter_cache import AdapterCache
 from .batch import Batch
 from .device import device_errors
-from .encode_decode import EncodeDecode
+from .encode_decode import EncodeDecode, TextEncoder
 from .loop import ActiveBatch, Loop
 from .prompt import encode_pieces, is_one_piece, resting
 from .warm_up import warm_up
@@ -83,6 +84,15 @@ def release(unet: Any) -> None:
     _in_use.discard(unet)
 
 
+# %% ../../nbs/pipeline/18_engine.ipynb #62043d98b
+def make_loop(pipeline: Any, batch: Batch) -> Loop:
+    """The thread that draws; of an offloaded pipeline, it encodes words as well."""
+    loop = Loop(ActiveBatch(batch, batch.jobs), EncodeDecode(pipeline))
+    if hasattr(pipeline.text_encoder, "_hf_hook"):
+        loop.encode_decode.text.turn = loop.call
+    return loop
+
+
 # %% ../../nbs/pipeline/18_engine.ipynb #62043d90
 OnPrompt = Callable[[GenerationJob], AbstractContextManager[Callable[[], object]]]
 """Entered while a job's long prompt is encoded; gives what is called meanwhile, and may raise."""
@@ -94,16 +104,18 @@ def unwatched(_: GenerationJob) -> AbstractContextManager[Callable[[], object]]:
 
 
 class EncoderInTurns:
-    """The text encoder as a caller sees it: the engine's thread answers, between two steps."""
+    """The text encoder as a long prompt sees it: each piece takes a turn, with the job's LoRA."""
 
-    def __init__(self, loop: Loop, adapter: Adapter | None, check: Callable[[], object]) -> None:
-        text, self._loop, self._check = loop.encode_decode.text, loop, check
+    def __init__(
+        self, text: TextEncoder, adapter: Adapter | None, check: Callable[[], object]
+    ) -> None:
         self._encode, self.dtype = partial(text.encode_piece, adapter), text.dtype
+        self._check = check
 
     def __call__(self, *tokens: Any, **options: Any) -> Any:
         """The model's answer to one piece."""
         self._check()
-        return self._loop.call(partial(self._encode, *tokens, **options))
+        return self._encode(*tokens, **options)
 
 
 # %% ../../nbs/pipeline/18_engine.ipynb #62043d91
@@ -112,7 +124,6 @@ def encode_long_prompt(loop: Loop, task: Task, on_prompt: OnPrompt = unwatched) 
 
     Raises:
         InvalidMessage: It is not in the syntax that the job names.
-        StylegenError: The engine is closed.
     """
     import torch
 
@@ -121,7 +132,7 @@ def encode_long_prompt(loop: Loop, task: Task, on_prompt: OnPrompt = unwatched) 
     if is_one_piece(caller, task.job):
         return
     with on_prompt(task.job) as check, torch.no_grad(), device_errors():
-        caller.text_encoder = EncoderInTurns(loop, task.adapter, check)
+        caller.text_encoder = EncoderInTurns(text, task.adapter, check)
         rest = resting(check, lambda: loop.active.tasks)
         task.prompt_embeds = encode_pieces(caller, task.job, text.device, rest)
 
@@ -211,7 +222,7 @@ class Engine:
         self.adapters = AdapterCache(partial(read_adapter, pipeline=pipeline), cache_bytes)
         own = Batch(pipeline, batch, compile_backend, merge_loras)
         self.pipeline, self.on_prompt, self.batch = pipeline, on_prompt, own.jobs
-        self.loop = Loop(ActiveBatch(own, own.jobs), EncodeDecode(pipeline))
+        self.loop = make_loop(pipeline, own)
 
     submit, draw = submit_job, waiting(submit_job)
 

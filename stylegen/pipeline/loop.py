@@ -17,6 +17,7 @@ __all__ = [
     "start_once",
     "join_started",
     "give_up",
+    "begin",
     "Loop",
 ]
 
@@ -25,7 +26,7 @@ import atexit
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -164,16 +165,11 @@ class ActiveBatch(Admission):
 
 
 # %% ../../nbs/pipeline/16_loop.ipynb #68868532
-def admit(line: WaitingLine, active: ActiveBatch, encode_decode: EncodeDecode) -> None:
-    """Begin whoever waits, and let those join the batch who are to be drawn now."""
+def admit(line: WaitingLine, active: ActiveBatch) -> None:
+    """Let those who wait join the batch who are to be drawn now."""
     with line.changed:
         active.begun += line.tasks
         line.tasks = []
-    for task in unsettled(active.begun):
-        if task.latents is None:
-            begin = partial(encode_decode.begin, task)
-            with fails_alone(task):
-                first_that_fits(begin, begin)
     while chosen := active.next():
         with fails_alone(chosen):
             if chosen.step == 0:  # else it was set aside
@@ -204,7 +200,7 @@ def take_turn(
 ) -> None:
     """Make the calls, admit, take steps until somebody comes or goes, deliver."""
     calls.run()
-    admit(line, active, encode_decode)
+    admit(line, active)
     if active.tasks:
         active.advance(lambda: bool(line.tasks or calls))
         deliver(active, encode_decode)
@@ -266,6 +262,22 @@ def give_up(line: WaitingLine, active: ActiveBatch, thread: threading.Thread) ->
     thread.join(GIVE_UP_SECONDS)
 
 
+# %% ../../nbs/pipeline/16_loop.ipynb #fbff5de2
+def begin(tasks: Sequence[Task], encode_decode: EncodeDecode) -> list[Task]:
+    """Begin tasks; one that fails takes no other with it.
+
+    Returns:
+        Who may line up.
+    """
+    import torch
+
+    for task in tasks:
+        call = partial(encode_decode.begin, task)
+        with fails_alone(task), torch.no_grad():
+            first_that_fits(call, call)
+    return unsettled(tasks)
+
+
 # %% ../../nbs/pipeline/16_loop.ipynb #ad728c5d
 class Loop:
     """The engine's thread, which starts with the first task.
@@ -282,9 +294,11 @@ class Loop:
         self._thread = threading.Thread(target=run, name="engine", daemon=True)
 
     def add(self, *tasks: Task) -> None:
-        """Line tasks up at once; raises as `WaitingLine.add`."""
+        """Begin tasks on this thread, then line them up at once; raises as `WaitingLine.add`."""
+        self.line.add()  # a closed engine begins nothing
+        begun = begin(tasks, self.encode_decode)
         with self.line.changed:
-            self.line.add(*tasks)
+            self.line.add(*begun)
             start_once(self._thread, self.give_up)
 
     def call(self, function: Callable[[], Any]) -> Any:

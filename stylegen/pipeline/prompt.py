@@ -12,6 +12,7 @@ __all__ = [
     "parse_weighted",
     "resting",
     "encode_pieces",
+    "encode_text",
     "encode_prompt",
 ]
 
@@ -191,6 +192,13 @@ def encode_pieces(
 
 
 # %% ../../nbs/pipeline/05_prompt.ipynb #8c57835c
+def encode_text(pipeline: Any, text: str, device: Any) -> "torch.Tensor":
+    """Encode a literal text that fits: ``[1, 77, channels]``."""
+    encoded: torch.Tensor
+    encoded, _ = pipeline.encode_prompt(text, device, 1, False)
+    return encoded
+
+
 def encode_prompt(pipeline: Any, job: GenerationJob, device: Any = None) -> "torch.Tensor":
     """Encode a job's negative prompt and prompt.
 
@@ -206,6 +214,6 @@ def encode_prompt(pipeline: Any, job: GenerationJob, device: Any = None) -> "tor
 
     device = device or execution_device(pipeline)
     if is_one_piece(pipeline, job):
-        prompt, negative = pipeline.encode_prompt(job.prompt, device, 1, True, job.negative_prompt)
-        return torch.cat([negative, prompt])
+        texts = job.negative_prompt, job.prompt
+        return torch.cat([encode_text(pipeline, text, device) for text in texts])
     return encode_pieces(pipeline, job, device)
