@@ -3579,6 +3579,10 @@ d = {
                 "signature/c2pa.html#c2pa_manifest",
                 "stylegen/signature/c2pa.py",
             ),
+            "stylegen.signature.c2pa.read_chain": (
+                "signature/c2pa.html#read_chain",
+                "stylegen/signature/c2pa.py",
+            ),
         },
         "stylegen.signature.fonts": {
             "stylegen.signature.fonts._candidates": (
@@ -4221,6 +4225,10 @@ d = {
             ),
         },
         "stylegen.storage.rights": {
+            "stylegen.storage.rights.BucketHead": (
+                "storage/rights.html#buckethead",
+                "stylegen/storage/rights.py",
+            ),
             "stylegen.storage.rights.BucketRights": (
                 "storage/rights.html#bucketrights",
                 "stylegen/storage/rights.py",
@@ -4241,6 +4249,10 @@ d = {
                 "storage/rights.html#_probe",
                 "stylegen/storage/rights.py",
             ),
+            "stylegen.storage.rights.ask_head": (
+                "storage/rights.html#ask_head",
+                "stylegen/storage/rights.py",
+            ),
             "stylegen.storage.rights.ask_lora": (
                 "storage/rights.html#ask_lora",
                 "stylegen/storage/rights.py",
@@ -4251,10 +4263,6 @@ d = {
             ),
             "stylegen.storage.rights.bucket_errors": (
                 "storage/rights.html#bucket_errors",
-                "stylegen/storage/rights.py",
-            ),
-            "stylegen.storage.rights.clock_skew": (
-                "storage/rights.html#clock_skew",
                 "stylegen/storage/rights.py",
             ),
             "stylegen.storage.rights.quick_config": (
@@ -5172,6 +5180,10 @@ d = {
                 "worker/metrics.html#metrics.stage",
                 "stylegen/worker/metrics.py",
             ),
+            "stylegen.worker.metrics._certificate_expiry": (
+                "worker/metrics.html#_certificate_expiry",
+                "stylegen/worker/metrics.py",
+            ),
             "stylegen.worker.metrics._counter": (
                 "worker/metrics.html#_counter",
                 "stylegen/worker/metrics.py",
@@ -5182,6 +5194,10 @@ d = {
             ),
             "stylegen.worker.metrics._device_memory_bytes": (
                 "worker/metrics.html#_device_memory_bytes",
+                "stylegen/worker/metrics.py",
+            ),
+            "stylegen.worker.metrics._lora_lookups": (
+                "worker/metrics.html#_lora_lookups",
                 "stylegen/worker/metrics.py",
             ),
             "stylegen.worker.metrics._queue_wait_seconds": (
@@ -5477,6 +5493,10 @@ d = {
         "stylegen.worker.wiring": {
             "stylegen.worker.wiring._revealed": (
                 "worker/wiring.html#_revealed",
+                "stylegen/worker/wiring.py",
+            ),
+            "stylegen.worker.wiring.make_credentials": (
+                "worker/wiring.html#make_credentials",
                 "stylegen/worker/wiring.py",
             ),
             "stylegen.worker.wiring.make_engine": (

@@ -253,10 +253,15 @@ def test_a_changed_picture_is_found_out(signer: tuple[Path, Path]) -> None:
     assert read_c2pa(bytes(signed))[0] == "Invalid"
 
 
-def test_wrong_certificates_are_refused(signer: tuple[Path, Path]) -> None:
-    """A key in place of the chain: refused when the worker starts, not at the first job."""
-    with pytest.raises(ValueError, match="C2PA"):
+def test_wrong_certificates_are_refused(signer: tuple[Path, Path], tmp_path: Path) -> None:
+    """A key in place of the chain, another's, or an end: when the worker starts, not at a job."""
+    with pytest.raises(ValueError, match="no PEM chain"):
         ContentCredentials(signer[1], signer[0])
+    ended = write_chain(tmp_path, days=0.5)
+    with pytest.raises(ValueError, match="not the certificate's"):
+        ContentCredentials(signer[0], ended[1])
+    with pytest.raises(ValueError, match="has ended"):
+        ContentCredentials(*ended)
 
 
 def test_a_job_is_labelled_by_setting(
