@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -251,6 +252,12 @@ def test_a_changed_picture_is_found_out(signer: tuple[Path, Path]) -> None:
     signed = bytearray(ContentCredentials(*signer).sign(encode_labelled(PICTURE, label), label))
     signed[-40] ^= 1
     assert read_c2pa(bytes(signed))[0] == "Invalid"
+
+
+def test_a_chain_ends_with_its_first_certificate(tmp_path: Path) -> None:
+    """Here the root's, of thirty days; the leaf has sixty."""
+    end = ContentCredentials(*write_chain(tmp_path, days=60)).end
+    assert end < datetime.now(timezone.utc) + timedelta(days=30)
 
 
 def test_wrong_certificates_are_refused(signer: tuple[Path, Path], tmp_path: Path) -> None:
