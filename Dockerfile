@@ -17,10 +17,13 @@ RUN apt-get update \
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /src
 # Requirements first: a change of our own code does not fetch torch again.
-COPY settings.ini constraints.txt ./
-RUN sed -n -E 's/^(c2pa_)?requirements = //p' settings.ini | tr ' ' '\n' >requirements.txt \
+# With `make hashes`' requirements.txt beside them, no other file than those is installed.
+COPY settings.ini constraints.txt requirements.tx[t] ./
+RUN set -- --require-hashes --no-deps \
+    && if [ ! -e requirements.txt ]; then set -- -c constraints.txt \
+        && sed -n -E 's/^(c2pa_)?requirements = //p' settings.ini | tr ' ' '\n' >requirements.txt; fi \
     && pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} \
-        -c constraints.txt -r requirements.txt
+        "$@" -r requirements.txt
 COPY setup.py pyproject.toml MANIFEST.in README.md LICENSE NOTICE.md ./
 COPY stylegen stylegen
 RUN pip install --no-cache-dir --no-deps .

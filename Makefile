@@ -15,7 +15,7 @@ DRY_RUN := tests/test_gpu_dry_run.py
 # Debian 13, made by `make rabbitmq4`.
 RABBITMQ4 := $(CURDIR)/out/rabbitmq4
 
-.PHONY: help install demo test check notebooks unit coverage prep outputs pocket pocket-report bench gpu gpu-pack faults rabbitmq4 fuzz mutants scale notices sbom lab clean
+.PHONY: help install demo test check notebooks unit coverage prep outputs pocket pocket-report bench gpu gpu-pack faults rabbitmq4 fuzz mutants scale notices hashes sbom lab clean
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -120,9 +120,12 @@ scale: install programs  ## throughput and loss with 1, 2, 4 and 8 workers (half
 notices: install  ## write NOTICE.md: the licences of what a worker is made of
 	$(BIN)/python tools/notices.py
 
+hashes: install  ## write requirements.txt: the digest of each file that a worker is installed from here
+	$(BIN)/python tools/hashes.py
+
 sbom: install  ## bill of materials of .venv as CycloneDX, into out/sbom.json
-	$(PYTHON) -m venv out/cyclonedx
-	out/cyclonedx/bin/pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0
+	$(BIN)/python -m venv --without-pip out/cyclonedx
+	$(BIN)/pip --python out/cyclonedx/bin/python install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0
 	out/cyclonedx/bin/cyclonedx-py environment --output-reproducible --output-file out/sbom.json $(BIN)/python
 
 lab: install  ## JupyterLab on the playground

@@ -3619,6 +3619,10 @@ d = {
                 "signature/c2pa.html#c2pa_manifest",
                 "stylegen/signature/c2pa.py",
             ),
+            "stylegen.signature.c2pa.read_chain": (
+                "signature/c2pa.html#read_chain",
+                "stylegen/signature/c2pa.py",
+            ),
         },
         "stylegen.signature.fonts": {
             "stylegen.signature.fonts._candidates": (
@@ -4261,6 +4265,10 @@ d = {
             ),
         },
         "stylegen.storage.rights": {
+            "stylegen.storage.rights.BucketHead": (
+                "storage/rights.html#buckethead",
+                "stylegen/storage/rights.py",
+            ),
             "stylegen.storage.rights.BucketRights": (
                 "storage/rights.html#bucketrights",
                 "stylegen/storage/rights.py",
@@ -4281,6 +4289,10 @@ d = {
                 "storage/rights.html#_probe",
                 "stylegen/storage/rights.py",
             ),
+            "stylegen.storage.rights.ask_head": (
+                "storage/rights.html#ask_head",
+                "stylegen/storage/rights.py",
+            ),
             "stylegen.storage.rights.ask_lora": (
                 "storage/rights.html#ask_lora",
                 "stylegen/storage/rights.py",
@@ -4291,10 +4303,6 @@ d = {
             ),
             "stylegen.storage.rights.bucket_errors": (
                 "storage/rights.html#bucket_errors",
-                "stylegen/storage/rights.py",
-            ),
-            "stylegen.storage.rights.clock_skew": (
-                "storage/rights.html#clock_skew",
                 "stylegen/storage/rights.py",
             ),
             "stylegen.storage.rights.quick_config": (
@@ -5212,6 +5220,10 @@ d = {
                 "worker/metrics.html#metrics.stage",
                 "stylegen/worker/metrics.py",
             ),
+            "stylegen.worker.metrics._certificate_expiry": (
+                "worker/metrics.html#_certificate_expiry",
+                "stylegen/worker/metrics.py",
+            ),
             "stylegen.worker.metrics._counter": (
                 "worker/metrics.html#_counter",
                 "stylegen/worker/metrics.py",
@@ -5222,6 +5234,10 @@ d = {
             ),
             "stylegen.worker.metrics._device_memory_bytes": (
                 "worker/metrics.html#_device_memory_bytes",
+                "stylegen/worker/metrics.py",
+            ),
+            "stylegen.worker.metrics._lora_lookups": (
+                "worker/metrics.html#_lora_lookups",
                 "stylegen/worker/metrics.py",
             ),
             "stylegen.worker.metrics._queue_wait_seconds": (
@@ -5517,6 +5533,10 @@ d = {
         "stylegen.worker.wiring": {
             "stylegen.worker.wiring._revealed": (
                 "worker/wiring.html#_revealed",
+                "stylegen/worker/wiring.py",
+            ),
+            "stylegen.worker.wiring.make_credentials": (
+                "worker/wiring.html#make_credentials",
                 "stylegen/worker/wiring.py",
             ),
             "stylegen.worker.wiring.make_engine": (

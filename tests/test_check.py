@@ -56,7 +56,7 @@ def test_each_no_names_a_variable(
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("s3cr3t")
 
-    for name in ("choose_font", "covered_scripts", "make_store", "make_labelling", "connect"):
+    for name in ("choose_font", "covered_scripts", "make_store", "make_credentials", "connect"):
         monkeypatch.setattr(f"stylegen.worker.check.{name}", fail)
     monkeypatch.setattr("diffusers.StableDiffusionPipeline.load_config", fail)
     answers = ask(stylegen_cache_folder="/dev/null/x")
@@ -133,6 +133,30 @@ def only(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     """Ask only these questions: the others take their time."""
     chosen = {name: _QUESTIONS[name] for name in names}
     monkeypatch.setattr("stylegen.worker.check._QUESTIONS", chosen)
+
+
+@pytest.mark.parametrize(
+    ("days", "said"),
+    [
+        (62.0, "label, signed; the certificate ends on 2[0-9-]+, in 60 days$"),
+        (31.5, "label, signed; .*, in 30 days$"),
+        (30.5, "label, signed; .*, in 29 days: renew the certificate$"),
+        (0.5, "no: the C2PA certificate has ended, on .*; see STYLEGEN_C2PA_CERTIFICATE"),
+    ],
+)
+def test_the_certificate_of_pictures(
+    ask: Callable[..., dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    days: float,
+    said: str,
+) -> None:
+    """Its last month is said, its end is a no."""
+    only(monkeypatch, "labels")
+    chain, key = write_chain(tmp_path, days=days)
+    chain.write_bytes(chain.read_bytes().partition(b"\n-----BEGIN")[0])  # the root has thirty
+    answer = ask(stylegen_c2pa_certificate=chain, stylegen_c2pa_key=key)["labels"]
+    assert re.match(said, answer), answer
 
 
 # Receivers
@@ -357,6 +381,7 @@ def test_the_clock(
     """A little is said, so much that S3 will refuse is a no."""
     gate.clock_offset, gate.says_time = seconds or 0.0, seconds is not None
     assert ask_bucket()["clock"].startswith(said)
+    assert [method for method, _ in gate.seen].count("HEAD") == 1, "one for two questions"
 
 
 def test_an_artists_file(ask_bucket: AskBucket, ask: AskBucket, gate: OwnerEnforcedGate) -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -253,10 +254,21 @@ def test_a_changed_picture_is_found_out(signer: tuple[Path, Path]) -> None:
     assert read_c2pa(bytes(signed))[0] == "Invalid"
 
 
-def test_wrong_certificates_are_refused(signer: tuple[Path, Path]) -> None:
-    """A key in place of the chain: refused when the worker starts, not at the first job."""
-    with pytest.raises(ValueError, match="C2PA"):
+def test_a_chain_ends_with_its_first_certificate(tmp_path: Path) -> None:
+    """Here the root's, of thirty days; the leaf has sixty."""
+    end = ContentCredentials(*write_chain(tmp_path, days=60)).end
+    assert end < datetime.now(timezone.utc) + timedelta(days=30)
+
+
+def test_wrong_certificates_are_refused(signer: tuple[Path, Path], tmp_path: Path) -> None:
+    """A key in place of the chain, another's, or an end: when the worker starts, not at a job."""
+    with pytest.raises(ValueError, match="no PEM chain"):
         ContentCredentials(signer[1], signer[0])
+    ended = write_chain(tmp_path, days=0.5)
+    with pytest.raises(ValueError, match="not the certificate's"):
+        ContentCredentials(signer[0], ended[1])
+    with pytest.raises(ValueError, match="has ended"):
+        ContentCredentials(*ended)
 
 
 def test_a_job_is_labelled_by_setting(

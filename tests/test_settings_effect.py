@@ -37,6 +37,7 @@ from s3_server import S3Server
 from standardwebhooks import Webhook
 from waiting import wait_until
 
+from stylegen.errors import Unfit
 from stylegen.job import InvalidMessage, WebhookUnanswered
 from stylegen.pipeline import load_pipeline
 from stylegen.pipeline.batched_lora import MergedLora
@@ -53,8 +54,8 @@ from stylegen.settings import (
 from stylegen.signature.provenance import read_job, read_provenance
 from stylegen.storage import FolderStore
 from stylegen.webhook import WebhookReceiver
-from stylegen.worker import Outcome, check_machine, handle_generation_task, main, make_parts
-from stylegen.worker import make_store
+from stylegen.worker import Metrics, Outcome, check_machine, handle_generation_task, main
+from stylegen.worker import make_parts, make_store
 
 DEJAVU = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
 LORA = b"tensors of an artist"
@@ -691,19 +692,23 @@ def _chain(folder: Path) -> dict[str, Path]:
 def _stylegen_c2pa_certificate(world: World) -> None:
     own = _chain(world.folder / "chain")
     data = world.picture(world.settings(**own))
-    serial = x509.load_pem_x509_certificate(own["stylegen_c2pa_certificate"].read_bytes())
+    leaf = x509.load_pem_x509_certificate(own["stylegen_c2pa_certificate"].read_bytes())
     with c2pa.Reader("image/jpeg", io.BytesIO(data)) as reader:
         report, state = json.loads(reader.json()), reader.get_validation_state()
     info = report["manifests"][report["active_manifest"]]["signature_info"]
-    assert (state, int(info["cert_serial_number"])) == ("Valid", serial.serial_number)
-    assert check_machine(world.settings(**own))["labels"] == "label, signed"
+    assert (state, int(info["cert_serial_number"])) == ("Valid", leaf.serial_number)
+    assert check_machine(world.settings(**own))["labels"].startswith("label, signed; ")
+    metrics = Metrics()
+    make_parts(world.settings(**own), metrics)
+    shown = metrics.registry.get_sample_value("stylegen_c2pa_certificate_expiry_timestamp_seconds")
+    assert shown == leaf.not_valid_after_utc.timestamp()
 
 
 def _stylegen_c2pa_key(world: World) -> None:
     own, other = _chain(world.folder / "own"), _chain(world.folder / "other")
     mixed = own | {"stylegen_c2pa_key": other["stylegen_c2pa_key"]}
-    assert world.do(world.settings(**mixed)).error_code == "GENERATION_FAILED"
-    assert not (world.bucket / "generations").exists()  # nothing unsigned is delivered
+    with pytest.raises(Unfit, match="not the certificate's"):  # nothing unsigned is delivered
+        make_parts(world.settings(**mixed))
     world.picture(world.settings(**own))
 
 

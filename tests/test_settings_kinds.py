@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from certificates import write_chain
 from rabbit import Broker
 
 from stylegen.queue import broker_url
@@ -314,6 +315,21 @@ def test_a_name_that_nobody_knows(
 
 
 # Exit codes
+
+
+def test_a_certificate_that_has_ended(
+    logged: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capfd: Any, tmp_path: Path
+) -> None:
+    """It can't sign: a wrong setting, found out before a model is loaded for minutes."""
+    chain, key = write_chain(tmp_path, days=0.5)
+    logged(STYLEGEN_C2PA_CERTIFICATE=str(chain), STYLEGEN_C2PA_KEY=str(key))
+    monkeypatch.setattr("stylegen.pipeline.resident.load_pipeline", None)
+    (tmp_path / "job.json").write_text("{}", "ascii")
+    assert main(["--job", str(tmp_path / "job.json")]) == ExitCode.WRONG_SETTINGS
+    shown = json.loads(capfd.readouterr().err)
+    assert shown["levelname"] == "CRITICAL"
+    said = "STYLEGEN_C2PA_CERTIFICATE, STYLEGEN_C2PA_KEY: the C2PA certificate has ended, on 2"
+    assert shown["message"].startswith(said)
 
 
 def interrupt(*_: Any, **__: Any) -> None:

@@ -1,11 +1,17 @@
 """What the project is made of is known: versions, licences, the build, the font."""
 
 import hashlib
+import json
+import os
+import subprocess
 import sys
 import tomllib
+import zipfile
 from configparser import ConfigParser
+from importlib.metadata import distributions
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -15,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 NOTO_SANS_KR = "69975a0ac8472717870aefeab0a4d52739308d90856b9955313b2ad5e0148d68"
 """SHA-256 of the font that comes with `pylopdf-fonts-ko` 0.1.1."""
 sys.path.insert(0, str(ROOT / "tools"))
+import hashes  # noqa: E402  pylint: disable=wrong-import-position
 import notices  # noqa: E402  pylint: disable=wrong-import-position
 
 
@@ -61,3 +68,65 @@ def test_the_notices_know_each_package_that_a_requirement_leads_to(tmp_path: Pat
     finally:
         sys.path.remove(str(tmp_path))
     assert found == {"outer", "inner-part", "extra-part"}
+
+
+def sbom_commands() -> list[str]:
+    """What `make sbom` would run, with this environment for its own."""
+    own = f"BIN={Path(sys.executable).parent}"
+    command = ["make", "--no-print-directory", "-n", "-o", "install", "sbom", own]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+def test_the_bill_of_materials(tmp_path: Path) -> None:
+    """Each installed package with its version, no other, and no time; offline there is no tool."""
+    *preparing, making = sbom_commands()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    for line in (*preparing, f"{making} --no-validate"):  # its schema takes half a minute
+        done = subprocess.run(
+            line, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        if done.returncode and line in preparing:
+            pytest.skip(f"no registry: {done.stderr[-200:]}")
+        assert done.returncode == 0, done.stderr
+    text = (tmp_path / "out/sbom.json").read_text(encoding="utf-8")
+    bill = json.loads(text)
+    listed = {canonicalize_name(each["name"]): each["version"] for each in bill["components"]}
+    assert listed == {canonicalize_name(each.name): each.version for each in distributions()}
+    assert all(each.get("purl") for each in bill["components"] if each["name"] != "stylegen")
+    assert "timestamp" not in text and "serialNumber" not in bill
+    needs = {each["ref"]: each.get("dependsOn", []) for each in bill["dependencies"]}
+    (ours,) = [needs[ref] for ref in needs if ref.startswith("stylegen==")]
+    assert {ref.partition("==")[0] for ref in ours} >= {"torch", "diffusers", "pika"}
+
+
+def write_wheel(folder: Path, name: str, needs: str = "") -> Path:
+    """A wheel with no module in it."""
+    path, info = folder / f"{name}-1-py3-none-any.whl", f"{name}-1.dist-info"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr(
+            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n{needs}"
+        )
+        wheel.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr(f"{info}/RECORD", "")
+    return path
+
+
+def test_no_other_file_is_installed(tmp_path: Path) -> None:
+    """By the digests that `make hashes` writes, also of what a requirement leads to."""
+    write_wheel(tmp_path, "outer", "Requires-Dist: inner\n")
+    inner = write_wheel(tmp_path, "inner")
+    index = ("--no-index", "--find-links", str(tmp_path))
+    written = hashes.hashed(hashes.resolve(["outer"], *index))
+    digest = hashlib.sha256(inner.read_bytes()).hexdigest()
+    assert f"inner==1 --hash=sha256:{digest}" in written.splitlines()
+    (tmp_path / "requirements.txt").write_text(written, "ascii")
+    pip = [sys.executable, "-m", "pip", "install", "--require-hashes", "--no-deps", *index]
+    pip += ["--target", str(tmp_path / "to"), "-r", str(tmp_path / "requirements.txt")]
+    assert subprocess.run(pip, capture_output=True, check=False).returncode == 0
+    with zipfile.ZipFile(inner, "a") as wheel:
+        wheel.writestr("inner.py", "")
+    done = subprocess.run(pip, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "DO NOT MATCH THE HASHES" in done.stderr

@@ -44,7 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except (OSError, ValueError) as error:
-        print(f"failed: {' '.join(str(error).split())}", file=sys.stderr)
+        cause = error.__cause__ or error  # diffusers says to look for it in a stack trace
+        print(f"failed: {' '.join(str(cause).split())}", file=sys.stderr)
         return ExitCode.FAILED
     return ExitCode.DONE
 

@@ -23,6 +23,7 @@ __all__ = [
     "exit_now",
     "handle_generation_task",
     "main",
+    "make_credentials",
     "make_engine",
     "make_labelling",
     "make_parts",
@@ -51,7 +52,13 @@ from .picture import MAX_SIGNATURE_BYTES, make_picture, make_signer
 from .probes import Health, HealthServer
 from .running import RunningJob, RunningJobs
 from .watchdog import start_watchdog
-from .wiring import make_engine, make_labelling, make_parts, make_store
+from stylegen.worker.wiring import (
+    make_credentials,
+    make_engine,
+    make_labelling,
+    make_parts,
+    make_store,
+)
 
 # %% ../../nbs/worker/index.ipynb #415790c9
 _all_ = [
@@ -74,6 +81,7 @@ _all_ = [
     "exit_now",
     "handle_generation_task",
     "main",
+    "make_credentials",
     "make_engine",
     "make_labelling",
     "make_parts",

@@ -12,6 +12,7 @@ import ssl
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timezone
 from functools import partial
 from typing import NamedTuple
 
@@ -30,7 +31,7 @@ from ..settings import Settings
 from ..signature import choose_font, covered_scripts
 from ..storage import picture_key
 from ..storage.folder import make_private
-from ..storage.rights import ask_lora, ask_rights, clock_skew, quick_config
+from ..storage.rights import ask_head, ask_lora, ask_rights, quick_config
 from ..webhook.reach import ask_receiver
 from stylegen.worker.machine import (
     Machine,
@@ -41,7 +42,7 @@ from stylegen.worker.machine import (
     check_safety,
     read_once,
 )
-from .wiring import make_labelling, make_store
+from .wiring import make_credentials, make_store
 
 
 # %% ../../nbs/worker/16_check.ipynb #c7a0d48e
@@ -74,7 +75,7 @@ def _check_storage(machine: Machine) -> str:
     if bucket is None:
         machine.store().check()
         return "writable"
-    rights = ask_rights(bucket, machine.settings.s3_acl)
+    rights = ask_rights(bucket, machine.head(bucket), machine.settings.s3_acl)
     lacking, spared = [], []
     for right, code in rights.refused.items():
         if said := _NOT_NEEDED.get(right.split()[0]):
@@ -102,9 +103,9 @@ def _check_clock(machine: Machine) -> str:
     if bucket is None:
         return "not asked: there is no bucket"
     try:
-        skew = clock_skew(bucket)
-    except Unfit:  # which is said of the storage
-        return "not known: the bucket does not answer"
+        skew = machine.head(bucket).clock_skew
+    except Unfit:
+        return "not known: see storage"
     if skew is None:
         return "not known: the bucket does not say its time"
     if abs(skew) <= _SKEW_SAID:
@@ -180,9 +181,18 @@ def _check_scripts(machine: Machine) -> str:
     return f"{drawn}; refused: {refused}" if refused else drawn
 
 
+# %% ../../nbs/worker/16_check.ipynb #a15ccef7
+_RENEW_DAYS = 30
+
+
 def _check_labels(machine: Machine) -> str:
-    credentials = make_labelling(machine.settings).credentials
-    return f"{machine.settings.stylegen_label}, {'signed' if credentials else 'not signed'}"
+    level, credentials = machine.settings.stylegen_label, make_credentials(machine.settings)
+    if credentials is None:
+        return f"{level}, not signed"
+    days = (credentials.end - datetime.now(timezone.utc)).days
+    renew = ": renew the certificate" if days < _RENEW_DAYS else ""
+    ends = f"the certificate ends on {credentials.end:%Y-%m-%d}, in {days} days{renew}"
+    return f"{level}, signed; {ends}"
 
 
 # %% ../../nbs/worker/16_check.ipynb #40d06ebf
@@ -220,9 +230,8 @@ def _describe(settings: Settings, lora_url: str | None) -> Machine:
     token = settings.hf_token.get_secret_value() if settings.hf_token else None
     model, revision = settings.stylegen_model, settings.stylegen_model_revision
     index = read_once(partial(read_model_index, model, revision, token))
-    return Machine(
-        settings, lora_url, index, read_once(partial(make_store, settings, quick_config()))
-    )
+    store = read_once(partial(make_store, settings, quick_config()))
+    return Machine(settings, lora_url, index, store, read_once(ask_head))
 
 
 def check_machine(settings: Settings, lora_url: str | None = None) -> dict[str, str]:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from pika.exceptions import AMQPError
 
+from ..errors import Unfit
 from ..job import DeviceLost, InvalidMessage, StylegenError, check_job, read_message
 from ..logs import set_up_logging, threads_logged
 from ..queue import broker_url, publish_control, redrive
@@ -218,6 +219,9 @@ def _in_one_line(command: Callable[[], int]) -> int:
         return command()
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
+    except Unfit as error:
+        _log.critical("%s: %s", error.variables, error)
+        return ExitCode.WRONG_SETTINGS
     except Exception as error:  # pylint: disable=broad-exception-caught
         text = " ".join(str(error).split())
         _log.critical("the process ends: %s: %s", type(error).__name__, text)

@@ -15,11 +15,12 @@ __all__ = [
 ]
 
 # %% ../../nbs/worker/15_machine.ipynb #9ab97b4f
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 from ..errors import Unfit
@@ -35,27 +36,35 @@ from stylegen.pipeline.model_parts import (
 )
 from ..settings import Settings
 from ..storage import S3Store, Store
+from ..storage.rights import BucketHead, ask_head
 from ..storage.s3_client import Bucket
 
 Result = TypeVar("Result")
 
 
 # %% ../../nbs/worker/15_machine.ipynb #ebf2d0bf
-def read_once(read: Callable[[], Result]) -> Callable[[], Result]:
-    """A function that reads at its first call, and gives or raises the same each time."""
+def read_once(read: Callable[..., Result]) -> Callable[..., Result]:
+    """A function that reads once for the same arguments, and gives or raises the same each time."""
+    lock = Lock()
 
     @cache
-    def outcome() -> Future[Result]:
+    def outcome(*args: Hashable) -> Future[Result]:
         future = Future[Result]()
         try:
-            future.set_result(read())
+            future.set_result(read(*args))
         except Exception as error:  # pylint: disable=broad-exception-caught
             future.set_exception(error)
         return future
 
-    return lambda: outcome().result()
+    def first(*args: Hashable) -> Result:
+        with lock:
+            future = outcome(*args)
+        return future.result()
+
+    return first
 
 
+# %% ../../nbs/worker/15_machine.ipynb #ebf2d0c1
 @dataclass(frozen=True)
 class Machine:
     """What is asked about.
@@ -65,12 +74,14 @@ class Machine:
         lora_url: An artist's file that it should be able to fetch.
         index: What the base model says of itself.
         store: Where results go.
+        head: What their bucket says of itself.
     """
 
     settings: Settings
     lora_url: str | None
     index: Callable[[], dict[str, Any]]
     store: Callable[[], Store]
+    head: Callable[[Bucket], BucketHead] = ask_head
 
     @property
     def on_cuda(self) -> bool:

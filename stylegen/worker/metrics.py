@@ -62,6 +62,15 @@ def _device_memory_bytes(registry: CollectorRegistry) -> Gauge:
     return gauge
 
 
+# %% ../../nbs/worker/00_metrics.ipynb #034cd7a1
+def _certificate_expiry(registry: CollectorRegistry) -> Gauge:
+    return Gauge(
+        "stylegen_c2pa_certificate_expiry_timestamp_seconds",
+        "When the certificate of Content Credentials ends; 0 without one",
+        registry=registry,
+    )
+
+
 # %% ../../nbs/worker/00_metrics.ipynb #5a11d007
 OUTCOMES = ("complete", "retried", "redelivered", *sorted(error_codes()))
 """What can become of a delivery."""
@@ -88,6 +97,11 @@ def _webhook_deliveries(registry: CollectorRegistry) -> Counter:
     )
 
 
+def _lora_lookups(registry: CollectorRegistry) -> Counter:
+    results = ("hit", "miss")
+    return _counter(registry, "stylegen_lora_cache", "Look-ups of LoRAs", result=results)
+
+
 # %% ../../nbs/worker/00_metrics.ipynb #50458f88
 class Metrics:
     """A worker's metrics, in a `registry` of their own."""
@@ -98,12 +112,11 @@ class Metrics:
         self.in_progress = Gauge("stylegen_jobs_in_progress", "Jobs in flight", registry=registry)
         self.stages = _stage_seconds(registry)
         self.queue_wait = _queue_wait_seconds(registry)
-        self.lora_cache = _counter(
-            registry, "stylegen_lora_cache", "Look-ups of LoRAs", result=("hit", "miss")
-        )
+        self.lora_cache = _lora_lookups(registry)
         self.webhooks = _webhook_deliveries(registry)
         self.breaker_trips = _counter(registry, "stylegen_breaker_trips", "Breakers that opened")
         self.device_memory = _device_memory_bytes(registry)
+        self.certificate_expiry = _certificate_expiry(registry)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
