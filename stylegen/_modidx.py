@@ -695,6 +695,10 @@ d = {
                 "pipeline/batched_lora.html#held_jobs",
                 "stylegen/pipeline/batched_lora.py",
             ),
+            "stylegen.pipeline.batched_lora.own_pixels": (
+                "pipeline/batched_lora.html#own_pixels",
+                "stylegen/pipeline/batched_lora.py",
+            ),
             "stylegen.pipeline.batched_lora.own_weights": (
                 "pipeline/batched_lora.html#own_weights",
                 "stylegen/pipeline/batched_lora.py",

@@ -16,8 +16,9 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
-from itertools import chain, repeat
+from itertools import chain, cycle, repeat
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +35,7 @@ from safetensors.torch import load_file, save_file
 from torch._subclasses.fake_tensor import FakeTensor
 from waiting import wait_until
 
+from stylegen.fields import SCHEDULERS
 from stylegen.job import DeviceLost, GenerationJob, LoraInvalid, OutOfMemory, check_job
 from stylegen.pipeline import load_pipeline, loop, trajectory
 from stylegen.pipeline.adapter import Adapter, mix_adapters, on_device, read_adapter
@@ -164,11 +166,16 @@ def stock(
     ids=["plain", "merged", "compiled"],
 )
 def test_an_engine_leaves_its_pipeline_as_it_was(
-    pocket: Path, jobs: list[GenerationJob], options: dict[str, Any], rounding: float
+    pocket: Path,
+    jobs: list[GenerationJob],
+    tmp_path: Path,
+    options: dict[str, Any],
+    rounding: float,
 ) -> None:
     """One at a time; closed, it is stock diffusers again, bit for bit, and may have another.
 
     But for the order of a compiled UNet's numbers in memory, which stays, and another rounding.
+    A small model is compiled, since that takes a minute otherwise.
     """
 
     def stock_pictures(pipeline: Any) -> np.ndarray:
@@ -180,9 +187,12 @@ def test_an_engine_leaves_its_pipeline_as_it_was(
         )
         return np.asarray(drawn.images)
 
-    pipeline = load_pipeline(str(pocket / "pocket"), device="cpu")
+    if "compile_backend" in options:
+        pipeline = make_pipeline(TINY, "cpu", torch.float32)
+    else:
+        pipeline = load_pipeline(str(pocket / "pocket"), device="cpu")
     before, scheduler = stock_pictures(pipeline), pipeline.scheduler
-    lora = packaged() / "pocket-loras/neon.safetensors"  # with layers of the text encoder
+    lora = write_diffusers(tmp_path / "lora.safetensors", pipeline, 4, seed=1, text=True)
     first = Engine(pipeline, **options)
     with pytest.raises(ValueError, match="has an engine already"):
         Engine(pipeline)
@@ -831,7 +841,7 @@ def test_the_warm_up_says_what_it_does(caplog: pytest.LogCaptureFixture) -> None
 
 
 def test_another_lora_is_the_same_graph(jobs: list[GenerationJob], tmp_path: Path) -> None:
-    """Warmed up, no job compiles anything, whatever its LoRA, whoever joins it or leaves.
+    """Warmed up, no job compiles anything, whatever its LoRA or scheduler, whoever joins or leaves.
 
     Pictures are those of an engine without graphs, with LoRAs of the other form.
     """
@@ -841,7 +851,8 @@ def test_another_lora_is_the_same_graph(jobs: list[GenerationJob], tmp_path: Pat
         graphs.append(graph)
         return graph.forward
 
-    pipeline, other = (make_pipeline(TINY, "cpu", torch.float32) for _ in range(2))
+    wide = replace(TINY, words=128, unet=(128,))  # wide enough for rank 128
+    pipeline, other = (make_pipeline(wide, "cpu", torch.float32) for _ in range(2))
     engine = Engine(pipeline, batch=2, compile_backend=backend)  # type: ignore[arg-type]
     plain = Engine(other, batch=2)
     with patch("stylegen.pipeline.warm_up.RESOLUTIONS", {"1:1": (512, 512)}):
@@ -854,11 +865,15 @@ def test_another_lora_is_the_same_graph(jobs: list[GenerationJob], tmp_path: Pat
         write_diffusers(tmp_path / "rank32.safetensors", pipeline, 32, seed=3, size=0.05),
         write_diffusers(tmp_path / "text.safetensors", pipeline, 8, seed=4, text=True),
         write_diffusers(tmp_path / "wide.safetensors", pipeline, 4, seed=6, convolutions=True),
+        write_rslora(tmp_path / "rslora.safetensors", pipeline, 16, seed=7, alpha=4.0),
+        write_diffusers(tmp_path / "rank64.safetensors", pipeline, 64, seed=8, size=0.03),
+        write_diffusers(tmp_path / "rank128.safetensors", pipeline, 128, seed=9, size=0.02),
     ]
     long = {"num_inference_steps": 7, "speed_profile": "guidance_interval"}
     more = [{"guidance_scale": 1.0}, {"prompt_tags": ("red heart",) * 40}, long, {"lora_scale": 0}]
-    mixed = [*jobs, *(job.model_copy(update=own) for job, own in zip(jobs, more, strict=True))]
-    files = [*loras, loras[0], loras[4], loras[2]]
+    more += [{"num_inference_steps": 2, "scheduler": name} for name in SCHEDULERS]
+    mixed = [*jobs, *(job.model_copy(update=own) for job, own in zip(cycle(jobs), more))]
+    files = [lora for lora, _ in zip(cycle(loras), mixed)]
     weights = engine.loop.active.batch.lora.weights.values()  # type: ignore[attr-defined]
     places = [each.data_ptr() for each in weights]
     pictures = [_drawn(each, *_tasks(each, mixed, files)) for each in (engine, plain)]

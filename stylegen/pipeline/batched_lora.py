@@ -6,6 +6,7 @@
 __all__ = [
     "MERGED_SHARE",
     "add_low_rank",
+    "own_pixels",
     "own_weights",
     "adaptable_layers",
     "HookedLayers",
@@ -48,6 +49,16 @@ def add_low_rank(
 
 
 # %% ../../nbs/pipeline/04_batched_lora.ipynb #bb2b63a8
+def own_pixels(module: Any, x: "torch.Tensor", weights: "torch.Tensor") -> "torch.Tensor":
+    """The same as `own_weights` for a convolution of single pixels."""
+    import torch
+
+    factors = weights.flatten(2).repeat_interleave(len(x) // len(weights), 0), x.flatten(2)
+    bias = module.bias
+    seen = torch.bmm(*factors) if bias is None else torch.baddbmm(bias[:, None], *factors)
+    return seen.unflatten(2, x.shape[2:])
+
+
 def own_weights(module: Any, x: "torch.Tensor", weights: "torch.Tensor") -> Any:
     """A layer's output where each job has weights of its own.
 
@@ -64,6 +75,8 @@ def own_weights(module: Any, x: "torch.Tensor", weights: "torch.Tensor") -> Any:
         factors = x.reshape(jobs, -1, x.shape[-1]), weights.mT
         seen = torch.bmm(*factors) if bias is None else torch.baddbmm(bias, *factors)
         return seen.reshape(*x.shape[:-1], -1)
+    if (module.kernel_size, module.stride, module.padding) == ((1, 1), (1, 1), (0, 0)):
+        return own_pixels(module, x, weights)
     grouped = x.unflatten(0, (jobs, -1)).transpose(0, 1).flatten(1, 2)
     each = None if bias is None else bias.repeat(jobs)
     options = module.stride, module.padding, module.dilation, jobs
