@@ -4255,6 +4255,14 @@ d = {
                 "storage/lora.html#download_lora_model",
                 "stylegen/storage/lora.py",
             ),
+            "stylegen.storage.lora.downloaded_lora": (
+                "storage/lora.html#downloaded_lora",
+                "stylegen/storage/lora.py",
+            ),
+            "stylegen.storage.lora.fetch_config": (
+                "storage/lora.html#fetch_config",
+                "stylegen/storage/lora.py",
+            ),
             "stylegen.storage.lora.lora_errors": (
                 "storage/lora.html#lora_errors",
                 "stylegen/storage/lora.py",

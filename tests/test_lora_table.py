@@ -20,9 +20,12 @@ from torch import Tensor
 
 from stylegen.job import LoraInvalid
 from stylegen.pipeline.adapter import read_adapter
+from stylegen.pipeline.adapter_cache import AdapterCache
 from stylegen.pipeline.batched_lora import AddedLora, MergedLora
 from stylegen.pipeline.dialects import spellings
 from stylegen.pipeline.lora_file import check_lora_file
+from stylegen.storage import FolderStore, LoraFiles
+from stylegen.storage.lora import downloaded_lora
 
 DOC = Path(__file__).parent.parent / "docs/lora.md"
 NEAR = 1e-4
@@ -417,6 +420,28 @@ def test_pefts_alpha_is_beside_the_file(tiny: Any, tmp_path: Path, part: str) ->
         path.with_name("adapter_config.json").write_text(text)
         with pytest.raises(LoraInvalid):
             read_adapter(path, tiny)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_jobs_peft_file_finds_its_settings(tiny: Any, tmp_path: Path, cached: bool) -> None:
+    """In a bucket, under the same prefix; mended settings count for the next job."""
+    store, bucket = FolderStore(tmp_path / "store"), tmp_path / "store/models/anna"
+    bucket.mkdir(parents=True)
+    path, changes = write_peft(bucket / "adapter_model.safetensors", tiny, 4, "unet")
+    loras = LoraFiles(store, tmp_path / "cache") if cached else None
+    adapters = AdapterCache(partial(read_adapter, pipeline=tiny))
+    url, found = "s3://models/anna/adapter_model.safetensors", []
+    for alpha in (8, 2, 2):
+        write_config(path, r=4, lora_alpha=alpha)
+        with loras.get(url) if loras else downloaded_lora(url, store) as lora:
+            found.append(adapters.get(lora))
+    norms = [float(adapter.flat.norm() ** 2) for adapter in found]
+    assert norms[0] == pytest.approx(4 * norms[1]) and len(found[0].updates) == len(changes)
+    assert found[2] is found[1] or not cached
+    path.with_name("adapter_config.json").unlink()
+    with loras.get(url) if loras else downloaded_lora(url, store) as lora:
+        with pytest.raises(LoraInvalid, match="tells no alpha"):
+            adapters.get(lora)
 
 
 def test_pefts_dora_is_stocks(tiny: Any, stock: Any, tmp_path: Path) -> None:

@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, Any
 from ..job import LoraInvalid
 from .changes import LowRank, Pair, decomposed, low_rank, without_pixels
 from stylegen.pipeline.dialects import (
-    CONFIG_NAME,
     PEFTS,
     FileLayer,
     adapter_config,
@@ -39,6 +38,7 @@ from stylegen.pipeline.dialects import (
 )
 from .lora_file import SCALARS, lora_shapes, open_lora
 from ..storage.cache import file_digest
+from ..storage.lora import PEFT_CONFIG
 
 if TYPE_CHECKING:
     import torch
@@ -192,8 +192,8 @@ def _update(own: str, layer: FileLayer, file: Any, settings: Mapping[str, Any], 
 
 # %% ../../nbs/pipeline/02_adapter.ipynb #2bd987f0
 def adapter_digest(path: str | Path) -> str:
-    """What an adapter is known by: its file's SHA-256, or that of file and `CONFIG_NAME` beside."""
-    digest, config = file_digest(path), Path(path).with_name(CONFIG_NAME)
+    """What an adapter is known by: its file's SHA-256, or that of file and `PEFT_CONFIG` beside."""
+    digest, config = file_digest(path), Path(path).with_name(PEFT_CONFIG)
     if not config.exists():
         return digest
     return hashlib.sha256(f"{digest},{file_digest(config)}".encode()).hexdigest()

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from .adapter import Adapter, adapter_digest
-from .dialects import CONFIG_NAME
 from .lora_file import find_lora_file
 from ..storage.cache import file_digest
+from ..storage.lora import PEFT_CONFIG
 
 
 # %% ../../nbs/pipeline/03_adapter_cache.ipynb #1c323863
@@ -41,7 +41,7 @@ class AdapterCache:
         """
         path = find_lora_file(path)
         status = path.stat()
-        config = path.with_name(CONFIG_NAME)
+        config = path.with_name(PEFT_CONFIG)
         settings = file_digest(config) if config.exists() else ""
         key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, settings)
         with self._lock:

@@ -4,8 +4,6 @@
 
 # %% auto #0
 __all__ = [
-    "CONFIG_NAME",
-    "MAX_CONFIG_BYTES",
     "MAX_PATTERNS",
     "PEFTS",
     "stability_name",
@@ -38,6 +36,7 @@ from stylegen.pipeline.changes import (
 )
 from .lora_file import BESIDES, lora_layers
 from .mistaken import Shape, named
+from ..storage.lora import MAX_CONFIG_BYTES, PEFT_CONFIG
 
 # %% ../../nbs/pipeline/01_dialects.ipynb #50c54da9
 _RESNET = {
@@ -105,13 +104,13 @@ _PROCESSORS = {
 def _own_names(part: str, name: str, layers: int) -> Iterator[str]:
     """What a module is called, without the prefix of a part."""
     pattern, old = _PROCESSORS[part]
-    spelled = {name}
+    spelled = [name]
     if part == "text_encoder":
         plain = name.removeprefix("text_model.")
-        spelled = {plain, f"text_model.{plain}"}
+        spelled = [plain, f"text_model.{plain}"]
     elif stability := stability_name(name, layers):
-        spelled.add(stability)
-    yield from spelled | {re.sub(pattern, old, own) for own in spelled}
+        spelled.append(stability)
+    yield from dict.fromkeys(spelled + [re.sub(pattern, old, own) for own in spelled])
 
 
 # %% ../../nbs/pipeline/01_dialects.ipynb #b065e252
@@ -235,10 +234,6 @@ def fitted_layers(shapes: Mapping[str, Shape], pipeline: Any) -> dict[str, FileL
 
 
 # %% ../../nbs/pipeline/01_dialects.ipynb #59708c10
-CONFIG_NAME = "adapter_config.json"
-MAX_CONFIG_BYTES = 2**20
-
-
 def _settings(text: str | bytes, where: str) -> dict[str, Any]:
     try:
         settings = json.loads(text)
@@ -260,17 +255,17 @@ def adapter_metadata(metadata: Mapping[str, str] | None) -> dict[str, Any]:
 
 
 def adapter_config(path: str | Path) -> dict[str, Any]:
-    """The same of the `CONFIG_NAME` beside a file; nothing if there is none.
+    """The same of the `PEFT_CONFIG` beside a file; nothing if there is none.
 
     Raises:
         LoraInvalid: It is not a JSON object, or too large.
     """
-    file = Path(path).with_name(CONFIG_NAME)
+    file = Path(path).with_name(PEFT_CONFIG)
     if not file.exists():
         return {}
     if file.stat().st_size > MAX_CONFIG_BYTES:
-        raise LoraInvalid(f"{CONFIG_NAME} is larger than {MAX_CONFIG_BYTES} bytes")
-    settings = _settings(file.read_bytes(), CONFIG_NAME)
+        raise LoraInvalid(f"{PEFT_CONFIG} is larger than {MAX_CONFIG_BYTES} bytes")
+    settings = _settings(file.read_bytes(), PEFT_CONFIG)
     return {f"{part}.{name}": value for part in _PREFIXES for name, value in settings.items()}
 
 
@@ -327,7 +322,7 @@ def layer_scaling(
         value = _alpha(layer, config) if alpha is None else alpha
         if value is None and file_layer.spelled.startswith(PEFTS):
             raise LoraInvalid(
-                f"the file tells no alpha, and no {CONFIG_NAME} is beside it: {tensor}"
+                f"the file tells no alpha, and no {PEFT_CONFIG} is beside it: {tensor}"
             )
         value = rank if value is None else float(value)
     except (AttributeError, OverflowError, TypeError, ValueError):
