@@ -385,8 +385,16 @@ d = {
                 "pipeline/adapter.html#_side_by_side",
                 "stylegen/pipeline/adapter.py",
             ),
+            "stylegen.pipeline.adapter._update": (
+                "pipeline/adapter.html#_update",
+                "stylegen/pipeline/adapter.py",
+            ),
             "stylegen.pipeline.adapter._windows": (
                 "pipeline/adapter.html#_windows",
+                "stylegen/pipeline/adapter.py",
+            ),
+            "stylegen.pipeline.adapter.adapter_digest": (
+                "pipeline/adapter.html#adapter_digest",
                 "stylegen/pipeline/adapter.py",
             ),
             "stylegen.pipeline.adapter.check_room": (
@@ -704,6 +712,88 @@ d = {
                 "stylegen/pipeline/batched_lora.py",
             ),
         },
+        "stylegen.pipeline.changes": {
+            "stylegen.pipeline.changes.Kind": (
+                "pipeline/changes.html#kind",
+                "stylegen/pipeline/changes.py",
+            ),
+            "stylegen.pipeline.changes.LowRank": (
+                "pipeline/changes.html#lowrank",
+                "stylegen/pipeline/changes.py",
+            ),
+            "stylegen.pipeline.changes.LowRank.full_rank": (
+                "pipeline/changes.html#lowrank.full_rank",
+                "stylegen/pipeline/changes.py",
+            ),
+            "stylegen.pipeline.changes.LowRank.numbers": (
+                "pipeline/changes.html#lowrank.numbers",
+                "stylegen/pipeline/changes.py",
+            ),
+            "stylegen.pipeline.changes._balanced": (
+                "pipeline/changes.html#_balanced",
+                "stylegen/pipeline/changes.py",
+            ),
+            "stylegen.pipeline.changes._dimensions": (
+                "pipeline/changes.html#_dimensions",
+                "stylegen/pipeline/changes.py",
+            ),
+            "stylegen.pipeline.changes._factor": (
+                "pipeline/changes.html#_factor",
+                "stylegen/pipeline/changes.py",
+            ),
+            "stylegen.pipeline.changes._folded": (
+                "pipeline/changes.html#_folded",
+                "stylegen/pipeline/changes.py",
+            ),
+            "stylegen.pipeline.changes._hadamard": (
+                "pipeline/changes.html#_hadamard",
+                "stylegen/pipeline/changes.py",
+            ),
+            "stylegen.pipeline.changes._kronecker": (
+                "pipeline/changes.html#_kronecker",
+                "stylegen/pipeline/changes.py",
+            ),
+            "stylegen.pipeline.changes._lora": (
+                "pipeline/changes.html#_lora",
+                "stylegen/pipeline/changes.py",
+            ),
+            "stylegen.pipeline.changes._ranks": (
+                "pipeline/changes.html#_ranks",
+                "stylegen/pipeline/changes.py",
+            ),
+            "stylegen.pipeline.changes._whole": (
+                "pipeline/changes.html#_whole",
+                "stylegen/pipeline/changes.py",
+            ),
+            "stylegen.pipeline.changes.decomposed": (
+                "pipeline/changes.html#decomposed",
+                "stylegen/pipeline/changes.py",
+            ),
+            "stylegen.pipeline.changes.kind_of": (
+                "pipeline/changes.html#kind_of",
+                "stylegen/pipeline/changes.py",
+            ),
+            "stylegen.pipeline.changes.letter_sizes": (
+                "pipeline/changes.html#letter_sizes",
+                "stylegen/pipeline/changes.py",
+            ),
+            "stylegen.pipeline.changes.low_rank": (
+                "pipeline/changes.html#low_rank",
+                "stylegen/pipeline/changes.py",
+            ),
+            "stylegen.pipeline.changes.magnitude_axis": (
+                "pipeline/changes.html#magnitude_axis",
+                "stylegen/pipeline/changes.py",
+            ),
+            "stylegen.pipeline.changes.update_size": (
+                "pipeline/changes.html#update_size",
+                "stylegen/pipeline/changes.py",
+            ),
+            "stylegen.pipeline.changes.without_pixels": (
+                "pipeline/changes.html#without_pixels",
+                "stylegen/pipeline/changes.py",
+            ),
+        },
         "stylegen.pipeline.device": {
             "stylegen.pipeline.device.device_errors": (
                 "pipeline/device.html#device_errors",
@@ -735,24 +825,32 @@ d = {
                 "pipeline/dialects.html#_alpha",
                 "stylegen/pipeline/dialects.py",
             ),
-            "stylegen.pipeline.dialects._find": (
-                "pipeline/dialects.html#_find",
+            "stylegen.pipeline.dialects._compiled": (
+                "pipeline/dialects.html#_compiled",
                 "stylegen/pipeline/dialects.py",
             ),
-            "stylegen.pipeline.dialects._in_pefts_names": (
-                "pipeline/dialects.html#_in_pefts_names",
+            "stylegen.pipeline.dialects._fitted": (
+                "pipeline/dialects.html#_fitted",
                 "stylegen/pipeline/dialects.py",
             ),
             "stylegen.pipeline.dialects._module": (
                 "pipeline/dialects.html#_module",
                 "stylegen/pipeline/dialects.py",
             ),
-            "stylegen.pipeline.dialects._size": (
-                "pipeline/dialects.html#_size",
+            "stylegen.pipeline.dialects._own_names": (
+                "pipeline/dialects.html#_own_names",
                 "stylegen/pipeline/dialects.py",
             ),
-            "stylegen.pipeline.dialects._without_pixels": (
-                "pipeline/dialects.html#_without_pixels",
+            "stylegen.pipeline.dialects._settings": (
+                "pipeline/dialects.html#_settings",
+                "stylegen/pipeline/dialects.py",
+            ),
+            "stylegen.pipeline.dialects._with_axis": (
+                "pipeline/dialects.html#_with_axis",
+                "stylegen/pipeline/dialects.py",
+            ),
+            "stylegen.pipeline.dialects.adapter_config": (
+                "pipeline/dialects.html#adapter_config",
                 "stylegen/pipeline/dialects.py",
             ),
             "stylegen.pipeline.dialects.adapter_metadata": (
@@ -767,8 +865,12 @@ d = {
                 "pipeline/dialects.html#layer_scaling",
                 "stylegen/pipeline/dialects.py",
             ),
-            "stylegen.pipeline.dialects.peft_names": (
-                "pipeline/dialects.html#peft_names",
+            "stylegen.pipeline.dialects.spellings": (
+                "pipeline/dialects.html#spellings",
+                "stylegen/pipeline/dialects.py",
+            ),
+            "stylegen.pipeline.dialects.stability_name": (
+                "pipeline/dialects.html#stability_name",
                 "stylegen/pipeline/dialects.py",
             ),
         },
@@ -1108,18 +1210,6 @@ d = {
             ),
         },
         "stylegen.pipeline.lora_file": {
-            "stylegen.pipeline.lora_file.LowRank": (
-                "pipeline/lora_file.html#lowrank",
-                "stylegen/pipeline/lora_file.py",
-            ),
-            "stylegen.pipeline.lora_file.LowRank.full_rank": (
-                "pipeline/lora_file.html#lowrank.full_rank",
-                "stylegen/pipeline/lora_file.py",
-            ),
-            "stylegen.pipeline.lora_file.LowRank.numbers": (
-                "pipeline/lora_file.html#lowrank.numbers",
-                "stylegen/pipeline/lora_file.py",
-            ),
             "stylegen.pipeline.lora_file._check_claim": (
                 "pipeline/lora_file.html#_check_claim",
                 "stylegen/pipeline/lora_file.py",
@@ -1140,10 +1230,6 @@ d = {
                 "pipeline/lora_file.html#lora_shapes",
                 "stylegen/pipeline/lora_file.py",
             ),
-            "stylegen.pipeline.lora_file.lora_tensors": (
-                "pipeline/lora_file.html#lora_tensors",
-                "stylegen/pipeline/lora_file.py",
-            ),
             "stylegen.pipeline.lora_file.open_lora": (
                 "pipeline/lora_file.html#open_lora",
                 "stylegen/pipeline/lora_file.py",
@@ -1151,6 +1237,20 @@ d = {
             "stylegen.pipeline.lora_file.read_header": (
                 "pipeline/lora_file.html#read_header",
                 "stylegen/pipeline/lora_file.py",
+            ),
+        },
+        "stylegen.pipeline.mistaken": {
+            "stylegen.pipeline.mistaken._kinds": (
+                "pipeline/mistaken.html#_kinds",
+                "stylegen/pipeline/mistaken.py",
+            ),
+            "stylegen.pipeline.mistaken.beginning": (
+                "pipeline/mistaken.html#beginning",
+                "stylegen/pipeline/mistaken.py",
+            ),
+            "stylegen.pipeline.mistaken.named": (
+                "pipeline/mistaken.html#named",
+                "stylegen/pipeline/mistaken.py",
             ),
         },
         "stylegen.pipeline.model_parts": {
@@ -4201,6 +4301,14 @@ d = {
         "stylegen.storage.lora": {
             "stylegen.storage.lora.download_lora_model": (
                 "storage/lora.html#download_lora_model",
+                "stylegen/storage/lora.py",
+            ),
+            "stylegen.storage.lora.downloaded_lora": (
+                "storage/lora.html#downloaded_lora",
+                "stylegen/storage/lora.py",
+            ),
+            "stylegen.storage.lora.fetch_config": (
+                "storage/lora.html#fetch_config",
                 "stylegen/storage/lora.py",
             ),
             "stylegen.storage.lora.lora_errors": (

@@ -450,6 +450,7 @@ def test_pefts_own_prefix(
         k.replace("unet.", "base_model.model.", 1): v for k, v in load_file(loras[0]).items()
     }
     save_file(tensors, path)
+    path.with_name("adapter_config.json").write_text('{"r": 4, "lora_alpha": 4}')
     assert engine.draw(jobs[0], path).tobytes() == engine.draw(jobs[0], loras[0]).tobytes()
 
 

@@ -12,6 +12,7 @@ __all__ = [
     "Adapter",
     "on_device",
     "pack_adapter",
+    "adapter_digest",
     "read_adapter",
     "mix_adapters",
 ]
@@ -26,16 +27,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..job import LoraInvalid
-from .dialects import adapter_metadata, fitted_layers, layer_scaling
-from stylegen.pipeline.lora_file import (
-    ALPHA,
-    DOWN,
-    LowRank,
-    lora_shapes,
-    lora_tensors,
-    open_lora,
+from .changes import LowRank, Pair, decomposed, low_rank, without_pixels
+from stylegen.pipeline.dialects import (
+    PEFTS,
+    FileLayer,
+    adapter_config,
+    adapter_metadata,
+    fitted_layers,
+    layer_scaling,
 )
+from .lora_file import SCALARS, lora_shapes, open_lora
 from ..storage.cache import file_digest
+from ..storage.lora import PEFT_CONFIG
 
 if TYPE_CHECKING:
     import torch
@@ -159,7 +162,9 @@ def pack_adapter(sha256: str, updates: Updates, like: "torch.Tensor") -> Adapter
         for window, half in zip(packed[layer], pair, strict=True):
             window.copy_(half)
     if not flat.half().isfinite().all():
-        raise LoraInvalid("a LoRA's scale leaves values that are not finite in half precision")
+        half_of = ((name, half) for name, pair in packed.items() for half in pair)
+        layer = next(name for name, half in half_of if not half.half().isfinite().all())
+        raise LoraInvalid(f"{layer}: values that are not finite in half precision")
     return Adapter(sha256, packed, flat)
 
 
@@ -170,34 +175,58 @@ def _scaled(down: Any, up: Any, scaling: float) -> tuple[Any, Any]:
     return down * share, up * math.copysign(share, scaling)
 
 
+def _update(own: str, layer: FileLayer, file: Any, settings: Mapping[str, Any], model: Any) -> Pair:
+    """A layer's halves, `_scaled`, of a file that is open."""
+    numbers = {w: float(file.get_tensor(n)) for w, n in layer.besides.items() if w in SCALARS}
+    scaling = layer_scaling(own, layer, numbers.get("alpha"), settings)
+    tensors = {what: file.get_tensor(name).float() for what, name in layer.tensors.items()}
+    tensors = {what: t.reshape(without_pixels(tuple(t.shape))) for what, t in tensors.items()}
+    pair = low_rank(layer.kind, tensors, min(layer.size.inputs, layer.size.outputs))
+    pair = _scaled(*pair, scaling * numbers.get("scalar", 1.0))
+    if layer.axis is not None:
+        (magnitude,) = (file.get_tensor(n) for w, n in layer.besides.items() if w not in SCALARS)
+        weight = model.get_submodule(own.partition(".")[2]).weight.detach().float().cpu()
+        pair = decomposed(pair, magnitude.float(), layer.axis, weight)
+    return pair[0].reshape(-1, *layer.weight[1:]), pair[1]
+
+
+# %% ../../nbs/pipeline/02_adapter.ipynb #2bd987f0
+def adapter_digest(path: str | Path) -> str:
+    """What an adapter is known by: its file's SHA-256, or that of file and `PEFT_CONFIG` beside."""
+    digest, config = file_digest(path), Path(path).with_name(PEFT_CONFIG)
+    if not config.exists():
+        return digest
+    return hashlib.sha256(f"{digest},{file_digest(config)}".encode()).hexdigest()
+
+
 # %% ../../nbs/pipeline/02_adapter.ipynb #baab626f
 def read_adapter(path: str | Path, pipeline: Any) -> Adapter:
     """Check a LoRA file and make numbers of it that fit a base model.
 
     Args:
-        path: A ``.safetensors`` file with diffusers', peft's or kohya's names. One that tells no
-            alpha, as peft's ``adapter_model.safetensors`` does not, has an alpha of its rank.
+        path: A ``.safetensors`` file of any kind and dialect that is known. One in peft's names
+            needs its ``adapter_config.json`` beside it, unless alphas are in the file.
         pipeline: A loaded `StableDiffusionPipeline`.
 
     Returns:
         The adapter, in the model's precision, in host memory.
 
     Raises:
-        LoraInvalid: The file fails its check, or any of its layers does not fit.
+        LoraInvalid: The file fails its check, does not fit, or changes nothing.
     """
     with open_lora(path) as file:
         layers = fitted_layers(lora_shapes(file), pipeline)
         check_room({own: layer.size for own, layer in layers.items()})
         # Before the tensors: a file that is overwritten meanwhile is known as another one.
-        digest = file_digest(path)
-        metadata, tensors = adapter_metadata(file.metadata()), lora_tensors(file, file.keys())
-    alphas = {ALPHA.sub("", n): float(v) for n, v in tensors.items() if ALPHA.search(n)}
-    updates = {}
-    for own, layer in layers.items():
-        rank, alpha = layer.size.rank, alphas.get(DOWN.sub("", layer.down))
-        down = tensors[layer.down].float().reshape(rank, *layer.weight[1:])
-        up = tensors[layer.up].float().reshape(layer.weight[0], rank)
-        updates[own] = _scaled(down, up, layer_scaling(layer.name, rank, alpha, metadata))
+        digest, settings = adapter_digest(path), adapter_metadata(file.metadata())
+        if any(layer.spelled.startswith(PEFTS) for layer in layers.values()):
+            settings = adapter_config(path) | settings
+        updates = {
+            own: _update(own, layer, file, settings, getattr(pipeline, own.partition(".")[0]))
+            for own, layer in layers.items()
+        }
+    if not any(down.any() and up.any() for down, up in updates.values()):
+        raise LoraInvalid("the file changes nothing: each of its updates is zero")
     return pack_adapter(digest, updates, next(pipeline.unet.parameters()))
 
 

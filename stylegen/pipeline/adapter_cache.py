@@ -12,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .adapter import Adapter
+from .adapter import Adapter, adapter_digest
 from .lora_file import find_lora_file
 from ..storage.cache import file_digest
+from ..storage.lora import PEFT_CONFIG
 
 
 # %% ../../nbs/pipeline/03_adapter_cache.ipynb #1c323863
@@ -40,10 +41,12 @@ class AdapterCache:
         """
         path = find_lora_file(path)
         status = path.stat()
-        key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        config = path.with_name(PEFT_CONFIG)
+        settings = file_digest(config) if config.exists() else ""
+        key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, settings)
         with self._lock:
             changed, adapter = self._adapters.get(key, (0, None))
-        if adapter and changed != status.st_ctime_ns and file_digest(path) != adapter.sha256:
+        if adapter and changed != status.st_ctime_ns and adapter_digest(path) != adapter.sha256:
             adapter = None  # overwritten in place
         adapter = adapter or self._read(path)
         with self._lock:

@@ -7,20 +7,16 @@ __all__ = [
     "MAX_HEADER_BYTES",
     "MAX_TENSORS",
     "MAX_METADATA",
-    "MAX_RANK",
     "DTYPES",
-    "DOWN",
-    "UP",
-    "ALPHA",
-    "Shape",
-    "MIN_RANK",
-    "SAVED_NAME",
+    "NUMBERS",
+    "BESIDES",
+    "SCALARS",
+    "Layers",
+    "SAVED_NAMES",
     "read_header",
     "lora_layers",
     "open_lora",
     "lora_shapes",
-    "LowRank",
-    "lora_tensors",
     "check_lora_file",
     "find_lora_file",
 ]
@@ -32,19 +28,22 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ..job import LoraInvalid
+from .changes import FACTORS, MAX_RANK, kind_of
+from .mistaken import Shape, beginning, named
 
 if TYPE_CHECKING:
     import torch
 
 # %% ../../nbs/pipeline/00_lora_file.ipynb #a2d68ceb
-MAX_HEADER_BYTES = 4 * 2**20
+MAX_HEADER_BYTES = 32 * 2**20
 MAX_TENSORS = 10_000
 MAX_METADATA = 1_000
-MAX_RANK = 512
 DTYPES = frozenset({"F16", "BF16", "F32"})
+NUMBERS = DTYPES | {"F64", "I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64"}
+"""Types of a single number, such as an alpha: kohya's trainer writes I64 unless told otherwise."""
 
 
 # %% ../../nbs/pipeline/00_lora_file.ipynb #0364279c
@@ -61,53 +60,77 @@ def read_header(path: Path) -> dict[str, Any]:
         LoraInvalid: It is no safetensors file, or its header or metadata are too large.
     """
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
+        start = file.read(64)
+        length = int.from_bytes(start[:8], "little")
         if not 2 <= length <= MAX_HEADER_BYTES:
-            raise LoraInvalid("the file is not a safetensors file of a reasonable size")
+            otherwise = "not a safetensors file, or one with a header of an unreasonable size"
+            raise LoraInvalid(beginning(start, otherwise))
+        file.seek(8)
+        text = file.read(length)
+        if text.count(b'"data_offsets"') > MAX_TENSORS:
+            raise LoraInvalid(f"the file holds more than {MAX_TENSORS} tensors")
         try:
-            header = json.loads(file.read(length))
+            header = json.loads(text)
         except (ValueError, RecursionError):
-            raise LoraInvalid("the file's safetensors header is not JSON") from None
+            otherwise = "the file's safetensors header is not JSON"
+            raise LoraInvalid(beginning(start, otherwise)) from None
     if not isinstance(header, dict):
         raise LoraInvalid("the file's safetensors header is not an object")
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or len(metadata) > MAX_METADATA:
         raise LoraInvalid(f"the file's metadata are not an object of up to {MAX_METADATA} keys")
+    if len(header) > MAX_TENSORS:
+        raise LoraInvalid(f"the file holds more than {MAX_TENSORS} tensors")
     return header
 
 
 # %% ../../nbs/pipeline/00_lora_file.ipynb #aa67323b
-DOWN = re.compile(r"[._](lora_A|lora\.down|lora_down|lora_linear_layer\.down)\.weight$")
-UP = re.compile(r"[._](lora_B|lora\.up|lora_up|lora_linear_layer\.up)\.weight$")
-ALPHA = re.compile(r"([._]lora)?\.alpha$")
-
+_ENDINGS = {
+    "lora_down": r"[._](lora_A|lora\.down|lora_down|lora_linear_layer\.down)(\.default)?\.weight",
+    "lora_up": r"[._](lora_B|lora\.up|lora_up|lora_linear_layer\.up)(\.default)?\.weight",
+    "lora_mid": r"\.lora_mid\.weight",
+    "lora_magnitude_vector": r"\.lora_magnitude_vector(\.default)?(\.weight)?",
+    "alpha": r"([._]lora)?\.alpha",
+}
+_ENDINGS |= {
+    name: rf"\.{name}" for name in sorted(FACTORS - _ENDINGS.keys()) + ["scalar", "dora_scale"]
+}
+_TENSOR = re.compile(
+    "(?P<layer>.*?)(" + "|".join(f"(?P<{n}>{p})" for n, p in _ENDINGS.items()) + ")", re.DOTALL
+)
+BESIDES = frozenset({"alpha", "scalar", "dora_scale", "lora_magnitude_vector"})
+"""What a layer has besides the factors of its update."""
+SCALARS = frozenset({"alpha", "scalar"})
 
 # %% ../../nbs/pipeline/00_lora_file.ipynb #15732311
-def lora_layers(names: list[str]) -> list[str]:
-    """The layers that a LoRA's tensors speak of.
+Layers = dict[str, dict[str, str]]
+"""Layer to what its tensors are, with their names; both as the file spells them."""
 
-    Args:
-        names: Tensor names of a file, in any of the three families.
 
-    Returns:
-        Each layer's name, as the file spells it, sorted.
+def lora_layers(names: Iterable[str]) -> Layers:
+    """The layers that a file's tensors speak of, sorted.
 
     Raises:
-        LoraInvalid: A tensor is of no known kind, a half of a pair is missing, or a layer has two.
+        LoraInvalid: A tensor is of no known kind, one of a kind is missing, or there are two.
     """
-    down = {DOWN.sub("", name) for name in names if DOWN.search(name)}
-    up = {UP.sub("", name) for name in names if UP.search(name)}
-    known = len([name for name in names if DOWN.search(name) or UP.search(name)])
-    alphas = [ALPHA.sub("", name) for name in names if ALPHA.search(name)]
-    if known + len(alphas) != len(names):
-        raise LoraInvalid("the file holds tensors that are not a plain LoRA's")
-    if down != up or not down:
-        raise LoraInvalid("the file holds no LoRA, or half of a pair is missing")
-    if not down.issuperset(alphas):
-        raise LoraInvalid("the file holds an alpha that belongs to no layer")
-    if known != 2 * len(down) or len(alphas) != len(set(alphas)):
-        raise LoraInvalid("the file holds a layer, or its alpha, twice")
-    return sorted(down)
+    layers: Layers = {}
+    for name in sorted(names):
+        match = _TENSOR.fullmatch(name)
+        if match is None:
+            raise LoraInvalid(f"the file holds tensors that are not a LoRA's, such as {name[:200]}")
+        (what,) = (what for what in _ENDINGS if match[what])
+        if layers.setdefault(match["layer"], {}).setdefault(what, name) != name:
+            raise LoraInvalid(f"the file holds a layer, or its alpha, twice: {name}")
+    if not layers:
+        raise LoraInvalid("the file holds no tensor")
+    for tensors in layers.values():
+        factors = {what: name for what, name in tensors.items() if what not in BESIDES}
+        if not factors:
+            raise LoraInvalid(
+                f"the file holds an alpha that belongs to no layer: {min(tensors.values())}"
+            )
+        kind_of(factors)
+    return dict(sorted(layers.items()))
 
 
 # %% ../../nbs/pipeline/00_lora_file.ipynb #2982ae59
@@ -120,8 +143,7 @@ def open_lora(path: str | Path) -> Iterator[Any]:
     """
     from safetensors import SafetensorError, safe_open
 
-    if len(read_header(Path(path))) > MAX_TENSORS:
-        raise LoraInvalid(f"the file holds more than {MAX_TENSORS} tensors")
+    read_header(Path(path))
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -130,75 +152,33 @@ def open_lora(path: str | Path) -> Iterator[Any]:
 
 
 # %% ../../nbs/pipeline/00_lora_file.ipynb #f6ea3335
-Shape = tuple[int, ...]
-
-
-def _check_claim(name: str, shape: Shape, dtype: str) -> None:
-    if dtype not in DTYPES:
-        raise LoraInvalid(f"a tensor has type {dtype}; known are {', '.join(sorted(DTYPES))}")
-    if DOWN.search(name) and (len(shape) not in (2, 4) or not 0 < shape[0] <= MAX_RANK):
-        raise LoraInvalid(f"a tensor's rank is not between 1 and {MAX_RANK}")
-    if ALPHA.search(name) and math.prod(shape) != 1:
-        raise LoraInvalid("an alpha is not one number")
+def _check_claim(what: str, name: str, shape: Shape, dtype: str) -> None:
+    allowed = NUMBERS if what in SCALARS else DTYPES
+    if dtype not in allowed:
+        known = ", ".join(sorted(allowed))
+        raise LoraInvalid(f"a tensor has type {dtype}, where {known} are known: {name}")
+    if what in SCALARS and math.prod(shape) != 1:
+        raise LoraInvalid(f"an alpha or scalar is not one number: {name}")
+    if what == "lora_down" and (len(shape) not in (2, 4) or not 0 < shape[0] <= MAX_RANK):
+        raise LoraInvalid(f"a tensor's rank is not between 1 and {MAX_RANK}: {name}")
 
 
 def lora_shapes(file: Any) -> dict[str, Shape]:
     """The shapes of an open LoRA file's tensors, checked as far as the header tells.
 
     Raises:
-        LoraInvalid: Names, types or ranks are not a plain LoRA's.
+        LoraInvalid: Names, types or ranks are not a LoRA's.
     """
-    lora_layers(list(file.keys()))
-    shapes = {}
-    for name in file.keys():
-        tensor = file.get_slice(name)
-        shapes[name] = tuple(tensor.get_shape())
-        _check_claim(name, shapes[name], tensor.get_dtype())
+    claims = {name: file.get_slice(name) for name in file.keys()}
+    shapes = {name: tuple(claim.get_shape()) for name, claim in claims.items()}
+    with named(shapes):
+        for tensors in lora_layers(shapes).values():
+            for what, name in tensors.items():
+                _check_claim(what, name, shapes[name], claims[name].get_dtype())
     return shapes
 
 
-# %% ../../nbs/pipeline/00_lora_file.ipynb #6bb0f65c
-MIN_RANK = 16
-"""A rank that any layer may have, however narrow it is."""
-
-
-class LowRank(NamedTuple):
-    """The size of a layer's update: ``[outputs, rank]`` times ``[rank, inputs]``.
-
-    A convolution's inputs are its channels times the pixels of its kernel.
-    """
-
-    rank: int
-    inputs: int
-    outputs: int
-
-    @property
-    def full_rank(self) -> int:
-        """The largest rank that says anything about the layer, or costs next to nothing."""
-        return max(MIN_RANK, min(self.inputs, self.outputs))
-
-    @property
-    def numbers(self) -> int:
-        """Numbers of both halves."""
-        return self.rank * (self.inputs + self.outputs)
-
-
 # %% ../../nbs/pipeline/00_lora_file.ipynb #9ad93230
-def lora_tensors(file: Any, names: Iterable[str]) -> "dict[str, torch.Tensor]":
-    """The tensors of an open LoRA file.
-
-    Raises:
-        LoraInvalid: A value is not finite in half precision.
-    """
-    import torch
-
-    tensors = {name: file.get_tensor(name) for name in names}
-    for tensor in tensors.values():
-        if not torch.isfinite(tensor.to(torch.float16)).all():
-            raise LoraInvalid("a tensor holds values that are not finite in half precision")
-    return tensors
-
-
 def check_lora_file(path: str | Path) -> list[str]:
     """Check a LoRA file by itself: header, names, types, ranks, finite values.
 
@@ -209,38 +189,42 @@ def check_lora_file(path: str | Path) -> list[str]:
         The layers it changes, as the file spells them.
 
     Raises:
-        LoraInvalid: It can't be read, or is not a plain LoRA with finite values.
+        LoraInvalid: It can't be read, or is not a LoRA with finite values.
     """
     with open_lora(path) as file:
-        shapes = lora_shapes(file)
-        lora_tensors(file, shapes)
-    return lora_layers(list(shapes))
+        layers = lora_layers(lora_shapes(file))
+        for tensors in layers.values():
+            for what, name in tensors.items():
+                tensor = file.get_tensor(name)
+                if not (tensor if what in SCALARS else tensor.half()).isfinite().all():
+                    raise LoraInvalid(f"{name}: not finite in half precision")
+    return list(layers)
 
 
 # %% ../../nbs/pipeline/00_lora_file.ipynb #0d1a7c31
-SAVED_NAME = "pytorch_lora_weights.safetensors"
-"""What diffusers' `save_lora_weights` calls its file."""
+SAVED_NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+"""What diffusers' `save_lora_weights` and peft's `save_pretrained` call their file."""
 
 
 def find_lora_file(path: str | Path) -> Path:
     """The file of a LoRA.
 
     Args:
-        path: The file itself; or a folder with one, or with one of diffusers' name.
+        path: The file itself; or a folder with one, or with one of diffusers' or peft's name.
 
     Returns:
         The file's path.
 
     Raises:
-        LoraInvalid: It is peft's folder, or one with no such file or several.
+        LoraInvalid: It is a folder with no such file, or with several.
     """
     path = Path(path)
     if not path.is_dir():
         return path
-    if (path / "adapter_config.json").exists():
-        raise LoraInvalid("a folder of peft's: save the LoRA by diffusers' save_lora_weights")
     files = sorted(path.glob("*.safetensors"))
-    files = [file for file in files if file.name == SAVED_NAME] or files
+    files = [file for file in files if file.name in SAVED_NAMES] or files
     if len(files) != 1:
-        raise LoraInvalid(f"the folder holds {len(files)} LoRA files, none of them {SAVED_NAME}")
+        raise LoraInvalid(
+            f"the folder holds {len(files)} LoRA files, none of them {SAVED_NAMES[0]}"
+        )
     return files[0]

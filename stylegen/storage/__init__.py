@@ -12,6 +12,7 @@ __all__ = [
     "download_lora_model",
     "download_object",
     "downloaded",
+    "downloaded_lora",
     "encode_jpeg",
     "find_generations",
     "find_manifest",
@@ -54,7 +55,12 @@ from stylegen.storage.erasure import (
 )
 from .folder import FolderStore
 from .keys import DETECTION_KEY, manifest_key, picture_key
-from .lora import MAX_LORA_BYTES, download_lora_model, lora_errors
+from stylegen.storage.lora import (
+    MAX_LORA_BYTES,
+    download_lora_model,
+    downloaded_lora,
+    lora_errors,
+)
 from stylegen.storage.manifest import (
     ANY_JOB,
     Manifest,
@@ -86,6 +92,7 @@ _all_ = [
     "download_lora_model",
     "download_object",
     "downloaded",
+    "downloaded_lora",
     "encode_jpeg",
     "find_generations",
     "find_manifest",

@@ -35,9 +35,8 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from ..job import StorageError
-from .download import downloaded
 from .folder import make_private
-from .lora import MAX_LORA_BYTES
+from .lora import MAX_LORA_BYTES, downloaded_lora, fetch_config
 from .store import DiskError, Source
 
 _log = logging.getLogger(__name__)
@@ -282,10 +281,9 @@ class LoraFiles:
             try:
                 folder = stack.enter_context(job_folder(self._cache.in_flight))
                 path = link_or_copy(self._files.get(url, folder), folder / "lora.safetensors")
+                fetch_config(url, self._source, folder)
             except (DiskError, OSError) as error:
                 why = error.strerror if isinstance(error, OSError) else error
                 _log.warning("the LoRA cache can't be used (%s)", why)
-                path = stack.enter_context(
-                    downloaded(url, self._source, max_bytes=MAX_LORA_BYTES, suffix=".safetensors")
-                )
+                path = stack.enter_context(downloaded_lora(url, self._source))
             yield path

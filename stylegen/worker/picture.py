@@ -24,11 +24,11 @@ from stylegen.signature import (
     read_signature_image,
 )
 from stylegen.storage import (
-    MAX_LORA_BYTES,
     ObjectNotFound,
     ObjectTooLarge,
     Store,
     downloaded,
+    downloaded_lora,
     lora_errors,
     store_result,
     upload_image_to_s3,
@@ -88,7 +88,7 @@ def make_signer(job: GenerationJob, parts: Parts) -> Callable[["Image"], "Image"
 def _lora_file(url: str, parts: Parts) -> AbstractContextManager[Path]:
     if parts.loras:
         return parts.loras.get(url)
-    return downloaded(url, parts.store, max_bytes=MAX_LORA_BYTES, suffix=".safetensors")
+    return downloaded_lora(url, parts.store)
 
 
 # %% ../../nbs/worker/04_picture.ipynb #abae276c
