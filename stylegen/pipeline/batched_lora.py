@@ -55,10 +55,9 @@ def own_pixels(module: Any, x: "torch.Tensor", weights: "torch.Tensor") -> "torc
 
     factors = weights.flatten(2).repeat_interleave(len(x) // len(weights), 0), x.flatten(2)
     bias = module.bias
-    seen: torch.Tensor = (
-        torch.bmm(*factors) if bias is None else torch.baddbmm(bias[:, None], *factors)
-    )
-    return seen.unflatten(2, x.shape[2:])
+    seen = torch.bmm(*factors) if bias is None else torch.baddbmm(bias[:, None], *factors)
+    pixels: torch.Tensor = seen.unflatten(2, x.shape[2:])
+    return pixels
 
 
 def own_weights(module: Any, x: "torch.Tensor", weights: "torch.Tensor") -> Any:
