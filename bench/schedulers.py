@@ -49,11 +49,14 @@ class ByObjects:
     """A batch as it was: each job's scheduler takes its own step."""
 
     def __init__(self, fresh: Callable[[], Any], batch: int, steps: int) -> None:
-        self._schedulers, self._latents = [fresh() for _ in range(batch)], []
+        self._schedulers = [fresh() for _ in range(batch)]
+        self.latents: list[torch.Tensor] = []
         for seed, scheduler in enumerate(self._schedulers):
             scheduler.set_timesteps(steps)
+            if hasattr(scheduler, "set_begin_index"):  # else Karras' doubled timesteps are too many
+                scheduler.set_begin_index(0)
             noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
-            self._latents.append(noise * scheduler.init_noise_sigma)
+            self.latents.append(noise * scheduler.init_noise_sigma)
 
     def step(self, call: int, answers: torch.Tensor) -> None:
         """Take a step of each, and lay out the next input."""
@@ -63,8 +66,8 @@ class ByObjects:
         ):
             negative, prompt = part.chunk(2)
             predicted, timestep = negative + 7.5 * (prompt - negative), scheduler.timesteps[call]
-            self._latents[place] = scheduler.step(predicted, timestep, self._latents[place])[0]
-            given += [scheduler.scale_model_input(self._latents[place], timestep)] * 2
+            self.latents[place] = scheduler.step(predicted, timestep, self.latents[place])[0]
+            given += [scheduler.scale_model_input(self.latents[place], timestep)] * 2
         torch.cat(given)
 
 
@@ -80,10 +83,15 @@ class ByTables:
             task.trajectory = begin_trajectory(table, one, draw, "cpu")
             self._tasks.append(task)
 
+    @property
+    def latents(self) -> list[torch.Tensor]:
+        """Of each picture."""
+        return [task.latents for task in self._tasks]
+
     def step(self, _: int, answers: torch.Tensor) -> None:
         """Lay out the input of each, and take its step."""
         rows = [2] * len(self._tasks)
-        model_inputs(self._tasks, rows, is_compiled=False)
+        model_inputs(self._tasks, rows)
         take_steps(self._tasks, rows, answers)
 
 

@@ -1,8 +1,10 @@
 """Schedulers as tables: every name draws what diffusers' own object draws, alone or in a batch."""
 
 import inspect
+import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -23,6 +25,9 @@ from stylegen.pipeline.step_table import make_table
 from stylegen.pipeline.task import Task, model_input
 from stylegen.pipeline.trajectory import begin_trajectory
 from stylegen.pocket import packaged
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+import schedulers as bench  # noqa: E402  pylint: disable=wrong-import-position
 
 LORA = packaged() / "pocket-loras/neon.safetensors"
 SD15: dict[str, Any] = {
@@ -250,3 +255,14 @@ def test_what_a_message_may_not_ask() -> None:
         assert ordered(name, 50).total_steps == 50
         with pytest.raises(InvalidMessage, match=f"scheduler: {name} takes at most 50 steps"):
             ordered(name, 51)
+
+
+@torch.no_grad()
+def test_the_bench_takes_the_same_steps_on_both_sides() -> None:
+    """What is timed is the same work: two pictures by objects and by tables."""
+    fresh = partial(make_scheduler, "dpmsolver++", SD15)
+    objects = bench.ByObjects(fresh, 2, 6)
+    tables = bench.ByTables("dpmsolver++", fresh, 2, 6)
+    assert all(milliseconds > 0 for milliseconds in bench.timed(2, 6, objects, tables))
+    for expected, latents in zip(objects.latents, tables.latents, strict=True):
+        assert_alike(latents, expected)

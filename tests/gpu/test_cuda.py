@@ -191,7 +191,7 @@ def test_ways_to_need_less_memory(
     device: str, jobs: list[GenerationJob], alone: list[Any], options: dict[str, Any]
 ) -> None:
     """Each draws the same picture, also with a LoRA that changes the text encoder."""
-    chosen = slice(0, 2) if device == "cuda" else slice(1, 2)
+    chosen = slice(2 if device == "cuda" else 3, 4)  # the last one speaks
     engine = Engine(load_pipeline(MODEL, device=device, **options), batch=4)
     together = draw_together(engine, jobs[chosen], LORAS[chosen])
     engine.close()
