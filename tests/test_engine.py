@@ -932,6 +932,7 @@ def test_a_lora_that_cant_be_held_fails_alone(
 ) -> None:
     """In its batch; its neighbours' latents are the same to the last bit."""
     undisturbed, tasks = together(engine, jobs, loras), _tasks(engine, jobs, loras)
+    engine.draw(jobs[0], loras[0])  # alone: the second slot has nobody's LoRA, also not the bad one
     bad = tasks[1].adapter
 
     def refuse(adapter: Adapter, device: Any, part: str) -> Any:
