@@ -47,6 +47,24 @@ def test_a_rare_format_is_not_starved() -> None:
         assert MAX_SKIPPED_BATCHES / 2 < younger < MAX_SKIPPED_BATCHES + 1
 
 
+def test_who_is_set_aside_goes_on() -> None:
+    """A picture half drawn, of a rare format: as many younger ones come before it, and no more."""
+    ended: list[int | str] = []
+
+    class Noted(serving.Server):
+        """Remembers whose picture ends when."""
+
+        def finish(self, task: serving.Task, **_: object) -> None:
+            super().finish(task)
+            ended.append(task.job.generation_id)
+
+    flood = [serving.Arrival(0.3, n % 5, "1:1") for n in range(300)]
+    trace = [serving.Arrival(0.0, 1, "2:2"), *flood]
+    Noted(serving.WAYS["this engine"], trace).run()
+    younger = ended.index(0) / serving.BATCH
+    assert 1 <= younger < MAX_SKIPPED_BATCHES + 1
+
+
 def test_a_popular_artist_does_not_empty_the_batch() -> None:
     """Many of its jobs are late at a time, in two formats; batches are full nevertheless."""
     styles = [0 if n < serving.IN_FLIGHT else n for n in range(200)]

@@ -49,15 +49,14 @@ def add_low_rank(
 
 
 # %% ../../nbs/pipeline/04_batched_lora.ipynb #bb2b63a8
-def own_pixels(module: Any, x: "torch.Tensor", weights: "torch.Tensor") -> "torch.Tensor":
+def own_pixels(module: Any, x: "torch.Tensor", weights: "torch.Tensor") -> Any:
     """The same as `own_weights` for a convolution of single pixels."""
     import torch
 
     factors = weights.flatten(2).repeat_interleave(len(x) // len(weights), 0), x.flatten(2)
-    bias = module.bias
-    seen = torch.bmm(*factors) if bias is None else torch.baddbmm(bias[:, None], *factors)
-    pixels: torch.Tensor = seen.unflatten(2, x.shape[2:])
-    return pixels
+    if module.bias is None:
+        return torch.bmm(*factors).unflatten(2, x.shape[2:])
+    return torch.baddbmm(module.bias[:, None], *factors).unflatten(2, x.shape[2:])
 
 
 def own_weights(module: Any, x: "torch.Tensor", weights: "torch.Tensor") -> Any:
