@@ -237,6 +237,9 @@ d = {
                 "stylegen/fleet/loadgen.py",
             ),
         },
+        "stylegen.fleet.lora": {
+            "stylegen.fleet.lora.main": ("fleet/lora.html#main", "stylegen/fleet/lora.py")
+        },
         "stylegen.fleet.orders": {
             "stylegen.fleet.orders.Load": ("fleet/orders.html#load", "stylegen/fleet/orders.py"),
             "stylegen.fleet.orders.Load.moments": (
@@ -1237,6 +1240,44 @@ d = {
             "stylegen.pipeline.lora_file.read_header": (
                 "pipeline/lora_file.html#read_header",
                 "stylegen/pipeline/lora_file.py",
+            ),
+        },
+        "stylegen.pipeline.lora_report": {
+            "stylegen.pipeline.lora_report.LoraReport": (
+                "pipeline/lora_report.html#lorareport",
+                "stylegen/pipeline/lora_report.py",
+            ),
+            "stylegen.pipeline.lora_report.LoraReport.__str__": (
+                "pipeline/lora_report.html#lorareport.__str__",
+                "stylegen/pipeline/lora_report.py",
+            ),
+            "stylegen.pipeline.lora_report._alphas": (
+                "pipeline/lora_report.html#_alphas",
+                "stylegen/pipeline/lora_report.py",
+            ),
+            "stylegen.pipeline.lora_report._counted": (
+                "pipeline/lora_report.html#_counted",
+                "stylegen/pipeline/lora_report.py",
+            ),
+            "stylegen.pipeline.lora_report._kind": (
+                "pipeline/lora_report.html#_kind",
+                "stylegen/pipeline/lora_report.py",
+            ),
+            "stylegen.pipeline.lora_report._notes": (
+                "pipeline/lora_report.html#_notes",
+                "stylegen/pipeline/lora_report.py",
+            ),
+            "stylegen.pipeline.lora_report.change_norm": (
+                "pipeline/lora_report.html#change_norm",
+                "stylegen/pipeline/lora_report.py",
+            ),
+            "stylegen.pipeline.lora_report.report_lora": (
+                "pipeline/lora_report.html#report_lora",
+                "stylegen/pipeline/lora_report.py",
+            ),
+            "stylegen.pipeline.lora_report.sd15_shapes": (
+                "pipeline/lora_report.html#sd15_shapes",
+                "stylegen/pipeline/lora_report.py",
             ),
         },
         "stylegen.pipeline.mistaken": {

@@ -7,6 +7,7 @@ from pages import ROOT, TRANSLATIONS, Page, differences
 
 TRANSLATED = [
     "README.md",
+    "docs/lora.md",
     "docs/messages.md",
     "docs/migration.md",
     "docs/operating.md",

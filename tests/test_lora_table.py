@@ -18,6 +18,7 @@ from lora_model import FEW, RANK, kohya, layers, write, write_config, write_kind
 from safetensors.torch import load_file
 from torch import Tensor
 
+from stylegen.fleet.lora import main
 from stylegen.job import LoraInvalid
 from stylegen.pipeline.adapter import read_adapter
 from stylegen.pipeline.adapter_cache import AdapterCache
@@ -25,6 +26,7 @@ from stylegen.pipeline.batched_lora import AddedLora, MergedLora
 from stylegen.pipeline.dialects import spellings
 from stylegen.pipeline.lora_file import check_lora_file
 from stylegen.storage import FolderStore, LoraFiles
+from stylegen.storage.cache import file_digest
 from stylegen.storage.lora import downloaded_lora
 
 DOC = Path(__file__).parent.parent / "docs/lora.md"
@@ -717,3 +719,71 @@ def test_mutants_are_drawn_whole_or_refused(tiny: Any, tmp_path: Path) -> None:
         path.write_bytes(mutated(originals[number % len(originals)], chance))
         drawn += drawn_whole(path, tiny)
     assert 0 < drawn < MUTANTS / 4
+
+
+# The command
+
+
+def test_the_command_says_what_a_file_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a LoHa for SD 1.5, of a DoRA without the model's numbers, and of no LoRA."""
+    made, change = files.make_loha(torch.zeros(320, 4, 3, 3), 4)
+    tensors = {f"lora_unet_conv_in.{ending}": tensor for ending, tensor in made.items()}
+    tensors["lora_unet_conv_in.alpha"] = torch.tensor(2)
+    path = write(tmp_path / "x.safetensors", tensors, {"ss_output_name": "anna\n"})
+    assert main([str(path)]) == 0
+    shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert shown.pop("norm") == f"{float(change.norm()) / 2:.4g}"
+    assert shown == {
+        "kind": "LoHa",
+        "layers": "unet 1",
+        "rank": "16",
+        "alpha": "2",
+        "sha256": file_digest(path),
+        "ss_output_name": "anna ",
+    }
+    write(path, tensors | {"lora_unet_conv_in.dora_scale": torch.ones(320, 1, 1, 1)})
+    assert main([str(path)]) == 1
+    assert "needs the model's own weights" in capsys.readouterr().err
+    path.write_bytes(b"")
+    assert main([str(path)]) == 1
+    assert capsys.readouterr().err == "refused: an empty file\n"
+
+
+# The page
+
+
+def rows(page: str) -> dict[str, str]:
+    """The tables of a page: first cell to second."""
+    text = page.replace("\\|", "")
+    found = re.findall(r"^\| ([^|]+?) \| ([^|]+?) \|", text, re.MULTILINE)
+    return {first: second for first, second in found if first not in ("file", "파일")}
+
+
+DRAWN = {
+    *(kind.split(",")[0] for kind in KINDS_MADE),
+    *SPELLED,
+    *ENDINGS,
+    *(f"alpha {alpha}" for alpha in ALPHAS),
+    "rank that differs by layer",
+    "`.scalar`",
+    "attention processors, diffusers' first form",
+    "peft's `adapter_model.safetensors`",
+    "DoRA, peft's `lora_magnitude_vector`",
+    "metadata of many MiB",
+}
+"""What the tests above draw."""
+
+
+@pytest.mark.parametrize("page", [DOC, DOC.parent / "ko/lora.md"], ids=["en", "ko"])
+def test_the_page_is_the_table(page: Path) -> None:
+    """What is drawn and what is refused, each with the words that an artist reads."""
+    drawn, _, refused = page.read_text(encoding="utf-8").rpartition("\n## ")
+    assert rows(drawn).keys() == DRAWN
+    messages = {what: text for what, (_, text) in REFUSED.items()}
+    messages["peft's file alone"] = "the file tells no alpha"
+    quoted = rows(refused)
+    assert quoted.keys() == messages.keys()
+    for what, cell in quoted.items():
+        assert f"{cell.strip('`')}" in messages[what], what

@@ -78,6 +78,7 @@ TESTS = {
     "pipeline/lora_file": ["limits", "lora_table", "lora", "hostile_jobs"],
     "pipeline/dialects": ["limits", "lora_table", "lora", "engine"],
     "pipeline/mistaken": ["lora_table", "lora"],
+    "pipeline/lora_report": ["lora_table"],
     "pipeline/changes": ["limits", "lora_table", "lora"],
     "pipeline/adapter": ["limits", "lora_table", "lora", "engine", "hostile_jobs"],
     "pipeline/adapter_cache": ["lora", "settings_effect"],

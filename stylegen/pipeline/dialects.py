@@ -57,6 +57,7 @@ _ENDS = {
 _BLOCK = re.compile(r"(down|up|mid)_blocks?\.(?:(\d+)\.)?(\w+?)\.(\d+)\.(.+)")
 
 
+# %% ../../nbs/pipeline/01_dialects.ipynb #3d43a9bf
 def stability_name(name: str, layers: int) -> str | None:
     """A UNet's layer in Stability's names; None if it has none.
 

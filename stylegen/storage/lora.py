@@ -84,6 +84,7 @@ def fetch_config(url: str, source: Source, folder: Path) -> None:
             )
 
 
+# %% ../../nbs/storage/07_lora.ipynb #8a2b4d5f
 @contextmanager
 def downloaded_lora(url: str, source: Source) -> Iterator[Path]:
     """A LoRA in a folder of its own, with what is beside it, for a ``with`` block.
