@@ -132,7 +132,7 @@ _edited(
 _edited(
     "keys: another prefix", lambda t: {k.replace("unet.", "transformer."): v for k, v in t.items()}
 )
-_edited("keys: no prefix", lambda t: {k.removeprefix("unet."): v for k, v in t.items()})
+_edited("values: all zero, which changes nothing", lambda t: _each(t, torch.zeros_like))
 _edited("keys: half a pair", lambda t: t.pop(_first(t)) is None)
 _edited(
     "keys: a layer in two dialects",
@@ -177,10 +177,6 @@ _edited(
 )
 _edited(
     "keys: LoKr", lambda t: {"lora_unet_mid_block_attentions_0_proj_in.lokr_w1": torch.zeros(4, 4)}
-)
-_edited(
-    "keys: DoRA",
-    lambda t: t | {_first(t).replace("lora_A.weight", "lora_magnitude_vector"): torch.ones(64)},
 )
 _edited(
     "keys: SDXL's second encoder",
@@ -238,7 +234,12 @@ _edited(
 )
 
 # Odd, but good
-_edited("good: all zero", lambda t: _each(t, torch.zeros_like), "complete")
+_edited("good: no prefix", lambda t: {k.removeprefix("unet."): v for k, v in t.items()}, "complete")
+_edited(
+    "good: DoRA",
+    lambda t: t | {_first(t).replace("lora_A.weight", "lora_magnitude_vector"): torch.ones(64)},
+    "complete",
+)
 _edited("good: bfloat16", lambda t: _each(t, torch.Tensor.bfloat16), "complete")
 _edited("good: half precision", lambda t: _each(t, torch.Tensor.half), "complete")
 _edited("good: as convolutions", lambda t: _each(t, lambda x: x[..., None, None]), "complete")
