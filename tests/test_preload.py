@@ -101,7 +101,7 @@ def preload(
     )
 
 
-def test_a_model_is_fetched_once_and_drawn_without_a_hub(
+def test_a_model_is_fetched_once_and_loaded_without_a_hub(
     hub: Hub, tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By its commit alone; afterwards nobody is asked, and the weights are the hub's."""
