@@ -1,5 +1,6 @@
 """Make nbval honour nbdev's directives and its cleaned execution counts, and look at pictures."""
 
+import gc
 import re
 import sys
 from base64 import b64decode
@@ -13,6 +14,7 @@ import nbval.kernel
 import numpy as np
 from PIL import Image
 
+gc.disable()  # until the tests begin: modules that are imported make no garbage
 for folder in ("tools", "tests"):
     sys.path.insert(0, str(Path(__file__).parent / folder))
 
@@ -45,6 +47,12 @@ def pytest_collection_modifyitems(items: list[Any]) -> None:
     """Begin with the longest files; all others stay in their order."""
     order = {name: number for number, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage from now on, and never among what was imported."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_itemcollected(item: Any) -> None:

@@ -443,9 +443,11 @@ class _Hub(BaseHTTPRequestHandler):
     """Says which files a model has, as the hub does."""
 
     files: list[str] = []
+    asked: list[str] = []
 
     def do_GET(self) -> None:
         """Any model's are the same."""
+        self.asked.append(self.path)
         siblings = [{"rfilename": name} for name in self.files]
         body = json.dumps({"id": "owner/model", "siblings": siblings}).encode()
         self.send_response(200)
@@ -481,6 +483,9 @@ def test_a_model_of_the_hub(
         assert ask(**settings)["parts"].endswith("scheduler; to be fetched from the hub")
         _Hub.files = ["unet/config.json"]
         assert "the hub has no vae, text_encoder" in ask(**settings)["parts"]
+        assert (
+            all(f"/owner/model/revision/{revision}" in path for path in _Hub.asked) and _Hub.asked
+        )
         hub.shutdown()
 
 

@@ -1066,16 +1066,17 @@ def test_memory_is_short_when_decoding(
         assert isinstance(drawn, OutOfMemory)
 
 
+@pytest.mark.parametrize("words", [1, 100])
 def test_memory_is_short_when_words_are_encoded(
-    engine: Engine, jobs: list[GenerationJob], loras: list[Path]
+    engine: Engine, jobs: list[GenerationJob], loras: list[Path], words: int
 ) -> None:
-    """It is tried again."""
-    (plain,) = _drawn(engine, *_tasks(engine, jobs[:1], loras[:1]))
-    encode = engine.pipeline.encode_prompt
-    with patch.object(engine.pipeline, "encode_prompt", Mock(wraps=encode)) as short:
+    """It is tried again, also for one piece of a long prompt."""
+    job = jobs[0].model_copy(update={"prompt_tags": [*jobs[0].prompt_tags, *["heart"] * words]})
+    plain, encoder = engine.draw(job, loras[0]), engine.pipeline.text_encoder
+    with patch.object(encoder, "forward", Mock(wraps=encoder.forward)) as short:
         short.side_effect = chain([torch.OutOfMemoryError], repeat(DEFAULT))
-        (drawn,) = _drawn(engine, *_tasks(engine, jobs[:1], loras[:1]))
-    assert short.call_count == 2 and np.array_equal(drawn, plain)
+        drawn = engine.draw(job, loras[0])
+    assert short.call_count > 1 and np.array_equal(drawn, plain)
 
 
 def test_halved_batches_grow_again(

@@ -25,6 +25,7 @@ from stylegen.pipeline.adapter_cache import AdapterCache
 from stylegen.pipeline.batched_lora import AddedLora, MergedLora
 from stylegen.pipeline.dialects import spellings
 from stylegen.pipeline.lora_file import check_lora_file
+from stylegen.pipeline.lora_report import report_lora
 from stylegen.storage import FolderStore, LoraFiles
 from stylegen.storage.cache import file_digest
 from stylegen.storage.lora import downloaded_lora
@@ -650,6 +651,14 @@ def test_long_notes_of_a_trainer_are_read(tiny: Any, tmp_path: Path) -> None:
     assert len(tags) > 8 * 2**20
     write(path, load_file(path), {"ss_tag_frequency": tags, "ss_network_dim": "Dynamic"})
     assert_means(path, tiny, changes)
+
+
+@pytest.mark.parametrize(("length", "shown"), [(80, "n" * 80), (81, "n" * 80 + "…")])
+def test_a_note_has_one_line(tiny: Any, tmp_path: Path, length: int, shown: str) -> None:
+    """A report shows 80 characters of it."""
+    path, _ = write_kind(tmp_path / "x.safetensors", tiny, files.make_lora)
+    write(path, load_file(path), {"ss_training_comment": "n" * length})
+    assert report_lora(path, tiny).notes["ss_training_comment"] == shown
 
 
 # Never half applied

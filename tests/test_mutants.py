@@ -124,6 +124,7 @@ def test_run(
     monkeypatch.setattr(mutants, "OUT", tmp_path / "out")
     monkeypatch.setattr(mutants, "REASONS", project / "reasons.toml")
     monkeypatch.setattr(mutants, "TESTS", {"small": ["small"]})
+    monkeypatch.setattr(mutants, "EVERYWHERE", ())
     monkeypatch.setattr(sys, "argv", ["mutants", "--sample", "100"])
     with pytest.raises(SystemExit) as end:
         mutants.main()

@@ -23,10 +23,12 @@ from s3_server import OwnerEnforcedGate, S3Server
 from tenacity import wait_none
 from waiting import wait_until
 
+from stylegen.job import StorageError
 from stylegen.queue import (
     ATTEMPT,
     REDELIVERIES,
     REDRIVES,
+    RetryState,
     Delivery,
     Retries,
     publish_job,
@@ -205,7 +207,10 @@ def test_no_exception_of_a_job_ends_the_process(
 ) -> None:
     """Whatever it is: tried again, then a dead letter; its text is told to nobody."""
 
+    states = []
+
     def on_state(state: str) -> None:
+        states.append(state)
         if state == "failed-reported":
             raise error
 
@@ -225,6 +230,7 @@ def test_no_exception_of_a_job_ends_the_process(
     counted = parts.metrics.registry.get_sample_value
     assert counted("stylegen_jobs_total", {"outcome": "GENERATION_FAILED"}) == 1
     assert counted("stylegen_jobs_total", {"outcome": "retried"}) == 2
+    assert states.count("retry-published") == 2 and states.count("dead-lettered") == 1
 
 
 def test_a_bucket_that_stays_away(
@@ -698,6 +704,12 @@ def test_a_control_message_without_an_id_is_named(
     assert [record.getMessage() for record in caplog.records] == [
         "not canceled: a control message names no generation"
     ]
+
+
+def test_a_job_by_itself_is_attempted_once() -> None:
+    """Without retries an error that may pass is reported as it is."""
+    error = StorageError("away")
+    assert RetryState().final_error(error) is error and not RetryState().is_retryable(error)
 
 
 def test_no_progress_after_the_end(

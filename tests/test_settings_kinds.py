@@ -170,6 +170,12 @@ def complaints() -> dict[str, str]:
     return {}
 
 
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_each_is_described(name: str) -> None:
+    """What ``--help`` and the table say of it."""
+    assert Settings.model_fields[name].description
+
+
 @pytest.mark.parametrize(("name", "value"), WRONG)
 def test_wrong_ones_are_named(setting: Callable[..., None], name: str, value: str) -> None:
     """By the variable alone, in words that hold nothing of the value."""
@@ -177,7 +183,7 @@ def test_wrong_ones_are_named(setting: Callable[..., None], name: str, value: st
     setting(**(pair if name in pair else {}) | {name: value})
     found = complaints()
     assert list(found) == [name]
-    assert not found[name].startswith("Value error")
+    assert not found[name].startswith("Value error") and found[name] != "None"
     assert value == "0" or value not in found[name].split()
     assert "pw" not in found[name] and "pa" not in re.findall(r"\w+", found[name])
 

@@ -49,38 +49,38 @@ REASONS = Path(__file__).with_name("mutants.toml")
 TESTS = {
     "webhook/origins": ["webhook", "webhook_hostile", "flow"],
     "webhook/events": ["webhook", "retries", "flow"],
-    "webhook/connection": ["limits", "webhook_hostile", "webhook"],
-    "webhook/request": ["limits", "webhook", "webhook_hostile", "flow"],
-    "webhook/delivery": ["limits", "webhook", "webhook_hostile", "retries", "flow"],
-    "webhook/progress": ["limits", "webhook", "flow"],
+    "webhook/connection": ["webhook_hostile", "webhook"],
+    "webhook/request": ["webhook", "webhook_hostile", "flow"],
+    "webhook/delivery": ["webhook", "webhook_hostile", "retries", "flow"],
+    "webhook/progress": ["webhook", "flow"],
     "webhook/reach": ["check"],
-    "queue/connection": ["limits", "queue", "retries"],
-    "queue/publish": ["limits", "queue", "retries", "producers"],
-    "queue/delivery": ["limits", "queue", "retries", "producers"],
-    "queue/executor": ["limits", "queue", "retries"],
-    "queue/control": ["limits", "queue", "retries", "consumer", "producers"],
-    "queue/consumer": ["limits", "queue", "retries", "consumer", "producers"],
+    "queue/connection": ["queue", "retries"],
+    "queue/publish": ["queue", "retries", "producers"],
+    "queue/delivery": ["queue", "retries", "producers"],
+    "queue/executor": ["queue", "retries"],
+    "queue/control": ["queue", "retries", "consumer", "producers"],
+    "queue/consumer": ["queue", "retries", "consumer", "producers"],
     "queue/retries": ["retries", "consumer", "flow", "producers"],
     "queue/rights": ["check"],
-    "storage/store": ["limits", "storage", "flow"],
+    "storage/store": ["storage", "flow"],
     "storage/keys": ["storage", "flow"],
     "storage/folder": ["storage", "flow", "retries"],
-    "storage/s3_client": ["limits", "storage"],
-    "storage/conditional": ["limits", "storage", "retries"],
-    "storage/s3": ["limits", "storage", "settings_effect"],
+    "storage/s3_client": ["storage"],
+    "storage/conditional": ["storage", "retries"],
+    "storage/s3": ["storage", "settings_effect"],
     "storage/download": ["storage", "flow"],
-    "storage/lora": ["limits", "storage", "flow"],
-    "storage/cache": ["limits", "storage", "flow"],
+    "storage/lora": ["storage", "flow"],
+    "storage/cache": ["storage", "flow"],
     "storage/picture": ["storage", "flow"],
     "storage/manifest": ["storage", "flow", "retries"],
     "storage/rights": ["check"],
     "storage/erasure": ["erasure"],
-    "pipeline/lora_file": ["limits", "lora_table", "lora", "hostile_jobs"],
-    "pipeline/dialects": ["limits", "lora_table", "lora", "engine"],
+    "pipeline/lora_file": ["lora_table", "lora", "hostile_jobs"],
+    "pipeline/dialects": ["lora_table", "lora", "engine"],
     "pipeline/mistaken": ["lora_table", "lora"],
     "pipeline/lora_report": ["lora_table"],
-    "pipeline/changes": ["limits", "lora_table", "lora"],
-    "pipeline/adapter": ["limits", "lora_table", "lora", "engine", "hostile_jobs"],
+    "pipeline/changes": ["lora_table", "lora"],
+    "pipeline/adapter": ["lora_table", "lora", "engine", "hostile_jobs"],
     "pipeline/adapter_cache": ["lora", "settings_effect"],
     "pipeline/batched_lora": ["engine"],
     "pipeline/loading": ["engine", "settings_effect"],
@@ -90,31 +90,31 @@ TESTS = {
     "pipeline/trajectory": ["schedulers", "engine_guidance"],
     "pipeline/device": ["engine"],
     "pipeline/task": ["engine_guidance", "engine"],
-    "pipeline/admission": ["limits", "engine"],
+    "pipeline/admission": ["engine"],
     "pipeline/attention": ["engine"],
-    "pipeline/batch": ["schedulers", "limits", "engine_guidance", "engine"],
+    "pipeline/batch": ["schedulers", "engine_guidance", "engine"],
     "pipeline/encode_decode": ["engine_guidance", "engine", "semantics", "hostile_jobs"],
-    "pipeline/loop": ["limits", "engine"],
+    "pipeline/loop": ["engine"],
     "pipeline/warm_up": ["engine"],
     "pipeline/engine": ["engine_guidance", "engine", "semantics"],
     "pipeline/model_parts": ["check"],
-    "signature/overlay": ["limits", "signature", "signed", "hostile_jobs"],
-    "signature/fonts": ["limits", "signature", "settings_effect"],
-    "signature/text": ["limits", "signature", "signed", "hostile_jobs"],
-    "signature/image": ["limits", "signature", "signed", "hostile_jobs"],
+    "signature/overlay": ["signature", "signed", "hostile_jobs"],
+    "signature/fonts": ["signature", "settings_effect"],
+    "signature/text": ["signature", "signed", "hostile_jobs"],
+    "signature/image": ["signature", "signed", "hostile_jobs"],
     "signature/label": ["label", "provenance", "signed", "settings_effect"],
     "signature/provenance": ["label", "provenance"],
     "signature/c2pa": ["label"],
     "addresses": ["settings_kinds", "webhook_hostile"],
     "variables": ["settings_kinds"],
     "settings": ["settings_effect", "settings_kinds", "flow", "consumer", "processes"],
-    "worker/running": ["limits", "health", "retries"],
+    "worker/running": ["health", "retries"],
     "worker/watchdog": ["health"],
     "worker/machine": ["check"],
-    "worker/probes": ["limits", "health", "hostile_probes"],
+    "worker/probes": ["health", "hostile_probes"],
     "worker/parts": ["flow", "retries", "settings_effect", "signed"],
     "worker/wiring": ["settings_effect", "consumer"],
-    "worker/picture": ["limits", "flow", "signed", "settings_effect"],
+    "worker/picture": ["flow", "signed", "settings_effect"],
     "worker/request": ["flow", "retries"],
     "worker/outcome": ["flow", "retries"],
     "worker/report": ["flow", "retries", "health"],
@@ -126,6 +126,8 @@ TESTS = {
     "worker/cli": ["flow", "retries", "settings_effect", "consumer", "processes"],
 }
 """For each module, by its path, the tests that are about it, as in ``tests/test_NAME.py``."""
+EVERYWHERE = ("limits",)
+"""Tests that are about every module."""
 LEAST = 3
 """Mutants of the smallest module."""
 UNTIL_ONE_FAILS = ("-q", "-x", "-p", "no:cacheprovider")
@@ -165,8 +167,9 @@ class Mutant:
 class _Unseen(libcst.CSTVisitor):
     """Finds what no test should look at.
 
-    That is what only people read, calls of a logger and the strings of raised errors; and
-    ``strict=`` of a `zip`, which tells of a slip in the code and not of an input.
+    That is what only people read, calls of a logger, the strings of raised errors and of a
+    command's help; and ``strict=`` of a `zip`, which tells of a slip in the code and not of an
+    input.
     """
 
     LOGS = re.compile(r"(_?log(ger)?\.\w+|warnings\.warn|print)\(")
@@ -180,14 +183,21 @@ class _Unseen(libcst.CSTVisitor):
         code = libcst.Module([]).code_for_node(node) if isinstance(node, libcst.Call) else ""
         if self.LOGS.match(code):
             self._note(node, matchers.MatchIfTrue(lambda _: True))
-        elif isinstance(node, libcst.Raise) or self.ERRORS.match(code):
+        elif (
+            isinstance(node, libcst.Raise) or self.ERRORS.match(code) or _is_argument(node, "help")
+        ):
             self._note(node, matchers.SimpleString() | matchers.FormattedStringText())
-        elif isinstance(node, libcst.Arg) and node.keyword and node.keyword.value == "strict":
+        elif _is_argument(node, "strict"):
             self._note(node, matchers.MatchIfTrue(lambda _: True))
         return True
 
     def _note(self, node: libcst.CSTNode, what: Any) -> None:
         self.found |= {id(each) for each in matchers.findall(node, what)}
+
+
+def _is_argument(node: libcst.CSTNode, name: str) -> bool:
+    """Whether it is a call's argument of this name."""
+    return isinstance(node, libcst.Arg) and bool(node.keyword) and node.keyword.value == name
 
 
 def in_functions(code: str) -> list[Callable[[], str]]:
@@ -482,7 +492,7 @@ class Map:
         The module's own tests, where none is known to: other processes run some lines, and the
         import others, in whichever test it comes first.
         """
-        files = [_file(name) for name in TESTS[mutant.module]]
+        files = [_file(name) for name in (*TESTS[mutant.module], *EVERYWHERE)]
         own = {file: place for place, file in enumerate(files)}
         reached = self.lines.get((mutant.module, mutant.line), set())
         if not reached or not is_in_function(mutant):
@@ -543,6 +553,7 @@ def main() -> None:
     random.Random(options.seed).shuffle(mutants)
     trees = Trees(options.jobs)
     names = dict.fromkeys(name for module in options.modules for name in TESTS[module])
+    names |= dict.fromkeys(EVERYWHERE)
     known = Map(trees, list(names))
     print(f"{len(mutants)} mutants; the tests took {time.monotonic() - begun:.0f} s", flush=True)
 
