@@ -1040,6 +1040,10 @@ d = {
             ),
         },
         "stylegen.pipeline.loading": {
+            "stylegen.pipeline.loading._check_choice": (
+                "pipeline/loading.html#_check_choice",
+                "stylegen/pipeline/loading.py",
+            ),
             "stylegen.pipeline.loading._decode_in_tiles": (
                 "pipeline/loading.html#_decode_in_tiles",
                 "stylegen/pipeline/loading.py",

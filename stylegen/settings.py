@@ -9,6 +9,8 @@ __all__ = [
     "MAX_REDELIVERIES",
     "SD15",
     "SD15_REVISION",
+    "Device",
+    "Offload",
     "Variables",
     "WebhookSettings",
     "QueueSettings",
@@ -196,6 +198,8 @@ class StorageSettings(_Variables):
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SD15_REVISION = "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
 """The hub's commit of SD 1.5 that is loaded unless told otherwise."""
+Device = Literal["auto", "cpu", "cuda"]
+Offload = Literal["none", "model", "sequential"]
 
 
 class ModelSettings(_Variables):
@@ -208,9 +212,9 @@ class ModelSettings(_Variables):
         description="commit, tag or branch of a model on the hub; else SD 1.5's known commit, "
         "or another model's `main`",
     )
-    stylegen_device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to draw")
+    stylegen_device: Device = Field("auto", description="where to draw")
     stylegen_batch: int = Field(4, ge=1, le=64, description="pictures drawn at a time")
-    stylegen_offload: Literal["none", "model", "sequential"] = Field(
+    stylegen_offload: Offload = Field(
         "none", description="keep parts of the model in host memory (small GPUs)"
     )
     stylegen_compile: bool = Field(

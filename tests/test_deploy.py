@@ -232,7 +232,7 @@ def test_compose_rehearsal(rabbit: Broker, tmp_path: Path) -> None:
             if name == "s3":
                 wait_until_open(s3, processes[0])
         command, environment = as_process(services["backend"], here)
-        command = [word.replace("--rate=0.5", "--rate=10") for word in command]
+        command = [*(word.replace("--rate=0.5", "--rate=10") for word in command), "--steps=8"]
         done = subprocess.run(
             command, env=environment, timeout=900, capture_output=True, text=True, check=False
         )

@@ -19,7 +19,7 @@ from stylegen.job import OutOfMemory
 from stylegen.logs import set_up_logging
 from stylegen.queue import Delivery, Retries
 from stylegen.settings import Settings
-from stylegen.storage import LoraFiles
+from stylegen.storage import FolderStore, LoraFiles
 from stylegen.webhook import WebhookReceiver
 from stylegen.worker import Parts, consume, do_delivery, main
 
@@ -42,6 +42,13 @@ def _log() -> StringIO:
     log = StringIO()
     set_up_logging("INFO", stream=log)
     return log
+
+
+def test_no_part_shows_a_secret(tmp_path: Path) -> None:
+    """Where one is printed, in a log or a notebook."""
+    parts = Parts(print, FolderStore(tmp_path), [], token="t0ken", secret="s3cret")
+    shown = f"{parts!r} {Retries('amqp://worker:passw0rd@broker')!r}"
+    assert "Parts(" in shown and not re.search("t0ken|s3cret|passw0rd", shown)
 
 
 def settled(log: StringIO) -> list[dict[str, Any]]:

@@ -699,7 +699,7 @@ def _stylegen_c2pa_certificate(world: World) -> None:
     assert (state, int(info["cert_serial_number"])) == ("Valid", leaf.serial_number)
     assert check_machine(world.settings(**own))["labels"].startswith("label, signed; ")
     metrics = Metrics()
-    make_parts(world.settings(**own), metrics)
+    assert make_parts(world.settings(**own), metrics).metrics is metrics
     shown = metrics.registry.get_sample_value("stylegen_c2pa_certificate_expiry_timestamp_seconds")
     assert shown == leaf.not_valid_after_utc.timestamp()
 

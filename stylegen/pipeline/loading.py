@@ -19,11 +19,11 @@ import logging
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ..fields import DEFAULT_SCHEDULER
 from .schedulers import make_scheduler
-from ..settings import SD15, SD15_REVISION
+from ..settings import SD15, SD15_REVISION, Device, Offload
 from ..storage.cache import file_digest
 
 _log = logging.getLogger(__name__)
@@ -65,10 +65,20 @@ def model_revision(model: str, revision: str | None = None) -> str:
 
 
 # %% ../../nbs/pipeline/06_loading.ipynb #d5798631
-def pick_device(device: str = "auto") -> str:
-    """The device to draw on: ``auto`` is CUDA where there is one, else the CPU."""
+def _check_choice(name: str, value: str, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise ValueError(f"{name}: {', '.join(get_args(choices))}; not {value!r}")
+
+
+def pick_device(device: Device = "auto") -> str:
+    """The device to draw on: ``auto`` is CUDA where there is one, else the CPU.
+
+    Raises:
+        ValueError: It is called otherwise. A card is chosen by ``CUDA_VISIBLE_DEVICES``.
+    """
     import torch
 
+    _check_choice("device", device, Device)
     if device != "auto":
         return device
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -111,7 +121,7 @@ def _decode_in_tiles(vae: Any, factor: int) -> None:
         vae.tile_latent_min_size = vae.tile_sample_min_size // factor
 
 
-def _place(pipeline: Any, on_cuda: bool, offload: str) -> Any:
+def _place(pipeline: Any, on_cuda: bool, offload: Offload) -> Any:
     if on_cuda and offload == "model":
         pipeline.enable_model_cpu_offload()
     elif on_cuda and offload == "sequential":
@@ -125,8 +135,8 @@ def _place(pipeline: Any, on_cuda: bool, offload: str) -> Any:
 def load_pipeline(
     model: str = SD15,
     *,
-    device: str = "auto",
-    offload: str = "none",
+    device: Device = "auto",
+    offload: Offload = "none",
     attention_slicing: bool = False,
     vae_tiling: bool = False,
     token: str | None = None,
@@ -147,7 +157,9 @@ def load_pipeline(
 
     Raises:
         OSError: The model can't be found or read.
+        ValueError: There is no such device, or no such way to offload.
     """
+    _check_choice("offload", offload, Offload)
     import_libraries()
     quiet_libraries()
     import torch
