@@ -17,7 +17,7 @@ from rabbit import Broker
 from s3_server import OwnerEnforcedGate, S3Server
 
 from stylegen.errors import Unfit
-from stylegen.pipeline.model_parts import PARTS
+from stylegen.pipeline.model_parts import PARTS, ModelFolder
 from stylegen.queue import connect, publish_job
 from stylegen.settings import Settings
 from stylegen.webhook import WebhookReceiver
@@ -437,6 +437,36 @@ def test_parts_of_the_model(
         path.write_bytes(begun)
     answer = ask(stylegen_model=str(model))["parts"]
     assert answer.startswith(f"no: {said}") and answer.endswith("HF_TOKEN")
+
+
+def test_a_safety_checker_that_is_named_must_be_there(
+    ask: AskBucket, pocket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its weights, as any other part."""
+    only(monkeypatch, "parts")
+    model = tmp_path / "pocket"
+    shutil.copytree(pocket / "pocket", model)
+    path = model / "model_index.json"
+    index = json.loads(path.read_text(encoding="utf-8"))
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    path.write_text(json.dumps(index), encoding="utf-8")
+    (model / "safety_checker").mkdir()
+    (model / "safety_checker/config.json").write_text('{"hidden_size": 8}', encoding="utf-8")
+    lacking = "no: its safety_checker lacks a file: safety_checker/model.safetensors"
+    assert ask(stylegen_model=str(model))["parts"].startswith(lacking)
+
+
+def test_half_precision_where_each_part_has_it(tmp_path: Path) -> None:
+    """A GPU takes it then, and a CPU never."""
+    for part in ("unet", "vae"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "diffusion_pytorch_model.fp16.safetensors").touch()
+    folder = ModelFolder(tmp_path, half=True)
+    assert (folder.variant(["unet", "vae"]), folder.variant(["unet", "text_encoder"])) == (
+        ".fp16",
+        "",
+    )
+    assert not ModelFolder(tmp_path).variant(["unet", "vae"])
 
 
 class _Hub(BaseHTTPRequestHandler):

@@ -25,7 +25,7 @@ from stylegen.pipeline.adapter_cache import AdapterCache
 from stylegen.pipeline.batched_lora import AddedLora, MergedLora
 from stylegen.pipeline.dialects import spellings
 from stylegen.pipeline.lora_file import check_lora_file
-from stylegen.pipeline.lora_report import report_lora
+from stylegen.pipeline.lora_report import report_lora, sd15_shapes
 from stylegen.storage import FolderStore, LoraFiles
 from stylegen.storage.cache import file_digest
 from stylegen.storage.lora import downloaded_lora
@@ -651,6 +651,25 @@ def test_long_notes_of_a_trainer_are_read(tiny: Any, tmp_path: Path) -> None:
     assert len(tags) > 8 * 2**20
     write(path, load_file(path), {"ss_tag_frequency": tags, "ss_network_dim": "Dynamic"})
     assert_means(path, tiny, changes)
+
+
+@pytest.mark.parametrize("factor", [1e-4, 1e4])
+def test_halves_are_about_equal(tiny: Any, tmp_path: Path, factor: float) -> None:
+    """However a trainer shares a LoHa's size among its factors: half precision has both."""
+    path, _ = write_kind(tmp_path / "x.safetensors", tiny, files.make_loha)
+    tensors = {
+        name: tensor * (factor if name.endswith("hada_w1_a") else 1)
+        for name, tensor in load_file(path).items()
+    }
+    write(path, tensors, {})
+    for down, up in read_adapter(path, tiny).updates.values():
+        assert 0.1 < float(down.abs().max() / up.abs().max()) < 10
+
+
+def test_stable_diffusions_own_shapes() -> None:
+    """What ``stylegen-lora`` compares a file with."""
+    layer = sd15_shapes().text_encoder.encoder.layers[0].mlp.fc1
+    assert tuple(layer.weight.shape) == (3072, 768)
 
 
 @pytest.mark.parametrize(("length", "shown"), [(80, "n" * 80), (81, "n" * 80 + "…")])

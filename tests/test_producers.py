@@ -594,6 +594,17 @@ def test_what_can_be_read_is_done_whatever_its_label(
     assert backend.wait_for(1, "complete")
 
 
+@pytest.mark.parametrize("encoding", [None, "", "utf-8", "UTF8", "identity"])
+def test_a_plain_encoding_is_no_reason(
+    rabbit: Broker, retries: Retries, backend: WebhookReceiver, encoding: str | None
+) -> None:
+    """A message that can't be read in spite of it is refused for what it is."""
+    publish(rabbit, retries.queue_name, b"no JSON", content_encoding=encoding)
+    do_delivery(take(rabbit, retries.queue_name), painting_parts(backend.url), retries)
+    letter = take(rabbit, f"{retries.queue_name}.dead")
+    assert "content_encoding" not in letter.headers["x-stylegen-error"]
+
+
 # Cancellations
 
 

@@ -222,6 +222,24 @@ def test_a_control_message_may_come_before_any_worker(rabbit: RabbitNode, queue:
         channel.exchange_declare(f"{queue}.control", "fanout", durable=True, passive=True)
 
 
+def test_control_messages_wait_for_a_busy_worker(rabbit: RabbitNode, queue: str) -> None:
+    """Beyond those that it has in hand, at the broker."""
+    free, heard = threading.Event(), []
+
+    def hear(body: bytes) -> None:
+        free.wait(60)
+        heard.append(body)
+
+    sent = [b'{"generation_id": %d}' % number for number in range(40)]
+    with _Consumer(rabbit, queue, on_control=hear) as consumer:
+        consumer.wait_connected()
+        for body in sent:
+            publish_control(body, url=rabbit.url, queue_name=queue)
+        free.set()
+        wait_until(lambda: len(heard) == len(sent))
+    assert sorted(heard) == sorted(sent)
+
+
 def test_a_published_job_is_persistent(rabbit: RabbitNode, queue: str) -> None:
     publish_job(b"{}", url=rabbit.url, queue_name=queue)
     with _channel(rabbit) as channel:

@@ -109,6 +109,7 @@ WRONG = [
         for value in ["inf", "nan", "1e12", "0", "10m"]
     ),
     ("STYLEGEN_COPYRIGHT", "two\nlines"),
+    ("STYLEGEN_DRAIN_TIMEOUT", "604801"),
     ("WEBHOOK_ALLOWED_ORIGINS", "https://a.example:0"),
     ("WEBHOOK_ALLOWED_ORIGINS", "http//x"),
     ("WEBHOOK_ALLOWED_ORIGINS", "https://*.example.com"),
@@ -140,6 +141,7 @@ RIGHT = [
     *(("STYLEGEN_MODEL_REVISION", value) for value in ["main", "refs/pr/7", "v1.0", "0f" * 20]),
     ("STYLEGEN_QUEUE", "그림" * 30),
     ("STYLEGEN_RETRY_DELAYS", "4294967"),
+    ("STYLEGEN_DRAIN_TIMEOUT", "604800"),
     ("STYLEGEN_COPYRIGHT", "©\u00a0{artist}"),
     ("STYLEGEN_STORAGE_FOLDER", "/none/yet"),
     *(("LOG_LEVEL", value) for value in ["info", "Debug", " warning\n"]),

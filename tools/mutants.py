@@ -186,7 +186,9 @@ class _Unseen(libcst.CSTVisitor):
         elif (
             isinstance(node, libcst.Raise) or self.ERRORS.match(code) or _is_argument(node, "help")
         ):
-            self._note(node, matchers.SimpleString() | matchers.FormattedStringText())
+            for text in matchers.findall(node, matchers.FormattedString()):
+                self._note(text, matchers.MatchIfTrue(lambda _: True))
+            self._note(node, matchers.SimpleString())
         elif _is_argument(node, "strict"):
             self._note(node, matchers.MatchIfTrue(lambda _: True))
         return True
