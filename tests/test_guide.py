@@ -113,11 +113,21 @@ def _queue(rabbit: Broker, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     connection.close()
 
 
+@pytest.fixture(name="stop")
+def _stop() -> Iterator[threading.Event]:
+    """Ends a consumer; set after a minute, so that one which waits for ever is seen to fail."""
+    stop = threading.Event()
+    limit = threading.Timer(60, stop.set)
+    limit.start()
+    yield stop
+    limit.cancel()
+
+
 def test_the_callback_gets_a_dictionary(
-    rabbit: Broker, queue: str, caplog: pytest.LogCaptureFixture
+    rabbit: Broker, queue: str, stop: threading.Event, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What can't be read or makes it raise is dead-lettered, and the consumer goes on."""
-    taken, stop = [], threading.Event()
+    taken = []
 
     def callback(message: dict[str, Any]) -> None:
         taken.append(message)
@@ -140,16 +150,18 @@ def test_the_callback_gets_a_dictionary(
 
 
 def test_a_rejected_message_is_gone_where_the_queue_has_no_target(
-    rabbit: Broker, queue: str
+    rabbit: Broker, queue: str, stop: threading.Event
 ) -> None:
-    plain, stop = f"{queue}.plain", threading.Event()
+    plain = f"{queue}.plain"
     publish_job(b"not json", url=rabbit.url, queue_name=plain)
     publish_job(b"{}", url=rabbit.url, queue_name=plain)
     start_rabbitmq_consumer(queue_name=plain, callback=lambda message: stop.set(), stop=stop)
     assert rabbit.queue_state(plain) == (0, 0)
 
 
-def test_a_process_that_can_do_nothing_rejects_nothing(rabbit: Broker, queue: str) -> None:
+def test_a_process_that_can_do_nothing_rejects_nothing(
+    rabbit: Broker, queue: str, stop: threading.Event
+) -> None:
     """A lost GPU would empty the queue; the consumer ends, and the message stays."""
 
     def callback(_: dict[str, Any]) -> None:
@@ -157,7 +169,7 @@ def test_a_process_that_can_do_nothing_rejects_nothing(rabbit: Broker, queue: st
 
     publish_job(b"{}", url=rabbit.url, queue_name=queue)
     with pytest.raises(DeviceLost):
-        start_rabbitmq_consumer(queue, callback)
+        start_rabbitmq_consumer(queue, callback, stop=stop)
     assert rabbit.queue_state(queue) == (1, 0)
 
 
@@ -198,6 +210,7 @@ def test_the_guides_handler_is_a_callback(
     backend: WebhookReceiver,
     order: dict[str, Any],
     engine: Engine,
+    stop: threading.Event,
 ) -> None:
     """`start_rabbitmq_consumer(callback=handle_generation_task)`; one variable more is needed."""
     variables.setattr("stylegen.worker.wiring.load_engine", lambda *_, **__: engine)
@@ -205,10 +218,9 @@ def test_the_guides_handler_is_a_callback(
     body = json.dumps(order).encode()
     publish_job(body, url=rabbit.url, queue_name=queue)
     with pytest.raises(WorkerError, match="WEBHOOK_ALLOWED_ORIGINS"):
-        start_rabbitmq_consumer(queue, callback=handle_generation_task)
+        start_rabbitmq_consumer(queue, callback=handle_generation_task, stop=stop)
     assert rabbit.queue_state(queue) == (1, 0)
     variables.setenv("WEBHOOK_ALLOWED_ORIGINS", backend.url)
-    stop = threading.Event()
     backend.answer = lambda webhook: [200, stop.set()][0] if webhook.event == "complete" else 200
     start_rabbitmq_consumer(queue, callback=handle_generation_task, stop=stop)
     flow._default_parts.cache_clear()

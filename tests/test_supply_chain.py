@@ -86,8 +86,8 @@ def test_the_bill_of_materials(tmp_path: Path) -> None:
         done = subprocess.run(
             line, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True
         )
-        if done.returncode and line in preparing:
-            pytest.skip(f"no registry: {done.stderr[-200:]}")
+        if done.returncode and "after connection broken by" in done.stderr:
+            pytest.skip("there is no registry")
         assert done.returncode == 0, done.stderr
     text = (tmp_path / "out/sbom.json").read_text(encoding="utf-8")
     bill = json.loads(text)
