@@ -49,6 +49,14 @@ GUIDE = Path(__file__).with_name("CODE_GUIDE.ko.md").read_text(encoding="utf-8")
 FUNCTION_HEADS = "function", "from", "what differs"
 CALLED_ONLY = "create_text_overlay", "get_position", "parse_s3_url"
 """What the guide calls, and leaves to the reader."""
+ANSWERED = {
+    **{"0": 2, "1.1": 2, "1.2": 1, "1.3": 6, "2.1": 19, "2.2": 2, "3.1": 10, "3.2": 7},
+    **{"4.1": 4, "4.2": 7, "5.1": 6, "5.2": 6, "6.1": 2, "6.2": 1, "6.3": 2, "7.1": 1, "7.2": 1},
+    "refs": 6,
+}
+"""How many different points of each part the page answers: a block holds more than one."""
+LIMIT = 25.0
+"""Seconds after which a consumer is told to stop, whatever it has done."""
 
 
 # Section 7, unchanged but for the import lines
@@ -83,6 +91,16 @@ def test_webhook_complete(mocker):
 
 
 # Section 3: the consumer
+
+
+def consume(queue: str, callback: Any, stop: threading.Event) -> None:
+    """The guide's call; where nothing sets `stop` it returns nevertheless, and assertions fail."""
+    limit = threading.Timer(LIMIT, stop.set)
+    limit.start()
+    try:
+        start_rabbitmq_consumer(queue, callback=callback, stop=stop)
+    finally:
+        limit.cancel()
 
 
 @pytest.fixture(name="rabbit", scope="module")
@@ -131,7 +149,7 @@ def test_the_callback_gets_a_dictionary(
     bad = [b"not json", b"\xff", b"", b"[500]", b'{"generation_id": ']
     for body in [*bad, *jobs]:
         publish_job(body, url=rabbit.url, queue_name=queue)
-    start_rabbitmq_consumer(queue, callback, stop=stop)
+    consume(queue, callback, stop)
     assert taken == [json.loads(body) for body in jobs]
     assert [body for _, body in rabbit.take_all(f"{queue}.rejected")] == [*bad, *jobs[:2]]
     assert rabbit.queue_state(queue) == (0, 0)
@@ -142,10 +160,11 @@ def test_the_callback_gets_a_dictionary(
 def test_a_rejected_message_is_gone_where_the_queue_has_no_target(
     rabbit: Broker, queue: str
 ) -> None:
-    plain, stop = f"{queue}.plain", threading.Event()
+    plain, stop, taken = f"{queue}.plain", threading.Event(), []
     publish_job(b"not json", url=rabbit.url, queue_name=plain)
     publish_job(b"{}", url=rabbit.url, queue_name=plain)
-    start_rabbitmq_consumer(queue_name=plain, callback=lambda message: stop.set(), stop=stop)
+    consume(plain, lambda message: [taken.append(message), stop.set()], stop)
+    assert taken == [{}]
     assert rabbit.queue_state(plain) == (0, 0)
 
 
@@ -157,7 +176,7 @@ def test_a_process_that_can_do_nothing_rejects_nothing(rabbit: Broker, queue: st
 
     publish_job(b"{}", url=rabbit.url, queue_name=queue)
     with pytest.raises(DeviceLost):
-        start_rabbitmq_consumer(queue, callback)
+        consume(queue, callback, threading.Event())
     assert rabbit.queue_state(queue) == (1, 0)
 
 
@@ -205,12 +224,12 @@ def test_the_guides_handler_is_a_callback(
     body = json.dumps(order).encode()
     publish_job(body, url=rabbit.url, queue_name=queue)
     with pytest.raises(WorkerError, match="WEBHOOK_ALLOWED_ORIGINS"):
-        start_rabbitmq_consumer(queue, callback=handle_generation_task)
+        consume(queue, handle_generation_task, threading.Event())
     assert rabbit.queue_state(queue) == (1, 0)
     variables.setenv("WEBHOOK_ALLOWED_ORIGINS", backend.url)
     stop = threading.Event()
     backend.answer = lambda webhook: [200, stop.set()][0] if webhook.event == "complete" else 200
-    start_rabbitmq_consumer(queue, callback=handle_generation_task, stop=stop)
+    consume(queue, handle_generation_task, stop)
     flow._default_parts.cache_clear()
     (complete,) = backend.of("complete")
     assert complete.body["result_url"].endswith("/stylelicense-images/generations/gen_500.jpg")
@@ -412,6 +431,24 @@ def test_each_quote_is_the_guides() -> None:
     for number, quoted in quotes().items():
         plain = parts[number].replace("**", "")
         assert not [quote for quote in quoted if quote not in plain]
+
+
+def test_each_point_has_its_row() -> None:
+    """Whichever row is taken out, its part has one point fewer."""
+    assert {number: len(set(quoted)) for number, quoted in quotes().items()} == ANSWERED
+
+
+def test_each_file_has_its_row() -> None:
+    """The guide's modules, in its order, and the handler, which has no file of its own there."""
+    modules = re.findall(r"── (?!test_)(\w+\.py)", GUIDE)
+    rows = table("guide", "here", "notebook")
+    assert sorted(theirs.split("`")[-2] for theirs, *_ in rows[:-1]) == sorted(modules)
+    assert rows[-1][0] == "handler in `rabbitmq_consumer.py`"
+    for _, here, notebooks in rows:
+        for name in re.findall("`(stylegen.+?)`", here):
+            importlib.import_module(name)
+        for name in re.findall("`(.+?)`", notebooks):
+            assert (ROOT / f"nbs/{name}.ipynb").exists()
 
 
 @pytest.mark.parametrize("number", guide_parts())
