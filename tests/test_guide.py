@@ -49,6 +49,14 @@ GUIDE = Path(__file__).with_name("CODE_GUIDE.ko.md").read_text(encoding="utf-8")
 FUNCTION_HEADS = "function", "from", "what differs"
 CALLED_ONLY = "create_text_overlay", "get_position", "parse_s3_url"
 """What the guide calls, and leaves to the reader."""
+ANSWERED = {
+    **{"0": 2, "1.1": 2, "1.2": 1, "1.3": 6, "2.1": 19, "2.2": 2, "3.1": 10, "3.2": 7},
+    **{"4.1": 4, "4.2": 7, "5.1": 6, "5.2": 6, "6.1": 2, "6.2": 1, "6.3": 2, "7.1": 1, "7.2": 1},
+    "refs": 6,
+}
+"""How many different points of each part the page answers: a block holds more than one."""
+LIMIT = 25.0
+"""Seconds after which a consumer is told to stop, whatever it has done."""
 
 
 # Section 7, unchanged but for the import lines
@@ -85,6 +93,16 @@ def test_webhook_complete(mocker):
 # Section 3: the consumer
 
 
+def consume(queue: str, callback: Any, stop: threading.Event) -> None:
+    """The guide's call; where nothing sets `stop` it returns nevertheless, and assertions fail."""
+    limit = threading.Timer(LIMIT, stop.set)
+    limit.start()
+    try:
+        start_rabbitmq_consumer(queue, callback=callback, stop=stop)
+    finally:
+        limit.cancel()
+
+
 @pytest.fixture(name="rabbit", scope="module")
 def _rabbit() -> Iterator[Broker]:
     """The virtual host of those who name none."""
@@ -113,21 +131,11 @@ def _queue(rabbit: Broker, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     connection.close()
 
 
-@pytest.fixture(name="stop")
-def _stop() -> Iterator[threading.Event]:
-    """Ends a consumer; set after a minute, so that one which waits for ever is seen to fail."""
-    stop = threading.Event()
-    limit = threading.Timer(60, stop.set)
-    limit.start()
-    yield stop
-    limit.cancel()
-
-
 def test_the_callback_gets_a_dictionary(
-    rabbit: Broker, queue: str, stop: threading.Event, caplog: pytest.LogCaptureFixture
+    rabbit: Broker, queue: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What can't be read or makes it raise is dead-lettered, and the consumer goes on."""
-    taken = []
+    taken, stop = [], threading.Event()
 
     def callback(message: dict[str, Any]) -> None:
         taken.append(message)
@@ -141,7 +149,7 @@ def test_the_callback_gets_a_dictionary(
     bad = [b"not json", b"\xff", b"", b"[500]", b'{"generation_id": ']
     for body in [*bad, *jobs]:
         publish_job(body, url=rabbit.url, queue_name=queue)
-    start_rabbitmq_consumer(queue, callback, stop=stop)
+    consume(queue, callback, stop)
     assert taken == [json.loads(body) for body in jobs]
     assert [body for _, body in rabbit.take_all(f"{queue}.rejected")] == [*bad, *jobs[:2]]
     assert rabbit.queue_state(queue) == (0, 0)
@@ -150,18 +158,17 @@ def test_the_callback_gets_a_dictionary(
 
 
 def test_a_rejected_message_is_gone_where_the_queue_has_no_target(
-    rabbit: Broker, queue: str, stop: threading.Event
+    rabbit: Broker, queue: str
 ) -> None:
-    plain = f"{queue}.plain"
+    plain, stop, taken = f"{queue}.plain", threading.Event(), []
     publish_job(b"not json", url=rabbit.url, queue_name=plain)
     publish_job(b"{}", url=rabbit.url, queue_name=plain)
-    start_rabbitmq_consumer(queue_name=plain, callback=lambda message: stop.set(), stop=stop)
+    consume(plain, lambda message: [taken.append(message), stop.set()], stop)
+    assert taken == [{}]
     assert rabbit.queue_state(plain) == (0, 0)
 
 
-def test_a_process_that_can_do_nothing_rejects_nothing(
-    rabbit: Broker, queue: str, stop: threading.Event
-) -> None:
+def test_a_process_that_can_do_nothing_rejects_nothing(rabbit: Broker, queue: str) -> None:
     """A lost GPU would empty the queue; the consumer ends, and the message stays."""
 
     def callback(_: dict[str, Any]) -> None:
@@ -169,7 +176,7 @@ def test_a_process_that_can_do_nothing_rejects_nothing(
 
     publish_job(b"{}", url=rabbit.url, queue_name=queue)
     with pytest.raises(DeviceLost):
-        start_rabbitmq_consumer(queue, callback, stop=stop)
+        consume(queue, callback, threading.Event())
     assert rabbit.queue_state(queue) == (1, 0)
 
 
@@ -210,7 +217,6 @@ def test_the_guides_handler_is_a_callback(
     backend: WebhookReceiver,
     order: dict[str, Any],
     engine: Engine,
-    stop: threading.Event,
 ) -> None:
     """`start_rabbitmq_consumer(callback=handle_generation_task)`; one variable more is needed."""
     variables.setattr("stylegen.worker.wiring.load_engine", lambda *_, **__: engine)
@@ -218,11 +224,12 @@ def test_the_guides_handler_is_a_callback(
     body = json.dumps(order).encode()
     publish_job(body, url=rabbit.url, queue_name=queue)
     with pytest.raises(WorkerError, match="WEBHOOK_ALLOWED_ORIGINS"):
-        start_rabbitmq_consumer(queue, callback=handle_generation_task, stop=stop)
+        consume(queue, handle_generation_task, threading.Event())
     assert rabbit.queue_state(queue) == (1, 0)
     variables.setenv("WEBHOOK_ALLOWED_ORIGINS", backend.url)
+    stop = threading.Event()
     backend.answer = lambda webhook: [200, stop.set()][0] if webhook.event == "complete" else 200
-    start_rabbitmq_consumer(queue, callback=handle_generation_task, stop=stop)
+    consume(queue, handle_generation_task, stop)
     flow._default_parts.cache_clear()
     (complete,) = backend.of("complete")
     assert complete.body["result_url"].endswith("/stylelicense-images/generations/gen_500.jpg")
@@ -426,6 +433,24 @@ def test_each_quote_is_the_guides() -> None:
         assert not [quote for quote in quoted if quote not in plain]
 
 
+def test_each_point_has_its_row() -> None:
+    """Whichever row is taken out, its part has one point fewer."""
+    assert {number: len(set(quoted)) for number, quoted in quotes().items()} == ANSWERED
+
+
+def test_each_file_has_its_row() -> None:
+    """The guide's modules, in its order, and the handler, which has no file of its own there."""
+    modules = re.findall(r"── (?!test_)(\w+\.py)", GUIDE)
+    rows = table("guide", "here", "notebook")
+    assert sorted(theirs.split("`")[-2] for theirs, *_ in rows[:-1]) == sorted(modules)
+    assert rows[-1][0] == "handler in `rabbitmq_consumer.py`"
+    for _, here, notebooks in rows:
+        for name in re.findall("`(stylegen.+?)`", here):
+            importlib.import_module(name)
+        for name in re.findall("`(.+?)`", notebooks):
+            assert (ROOT / f"nbs/{name}.ipynb").exists()
+
+
 @pytest.mark.parametrize("number", guide_parts())
 def test_each_sentence_and_block_has_its_row(number: str) -> None:
     """Each line of prose, each block, and in a block each function and variable."""
@@ -481,7 +506,17 @@ def test_versions_are_those_that_are_asked_for() -> None:
 
 
 def test_exceptions_are_what_the_page_says() -> None:
-    """Their names, and what they are also."""
-    for name, also, _ in table("exception", "is also", "raised by"):
+    """Those that the functions' own documentation names, by whom, and what they are also."""
+    rows = table("exception", "is also", "raised by")
+    said = {name.strip("`"): raised_by for name, _, raised_by in rows}
+    documented = {"StylegenError"}  # what nearly all are
+    for function, room, _ in table(*FUNCTION_HEADS):
+        called = getattr(importlib.import_module(room.strip("`")), function.strip("`"))
+        raised = re.findall(r"^ +(\w+): ", (called.__doc__ or "").partition("Raises:")[2], re.M)
+        for name in set(raised) & set(vars(job)):
+            assert function in said[name]
+            documented.add(name)
+    assert set(said) == documented
+    for name, also, _ in rows:
         kinds = {kind.__name__: kind for kind in getattr(job, name.strip("`")).__mro__}
         assert also.strip("`").removeprefix("requests.") in kinds

@@ -489,8 +489,10 @@ def test_every_wait_for_the_broker_has_a_limit() -> None:
 
 
 def test_a_callback_is_needed() -> None:
+    stop = threading.Event()
+    stop.set()  # one that consumes nevertheless returns
     with pytest.raises(ValueError, match="callback"):
-        start_rabbitmq_consumer("image_generation")
+        start_rabbitmq_consumer("image_generation", stop=stop)
 
 
 def test_a_refused_queue_is_not_made_plain(rabbit: RabbitNode) -> None:
