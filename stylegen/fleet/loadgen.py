@@ -185,8 +185,10 @@ def run_load(
         base = webhook_url or backend.url
         try:
             _send_all(load, ledger, base, broker=broker, queue_name=queue_name, exchange=exchange)
-        finally:
+        except AMQPError:
             ledger.wait(patience)
+            raise
+        ledger.wait(patience)
     return ledger
 
 
