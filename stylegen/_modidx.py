@@ -1056,6 +1056,10 @@ d = {
                 "pipeline/loading.html#_place",
                 "stylegen/pipeline/loading.py",
             ),
+            "stylegen.pipeline.loading._precision": (
+                "pipeline/loading.html#_precision",
+                "stylegen/pipeline/loading.py",
+            ),
             "stylegen.pipeline.loading._with_variant": (
                 "pipeline/loading.html#_with_variant",
                 "stylegen/pipeline/loading.py",

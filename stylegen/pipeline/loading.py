@@ -85,6 +85,13 @@ def pick_device(device: Device = "auto") -> str:
 
 
 # %% ../../nbs/pipeline/06_loading.ipynb #d445327f
+def _precision(on_cuda: bool) -> tuple[Any, str | None]:
+    """The type of the weights, and the variant of a model's files that has them so."""
+    import torch
+
+    return (torch.float16, "fp16") if on_cuda else (torch.float32, None)
+
+
 def _with_variant(get: Callable[..., Any], variant: str | None) -> Any:
     """What `get` returns for a variant of the weights, or for the full ones if there is none."""
     if variant is None:
@@ -149,8 +156,7 @@ def load_pipeline(
         device: ``auto``, ``cpu`` or ``cuda``.
         offload: ``none``, ``model`` or ``sequential``: what is kept in host memory (CUDA only).
         attention_slicing, vae_tiling: Compute attention in slices; decode in tiles.
-        token: The model hub's token.
-        revision: The hub's commit, tag or branch; None as `model_revision` has it.
+        token, revision: The hub's token; its commit, tag or branch, see `model_revision`.
 
     Returns:
         A `StableDiffusionPipeline`: float16 on CUDA, else float32; with the guide's DPM-Solver++.
@@ -162,11 +168,8 @@ def load_pipeline(
     _check_choice("offload", offload, Offload)
     import_libraries()
     quiet_libraries()
-    import torch
-
     on_cuda = pick_device(device) == "cuda"
-    dtype, variant = (torch.float16, "fp16") if on_cuda else (torch.float32, None)
-    pipeline = _from_pretrained(model, dtype, variant, token, revision)
+    pipeline = _from_pretrained(model, *_precision(on_cuda), token, revision)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = make_scheduler(DEFAULT_SCHEDULER, pipeline.scheduler.config)
     if attention_slicing:
